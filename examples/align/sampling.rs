@@ -1,0 +1,174 @@
+//! Completions drawn from a model, many at once, with the log-probability that each token was drawn with.
+//!
+//! All sequences of a batch march in step, one position per forward pass. Where a prompt is longer than the shortest of
+//! the batch, its next token is given instead of drawn. So no position is padding, and one causal mask serves all.
+//!
+//! Pure sampling at one temperature, nothing truncated: the groups' weights p and q are importance weights under exactly
+//! this distribution, and a top-k or top-p cut would have no density to put into them.
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use exo_kernels::LogitOptions;
+use exo_kernels::candle::token_log_probs;
+use indicatif::ProgressBar;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::llama::{Cache, Llama};
+
+/// What a model continues: its place in the list of prompts, its text and its tokens.
+#[derive(Clone)]
+pub struct Prompt {
+    pub text: String,
+    pub tokens: Vec<u32>,
+}
+
+/// One drawn continuation of a prompt.
+#[derive(Clone)]
+pub struct Completion {
+    /// Place of the prompt in the list that was given to [`draw`].
+    pub prompt: usize,
+    /// The drawn tokens, the end token included when it was drawn.
+    pub tokens: Vec<u32>,
+    /// log of the probability of each token at the sampling temperature, natural base.
+    pub log_probs: Vec<f32>,
+}
+
+pub struct Sampling {
+    pub temperature: f32,
+    pub logit_options: LogitOptions,
+    pub max_new_tokens: usize,
+    /// Sequences per forward pass.
+    pub batch: usize,
+    pub end: u32,
+    pub seed: u64,
+}
+
+/// `per_prompt` completions of every prompt, those of one prompt consecutive.
+///
+/// Each sequence has its own random stream, so that what is drawn does not depend on the size of a batch.
+pub fn draw(
+    model: &Llama,
+    prompts: &[&Prompt],
+    per_prompt: usize,
+    sampling: &Sampling,
+    progress: &ProgressBar,
+) -> Result<Vec<Completion>> {
+    let model = model.detached()?;
+    let owners = (0..prompts.len())
+        .flat_map(|prompt| std::iter::repeat_n(prompt, per_prompt))
+        .collect::<Vec<_>>();
+    let mut completions = Vec::with_capacity(owners.len());
+    for (batch, owners) in owners.chunks(sampling.batch).enumerate() {
+        let first = batch * sampling.batch;
+        completions.extend(draw_batch(&model, prompts, owners, first, sampling)?);
+        progress.inc(owners.len() as u64);
+    }
+    Ok(completions)
+}
+
+fn draw_batch(
+    model: &Llama,
+    prompts: &[&Prompt],
+    owners: &[usize],
+    first: usize,
+    sampling: &Sampling,
+) -> Result<Vec<Completion>> {
+    let device = &Device::Cpu;
+    let mut streams = (0..owners.len())
+        .map(|index| stream(sampling.seed, first + index))
+        .collect::<Vec<_>>();
+    let mut completions = owners
+        .iter()
+        .map(|&prompt| Completion {
+            prompt,
+            tokens: Vec::new(),
+            log_probs: Vec::new(),
+        })
+        .collect::<Vec<_>>();
+    let given = |row: usize| &prompts[owners[row]].tokens;
+    let shortest = (0..owners.len()).map(|row| given(row).len()).min();
+    let mut position = shortest.unwrap_or(0);
+    let mut next = (0..owners.len())
+        .flat_map(|row| given(row)[..position].to_vec())
+        .collect::<Vec<_>>();
+    let mut cache = Cache::default();
+    loop {
+        let drawing = (0..owners.len())
+            .filter(|&row| position >= given(row).len() && !is_complete(&completions[row], sampling))
+            .collect::<Vec<_>>();
+        if (0..owners.len()).all(|row| is_complete(&completions[row], sampling)) {
+            return Ok(completions);
+        }
+        let tokens = Tensor::from_vec(
+            std::mem::take(&mut next),
+            (owners.len(), position - cache.length()?),
+            device,
+        )?;
+        let hidden = model.hidden(&tokens, Some(&mut cache))?;
+        if !drawing.is_empty() {
+            let last = hidden.narrow(1, tokens.dim(1)? - 1, 1)?.squeeze(1)?;
+            let rows = drawing.iter().map(|&row| u32::try_from(row)).collect::<Result<Vec<_>, _>>()?;
+            let rows = Tensor::new(rows, device)?;
+            let logits = model.logits(&last.contiguous()?.index_select(&rows, 0)?)?;
+            let drawn = draw_tokens(&logits, &drawing, &mut streams, sampling.temperature)?;
+            let targets = Tensor::new(drawn.as_slice(), device)?;
+            let log_probs = token_log_probs(&logits, &targets, &sampling.logit_options)?;
+            let log_probs = log_probs.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+            for ((&row, token), log_prob) in drawing.iter().zip(drawn).zip(log_probs) {
+                completions[row].tokens.push(token);
+                completions[row].log_probs.push(log_prob);
+            }
+        }
+        next = (0..owners.len())
+            .map(|row| match given(row).get(position) {
+                Some(&token) => token,
+                None => completions[row].tokens.last().copied().unwrap_or(sampling.end),
+            })
+            .collect();
+        position += 1;
+    }
+}
+
+fn is_complete(completion: &Completion, sampling: &Sampling) -> bool {
+    completion.tokens.len() == sampling.max_new_tokens
+        || completion.tokens.last() == Some(&sampling.end)
+}
+
+/// The random stream of one sequence. The multiplier spreads neighbouring seeds over all bits.
+fn stream(seed: u64, sequence: usize) -> StdRng {
+    const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
+    StdRng::seed_from_u64(seed.wrapping_mul(SPREAD) ^ sequence as u64)
+}
+
+/// One token per row of `logits` `[N, V]`, by inverting the cumulative distribution of softmax(logits / temperature).
+fn draw_tokens(
+    logits: &Tensor,
+    drawing: &[usize],
+    streams: &mut [StdRng],
+    temperature: f32,
+) -> Result<Vec<u32>> {
+    let vocabulary = logits.dim(1)?;
+    let logits = logits.flatten_all()?.to_vec1::<f32>()?;
+    let mut drawn = Vec::with_capacity(drawing.len());
+    for (row, &sequence) in logits.chunks(vocabulary).zip(drawing) {
+        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights = row
+            .iter()
+            .map(|logit| ((logit - largest) / temperature).exp())
+            .collect::<Vec<_>>();
+        let total = weights.iter().copied().map(f64::from).sum::<f64>();
+        let mut remaining = streams[sequence].random::<f64>() * total;
+        // Rounding may leave a remainder after the last column; the likeliest token is then as good as any.
+        let mut token = row.iter().position(|&logit| logit == largest).unwrap_or(0);
+        for (column, &weight) in weights.iter().enumerate() {
+            remaining -= f64::from(weight);
+            if remaining < 0.0 {
+                token = column;
+                break;
+            }
+        }
+        drawn.push(u32::try_from(token)?);
+    }
+    Ok(drawn)
+}

@@ -1,0 +1,75 @@
+//! From prompts and completions to the packed logits that the loss takes.
+//!
+//! Sequences go through the model side by side, padded at the end, where a causal model cannot see the padding. Then the
+//! hidden states that predict a completion's tokens are gathered, and only those N rows meet the head: prompt positions
+//! and padding cost no row of V logits.
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use exo_kernels::LogitOptions;
+use exo_kernels::candle::token_log_probs;
+
+use crate::llama::Llama;
+
+/// Logits `[N, V]` of the scored rows, their targets `[N]`, and the S + 1 offsets of the sequences among the rows.
+pub struct Scored {
+    pub logits: Tensor,
+    pub targets: Tensor,
+    pub offsets: Vec<usize>,
+}
+
+/// `sequences` are pairs of prompt tokens and completion tokens; neither may be empty.
+pub fn completion_logits(model: &Llama, sequences: &[(&[u32], &[u32])]) -> Result<Scored> {
+    let device = &Device::Cpu;
+    // The last token of a completion is predicted but predicts nothing, so it is not fed.
+    let longest = sequences
+        .iter()
+        .map(|(prompt, completion)| prompt.len() + completion.len() - 1)
+        .max()
+        .unwrap_or(0);
+    let mut tokens = Vec::with_capacity(sequences.len() * longest);
+    let mut rows = Vec::new();
+    let mut targets = Vec::new();
+    let mut offsets = vec![0];
+    for (index, (prompt, completion)) in sequences.iter().enumerate() {
+        let start = index * longest;
+        tokens.extend_from_slice(prompt);
+        tokens.extend_from_slice(&completion[..completion.len() - 1]);
+        tokens.resize(start + longest, 0);
+        let first = u32::try_from(start + prompt.len() - 1)?;
+        rows.extend((first..).take(completion.len()));
+        targets.extend_from_slice(completion);
+        offsets.push(targets.len());
+    }
+    let tokens = Tensor::from_vec(tokens, (sequences.len(), longest), device)?;
+    let hidden = model.hidden(&tokens, None)?.flatten_to(1)?;
+    let hidden = hidden.index_select(&Tensor::new(rows, device)?, 0)?;
+    Ok(Scored {
+        logits: model.logits(&hidden)?,
+        targets: Tensor::new(targets, device)?,
+        offsets,
+    })
+}
+
+/// log-probability of every completion token, one list per sequence, without a graph, `batch` sequences at a time.
+pub fn log_probs(
+    model: &Llama,
+    sequences: &[(&[u32], &[u32])],
+    options: &LogitOptions,
+    batch: usize,
+) -> Result<Vec<Vec<f32>>> {
+    let model = model.detached()?;
+    let mut all = Vec::with_capacity(sequences.len());
+    for sequences in sequences.chunks(batch) {
+        let scored = completion_logits(&model, sequences)?;
+        let values = token_log_probs(&scored.logits, &scored.targets, options)?;
+        let values = values.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        all.extend(
+            scored
+                .offsets
+                .windows(2)
+                .map(|bounds| values[bounds[0]..bounds[1]].to_vec()),
+        );
+    }
+    Ok(all)
+}

@@ -1,0 +1,118 @@
+//! 2^t and tanh on lanes: branch-free, so that a loop over an array of them becomes vector code.
+
+/// a·b + c, rounded once where the instruction set can (`FMA`), twice elsewhere.
+#[inline(always)]
+pub(crate) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Below this exponent 2^t is no normal f32. Terms that small are nothing beside a softmax's largest, which is at least ½.
+pub(crate) const SMALLEST_EXPONENT: f32 = -126.0;
+
+/// max(t, −126), and NaN for NaN (which `f32::max` would drop).
+#[inline(always)]
+pub(crate) fn clamp_exponent(t: f32) -> f32 {
+    if t < SMALLEST_EXPONENT { SMALLEST_EXPONENT } else { t }
+}
+
+/// 2^t for −126 ≤ t ≤ 126, to [`EXP2_ERROR`] unit roundoffs; NaN for NaN.
+///
+/// t = n + f with n the nearest integer and |f| ≤ ½. Adding 1.5·2^23 + 127 rounds t to n and leaves n + 127, which is 2^n's exponent
+/// field, in the lowest bits. 2^f is a minimax polynomial of degree 6 (relative error 2.0e-9; the constant term is exactly 1, so
+/// 2^n is exact).
+#[inline(always)]
+pub(crate) fn exp2<const FMA: bool>(t: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0 + 127.0;
+    let rounded = t + ROUND;
+    let f = t - (rounded - ROUND);
+    let mut p = 1.535_336_5e-4;
+    p = multiply_add::<FMA>(p, f, 1.339_887_5e-3);
+    p = multiply_add::<FMA>(p, f, 9.618_437e-3);
+    p = multiply_add::<FMA>(p, f, 5.550_332_4e-2);
+    p = multiply_add::<FMA>(p, f, 2.402_264_8e-1);
+    p = multiply_add::<FMA>(p, f, 6.931_472e-1);
+    p = multiply_add::<FMA>(p, f, 1.0);
+    // A product, not an addition to the exponent bits: that could turn a NaN with a payload into a number.
+    p * f32::from_bits(rounded.to_bits() << 23)
+}
+
+/// Largest relative error of [`exp2`] in unit roundoffs (2^-24), as the test below measures it.
+pub(crate) const EXP2_ERROR: f64 = 2.0;
+
+/// tanh(y) and its slope 1 − tanh²(y), both to a few unit roundoffs of themselves; NaN for NaN.
+///
+/// Near 0 an odd polynomial, since (1 − e)/(1 + e) with e = exp(−2|y|) loses digits there; farther out that quotient, and the slope as
+/// 4e/(1 + e)², since 1 − tanh² loses its digits where tanh is near 1.
+#[inline(always)]
+pub(crate) fn tanh<const FMA: bool>(y: f32) -> (f32, f32) {
+    let a = y.abs();
+    let square = y * y;
+    let mut p = -5.895_159e-3;
+    p = multiply_add::<FMA>(p, square, 2.079_597_3e-2);
+    p = multiply_add::<FMA>(p, square, -5.378_383e-2);
+    p = multiply_add::<FMA>(p, square, 1.333_192_4e-1);
+    p = multiply_add::<FMA>(p, square, -3.333_33e-1);
+    let near = multiply_add::<FMA>(p * square, y, y);
+    let near_slope = 1.0 - near * near;
+
+    let e = exp2::<FMA>(clamp_exponent(a * (-2.0 * std::f32::consts::LOG2_E)));
+    let sum = 1.0 + e;
+    let far = ((1.0 - e) / sum).copysign(y);
+    let far_slope = 4.0 * e / (sum * sum);
+    if a < 0.6 { (near, near_slope) } else { (far, far_slope) }
+}
+
+/// Largest relative error of [`tanh`] in unit roundoffs (2^-24), as the test below measures it.
+pub(crate) const TANH_ERROR: f64 = 5.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNIT_ROUNDOFF: f64 = 1.0 / (1u64 << 24) as f64;
+
+    /// Largest relative error over every `step`-th f32 from `low` to `high`, in unit roundoffs.
+    fn largest_error(low: f32, high: f32, fast: impl Fn(f32) -> f32, exact: impl Fn(f64) -> f64) -> f64 {
+        let mut largest: f64 = 0.0;
+        let (low_bits, high_bits) = (low.to_bits(), high.to_bits());
+        let mut bits = low_bits;
+        while bits <= high_bits {
+            let t = f32::from_bits(bits);
+            for t in [t, -t] {
+                let expected = exact(f64::from(t));
+                largest = largest.max((f64::from(fast(t)) - expected).abs() / expected.abs());
+            }
+            bits += 97;
+        }
+        largest / UNIT_ROUNDOFF
+    }
+
+    #[test]
+    fn exp2_is_within_its_error() {
+        for (name, exp2) in [("fused", exp2::<true> as fn(f32) -> f32), ("unfused", exp2::<false>)] {
+            let error = largest_error(1e-8, 125.9, exp2, f64::exp2);
+            println!("exp2, {name}: {error:.3} unit roundoffs");
+            assert!(error <= EXP2_ERROR, "{name}: {error}");
+            for n in -126..=126 {
+                assert_eq!(exp2(n as f32), f32::from_bits(((n + 127) as u32) << 23), "{name}: 2^{n} is exact");
+            }
+            for bits in [0x7f80_0001u32, 0x7fc0_0000, 0x7fff_ffff, 0xff80_0001, 0xffff_ffff] {
+                assert!(exp2(clamp_exponent(f32::from_bits(bits))).is_nan(), "{name}: NaN {bits:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn tanh_and_its_slope_are_within_their_error() {
+        for (name, tanh) in [("fused", tanh::<true> as fn(f32) -> (f32, f32)), ("unfused", tanh::<false>)] {
+            let error = largest_error(1e-30, 40.0, |y| tanh(y).0, f64::tanh);
+            // cosh overflows no f64 here; 1/cosh² is the slope without cancellation.
+            let slope = largest_error(1e-30, 40.0, |y| tanh(y).1, |y| 1.0 / (y.cosh() * y.cosh()));
+            println!("tanh, {name}: {error:.3}, slope {slope:.3} unit roundoffs");
+            assert!(error <= TANH_ERROR, "{name}: {error}");
+            // The exponent −2|y|·log2 e is rounded before the exponential: a relative error that grows with |y|.
+            assert!(slope <= 4.0 * TANH_ERROR + 2.0 * 40.0 * 2.0, "{name}: {slope}");
+            assert!(tanh(f32::NAN).0.is_nan());
+        }
+    }
+}

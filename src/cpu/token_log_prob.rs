@@ -1,0 +1,371 @@
+//! Token log-probs, forward, on the CPU: one read of the logits, three numbers a row written.
+//!
+//! A row is read in chunks of [`CHUNK`] columns: once for the maximum, which brings the chunk into the first-level cache, and once more,
+//! from there, for Σ 2^t with t = fma(x, log2 e/T, −r). r is the largest scaled logit so far, rounded up to an integer: when
+//! it grows, what has been summed is multiplied by a power of two, exactly. [`LANES`] partial sums run over [`BLOCK`] columns in f32 and are then
+//! added up in f64, so no f32 sum has more than [`SUM_ERROR`] roundings, however long the row.
+
+use rayon::join;
+
+use super::Cpu;
+use super::dispatch::{Available, Kernel};
+use super::elementary::{clamp_exponent, exp2, multiply_add, tanh};
+use crate::element::Element;
+use crate::error::Result;
+use crate::logits::{LogitOptions, Logits};
+use crate::stages::{SoftmaxState, TokenLogProbs, check_length};
+use crate::targets::{self, TokenId};
+
+/// Partial results side by side: two AVX-512 registers, four AVX2 ones.
+pub(super) const LANES: usize = 32;
+/// Columns summed in f32 before the sum goes to f64.
+const BLOCK: usize = 512;
+/// Columns that share a maximum: 8 KiB of f32, a quarter of the smallest first-level cache.
+const CHUNK: usize = 2048;
+/// Columns that one thread works on at a time, and the unit in which a row is divided between threads.
+pub(super) const SLICE: usize = 32_768;
+/// Rows are handed to another thread only in portions of at least this many logits.
+pub(super) const GRAIN: usize = 32_768;
+
+/// The most roundings that any term of a row's f32 sums goes through: additions within a lane, then across lanes.
+pub(crate) const SUM_ERROR: f64 = (BLOCK / LANES + LANES.ilog2() as usize) as f64;
+
+/// r before any logit was seen: finite, so that a leading −inf gives −inf − r and not −inf − (−inf), which is NaN.
+const START: f32 = -f32::MAX;
+
+/// From logit x to exponent: t = factor·x − r, or factor·tanh(x/c) − r under a softcap c.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scale {
+    /// log2 e/T, or c·log2 e/T under a softcap.
+    factor: f32,
+    /// 1/c; 0 without a softcap.
+    inverse_cap: f32,
+    /// The same two in f64, for the one column per row that is the target.
+    exact_factor: f64,
+    exact_inverse_cap: f64,
+}
+
+impl Scale {
+    pub(super) fn new(options: &LogitOptions) -> Self {
+        let factor = std::f64::consts::LOG2_E / options.temperature();
+        if options.softcap() == 0.0 {
+            // Rounded to f32 here too: the target must be scaled by exactly what the sum was.
+            let factor = factor as f32;
+            return Scale { factor, inverse_cap: 0.0, exact_factor: f64::from(factor), exact_inverse_cap: 0.0 };
+        }
+        let (factor, inverse_cap) = (factor * options.softcap(), 1.0 / options.softcap());
+        Scale {
+            factor: factor as f32,
+            inverse_cap: inverse_cap as f32,
+            exact_factor: factor,
+            exact_inverse_cap: inverse_cap,
+        }
+    }
+
+    pub(super) fn has_softcap(&self) -> bool {
+        self.inverse_cap != 0.0
+    }
+
+    /// The exponent t of a logit, and d capped logit / d logit.
+    #[inline(always)]
+    pub(super) fn exponent<const FMA: bool, const SOFTCAP: bool>(&self, x: f32, r: f32) -> (f32, f32) {
+        if !SOFTCAP {
+            return (multiply_add::<FMA>(x, self.factor, -r), 1.0);
+        }
+        let (capped, slope) = tanh::<FMA>(x * self.inverse_cap);
+        let t = multiply_add::<FMA>(capped, self.factor, -r);
+        // Infinities stay what they are: a capped −inf would have the probability of a logit of −c.
+        if x.abs() < f32::INFINITY { (t, slope) } else { (x, 0.0) }
+    }
+
+    /// The exponent of the target's logit, in f64.
+    pub(super) fn exact_exponent(&self, x: f32, r: f32) -> f64 {
+        let x = f64::from(x);
+        let scaled = if self.has_softcap() && x.is_finite() {
+            (x * self.exact_inverse_cap).tanh() * self.exact_factor
+        } else {
+            x * self.exact_factor
+        };
+        scaled - f64::from(r)
+    }
+
+    /// d capped logit / d logit of the target, in f64: 1, or 1/cosh²(x/c) under a softcap.
+    pub(super) fn exact_slope(&self, x: f32) -> f64 {
+        if self.has_softcap() { (f64::from(x) * self.exact_inverse_cap).cosh().powi(-2) } else { 1.0 }
+    }
+}
+
+/// The sums of a part of a row: Σ 2^t and Σ t·2^t, both relative to 2^r.
+#[derive(Debug, Clone, Copy)]
+struct PartialSums {
+    r: f32,
+    sum: f64,
+    weighted: f64,
+}
+
+impl PartialSums {
+    const EMPTY: PartialSums = PartialSums { r: START, sum: 0.0, weighted: 0.0 };
+
+    /// The same sums relative to 2^r for an r that is not smaller. Exact but for the two terms of `weighted`.
+    #[inline(always)]
+    fn at(self, r: f32) -> Self {
+        let distance = f64::from(r) - f64::from(self.r);
+        if distance == 0.0 {
+            return self;
+        }
+        let factor = if distance < 1000.0 { f64::from_bits((1023 - distance as u64) << 52) } else { 0.0 };
+        PartialSums { r, sum: self.sum * factor, weighted: (self.weighted - distance * self.sum) * factor }
+    }
+
+    fn merge(self, other: Self) -> Self {
+        let r = if other.r > self.r { other.r } else { self.r };
+        let (left, right) = (self.at(r), other.at(r));
+        PartialSums { r, sum: left.sum + right.sum, weighted: left.weighted + right.weighted }
+    }
+}
+
+/// The sums of one slice of a row.
+struct SliceSums<'a, T, const SOFTCAP: bool, const ENTROPY: bool> {
+    logits: &'a [T],
+    scale: &'a Scale,
+}
+
+impl<T: Element, const SOFTCAP: bool, const ENTROPY: bool> Kernel for SliceSums<'_, T, SOFTCAP, ENTROPY> {
+    type Output = PartialSums;
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) -> PartialSums {
+        let mut sums = PartialSums::EMPTY;
+        for chunk in self.logits.chunks(CHUNK) {
+            let largest = largest(chunk);
+            let scaled = self.scale.exponent::<FMA, SOFTCAP>(largest, 0.0).0.ceil();
+            // A chunk of only −inf (and NaN) leaves r where it is.
+            if scaled > sums.r {
+                sums = sums.at(scaled);
+            }
+            for block in chunk.chunks(BLOCK) {
+                let (groups, rest) = block.as_chunks::<LANES>();
+                let (mut sum, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
+                for group in groups {
+                    add::<T, FMA, SOFTCAP, ENTROPY>(group, self.scale, sums.r, &mut sum, &mut weighted);
+                }
+                if !rest.is_empty() {
+                    let mut padded = [T::NEG_INFINITY; LANES];
+                    padded[..rest.len()].copy_from_slice(rest);
+                    add::<T, FMA, SOFTCAP, ENTROPY>(&padded, self.scale, sums.r, &mut sum, &mut weighted);
+                }
+                sums.sum += f64::from(across_lanes(sum));
+                if ENTROPY {
+                    sums.weighted += f64::from(across_lanes(weighted));
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Adds one group of lanes to the partial sums.
+#[inline(always)]
+fn add<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bool>(
+    group: &[T; LANES],
+    scale: &Scale,
+    r: f32,
+    sum: &mut [f32; LANES],
+    weighted: &mut [f32; LANES],
+) {
+    for lane in 0..LANES {
+        let (t, _) = scale.exponent::<FMA, SOFTCAP>(group[lane].to_f32(), r);
+        // Also keeps an excluded column out of the entropy, where t·2^t would be −inf·0.
+        let t = clamp_exponent(t);
+        let power = exp2::<FMA>(t);
+        sum[lane] += power;
+        if ENTROPY {
+            weighted[lane] = multiply_add::<FMA>(t, power, weighted[lane]);
+        }
+    }
+}
+
+/// The largest logit that is a number; −inf if there is none.
+#[inline(always)]
+fn largest<T: Element>(chunk: &[T]) -> f32 {
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    let (groups, rest) = chunk.as_chunks::<LANES>();
+    for group in groups {
+        for lane in 0..LANES {
+            let x = group[lane].to_f32();
+            largest[lane] = if x > largest[lane] { x } else { largest[lane] };
+        }
+    }
+    for (lane, x) in rest.iter().enumerate() {
+        let x = x.to_f32();
+        largest[lane] = if x > largest[lane] { x } else { largest[lane] };
+    }
+    let mut all = f32::NEG_INFINITY;
+    for x in largest {
+        all = if x > all { x } else { all };
+    }
+    all
+}
+
+/// The lanes' sum, in the order of a balanced tree.
+#[inline(always)]
+fn across_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// What one row needs beside its logits.
+struct RowForward<'a> {
+    instructions: Available,
+    scale: &'a Scale,
+    entropy: bool,
+}
+
+/// A row's results: log-prob, state, entropy.
+type Row = (f32, SoftmaxState, f32);
+
+impl RowForward<'_> {
+    /// The sums of a part of a row that begins at a multiple of [`SLICE`]. The tree has the same shape on any number of threads.
+    fn sums<T: Element>(&self, logits: &[T]) -> PartialSums {
+        if logits.len() > SLICE {
+            let middle = logits.len().div_ceil(SLICE) / 2 * SLICE;
+            let (left, right) = logits.split_at(middle);
+            let (left, right) = join(|| self.sums(left), || self.sums(right));
+            return left.merge(right);
+        }
+        let (run, scale) = (self.instructions, self.scale);
+        match (scale.has_softcap(), self.entropy) {
+            (false, false) => run.run(SliceSums::<T, false, false> { logits, scale }),
+            (false, true) => run.run(SliceSums::<T, false, true> { logits, scale }),
+            (true, false) => run.run(SliceSums::<T, true, false> { logits, scale }),
+            (true, true) => run.run(SliceSums::<T, true, true> { logits, scale }),
+        }
+    }
+
+    fn row<T: Element>(&self, logits: &[T], target: usize) -> Row {
+        let sums = self.sums(logits);
+        // r at its start: only −inf. A sum that is NaN: a NaN or +inf.
+        if sums.r == START || sums.sum.is_nan() {
+            return (f32::NAN, SoftmaxState { r: 0.0, s: f32::NAN }, f32::NAN);
+        }
+        let state = SoftmaxState { r: sums.r, s: sums.sum as f32 };
+        let (power, t) = target_power(self.instructions, self.scale, logits[target].to_f32(), sums.r);
+        let tail = sums.sum - f64::from(power);
+        // Where the target has most of the probability, what counts is what the others have.
+        let log_prob = if f64::from(power) > tail {
+            -(tail.max(0.0) / f64::from(power)).ln_1p()
+        } else {
+            (t - sums.sum.log2()) * std::f64::consts::LN_2
+        };
+        let entropy = (sums.sum.log2() - sums.weighted / sums.sum) * std::f64::consts::LN_2;
+        // The roundings of the sum must not make a probability larger than 1, nor an entropy negative.
+        (if log_prob > 0.0 { 0.0 } else { log_prob as f32 }, state, if entropy < 0.0 { 0.0 } else { entropy as f32 })
+    }
+}
+
+/// 2^t of the target, with the very roundings it had in the sum, and its exact t.
+pub(super) fn target_power(instructions: Available, scale: &Scale, x: f32, r: f32) -> (f32, f64) {
+    struct Power<'a> {
+        scale: &'a Scale,
+        x: f32,
+        r: f32,
+    }
+
+    impl Kernel for Power<'_> {
+        type Output = f32;
+
+        #[inline(always)]
+        fn run<const FMA: bool>(self) -> f32 {
+            let (t, _) = if self.scale.has_softcap() {
+                self.scale.exponent::<FMA, true>(self.x, self.r)
+            } else {
+                self.scale.exponent::<FMA, false>(self.x, self.r)
+            };
+            if t < super::elementary::SMALLEST_EXPONENT { 0.0 } else { exp2::<FMA>(t) }
+        }
+    }
+
+    (instructions.run(Power { scale, x, r }), scale.exact_exponent(x, r))
+}
+
+impl Cpu {
+    /// Token log-probs: logits `[N, V]`, targets `[N]` → log-probs, softmax states and, if asked for, entropies, `[N]` each.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length) for a buffer that is not N long;
+    /// [`Error::Target`](crate::Error::Target) for an id of V or more.
+    pub fn token_log_probs<T: Element, I: TokenId>(
+        &self,
+        logits: Logits<'_, T>,
+        targets: &[I],
+        options: &LogitOptions,
+        outputs: TokenLogProbs<'_>,
+    ) -> Result<()> {
+        let rows = logits.rows();
+        targets::check(targets, rows, logits.vocab())?;
+        check_length("log-probs", outputs.log_probs.len(), rows)?;
+        check_length("softmax states", outputs.states.len(), rows)?;
+        if let Some(entropies) = &outputs.entropies {
+            check_length("entropies", entropies.len(), rows)?;
+        }
+        let scale = Scale::new(options);
+        let forward =
+            RowForward { instructions: self.instructions, scale: &scale, entropy: outputs.entropies.is_some() };
+        forward_rows(&forward, logits, targets, 0, outputs);
+        Ok(())
+    }
+}
+
+/// Rows `first..first + N` of `logits`, with N the length of the outputs, divided between threads down to [`GRAIN`].
+fn forward_rows<T: Element, I: TokenId>(
+    forward: &RowForward<'_>,
+    logits: Logits<'_, T>,
+    targets: &[I],
+    first: usize,
+    outputs: TokenLogProbs<'_>,
+) {
+    let rows = outputs.log_probs.len();
+    if rows > 1 && rows.saturating_mul(logits.vocab()) > GRAIN {
+        let (left, right) = outputs.split_at(rows / 2);
+        join(
+            || forward_rows(forward, logits, targets, first, left),
+            || forward_rows(forward, logits, targets, first + rows / 2, right),
+        );
+        return;
+    }
+    let TokenLogProbs { log_probs, states, mut entropies } = outputs;
+    for index in 0..rows {
+        let row = first + index;
+        let (log_prob, state, entropy) = match targets::column(targets[row]) {
+            Some(target) => forward.row(logits.row(row), target),
+            None => (0.0, SoftmaxState::default(), 0.0),
+        };
+        log_probs[index] = log_prob;
+        states[index] = state;
+        if let Some(entropies) = entropies.as_deref_mut() {
+            entropies[index] = entropy;
+        }
+    }
+}
+
+impl<'a> TokenLogProbs<'a> {
+    /// The outputs of the rows before `row`, and of those from it on.
+    fn split_at(self, row: usize) -> (TokenLogProbs<'a>, TokenLogProbs<'a>) {
+        let (log_probs, log_probs_after) = self.log_probs.split_at_mut(row);
+        let (states, states_after) = self.states.split_at_mut(row);
+        let (entropies, entropies_after) = match self.entropies.map(|entropies| entropies.split_at_mut(row)) {
+            Some((before, after)) => (Some(before), Some(after)),
+            None => (None, None),
+        };
+        (
+            TokenLogProbs { log_probs, states, entropies },
+            TokenLogProbs { log_probs: log_probs_after, states: states_after, entropies: entropies_after },
+        )
+    }
+}

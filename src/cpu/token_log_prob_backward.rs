@@ -1,0 +1,337 @@
+//! Token log-probs, backward, on the CPU: one read of the logits, one write of their gradient.
+//!
+//! With z = c·tanh(x/c)/T, p = softmax(z), g and e the upstream gradients of log-prob and entropy H, and [·] 1 or 0:
+//!
+//! d loss / d x_j = { g·([j = target] − p_j) − e·p_j·(log p_j + H) } · dz_j/dx_j
+//!
+//! (exo-paper section 1.6 for the first term; the second is the derivative of −Σ p log p.) The loop knows no target: it writes
+//! −g·p_j everywhere, and the one target column is then written from g·(1 − p_t), formed in f64. Adding g to a −g·p_t that was already
+//! rounded would lose everything where p_t is near 1.
+
+use rayon::join;
+
+use super::Cpu;
+use super::dispatch::{Available, Kernel};
+use super::elementary::{SMALLEST_EXPONENT, clamp_exponent, exp2, multiply_add};
+use super::token_log_prob::{GRAIN, LANES, SLICE, Scale, target_power};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::logits::{LogitOptions, Logits, LogitsMut};
+use crate::stages::{RowGradients, SavedRows, SoftmaxState, check_length};
+use crate::targets::{self, TokenId};
+
+/// What turns an exponent into a gradient: 2^t·(constant + slope·t).
+#[derive(Debug, Clone, Copy)]
+struct RowFactors {
+    r: f32,
+    /// −(g + e·(H − ln s))/(T·s)
+    constant: f32,
+    /// −e·ln 2/(T·s); 0 without an entropy gradient.
+    slope: f32,
+}
+
+/// Logits and where their gradient goes.
+enum Place<'a, T> {
+    Into(&'a [T], &'a mut [T]),
+    InPlace(&'a mut [T]),
+}
+
+impl<'a, T: Element> Place<'a, T> {
+    fn columns(&self) -> usize {
+        match self {
+            Place::Into(logits, _) => logits.len(),
+            Place::InPlace(logits) => logits.len(),
+        }
+    }
+
+    fn logit(&self, column: usize) -> f32 {
+        match self {
+            Place::Into(logits, _) => logits[column].to_f32(),
+            Place::InPlace(logits) => logits[column].to_f32(),
+        }
+    }
+
+    fn gradient(&mut self) -> &mut [T] {
+        match self {
+            Place::Into(_, grad) => grad,
+            Place::InPlace(logits) => logits,
+        }
+    }
+
+    fn reborrow(&mut self) -> Place<'_, T> {
+        match self {
+            Place::Into(logits, grad) => Place::Into(logits, grad),
+            Place::InPlace(logits) => Place::InPlace(logits),
+        }
+    }
+
+    fn split_at(self, column: usize) -> (Place<'a, T>, Place<'a, T>) {
+        match self {
+            Place::Into(logits, grad) => {
+                let (logits, logits_after) = logits.split_at(column);
+                let (grad, grad_after) = grad.split_at_mut(column);
+                (Place::Into(logits, grad), Place::Into(logits_after, grad_after))
+            }
+            Place::InPlace(logits) => {
+                let (logits, logits_after) = logits.split_at_mut(column);
+                (Place::InPlace(logits), Place::InPlace(logits_after))
+            }
+        }
+    }
+}
+
+/// The gradient of one slice of a row, as if no column of it were the target.
+struct SliceGradient<'a, T, const SOFTCAP: bool, const ENTROPY: bool> {
+    place: Place<'a, T>,
+    scale: &'a Scale,
+    factors: RowFactors,
+}
+
+impl<T: Element, const SOFTCAP: bool, const ENTROPY: bool> Kernel for SliceGradient<'_, T, SOFTCAP, ENTROPY> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let (scale, factors) = (self.scale, &self.factors);
+        match self.place {
+            Place::Into(logits, grad) => {
+                let (groups, rest) = logits.as_chunks::<LANES>();
+                let (grad_groups, grad_rest) = grad.as_chunks_mut::<LANES>();
+                for (group, grad) in groups.iter().zip(grad_groups) {
+                    *grad = gradients::<T, FMA, SOFTCAP, ENTROPY>(group, scale, factors);
+                }
+                write_rest(rest, grad_rest, |group| gradients::<T, FMA, SOFTCAP, ENTROPY>(group, scale, factors));
+            }
+            Place::InPlace(logits) => {
+                let (groups, rest) = logits.as_chunks_mut::<LANES>();
+                for group in groups {
+                    *group = gradients::<T, FMA, SOFTCAP, ENTROPY>(group, scale, factors);
+                }
+                let mut copy = [T::NEG_INFINITY; LANES];
+                copy[..rest.len()].copy_from_slice(rest);
+                let length = rest.len();
+                write_rest(&copy[..length], rest, |group| {
+                    gradients::<T, FMA, SOFTCAP, ENTROPY>(group, scale, factors)
+                });
+            }
+        }
+    }
+}
+
+/// The last, incomplete group of lanes.
+#[inline(always)]
+fn write_rest<T: Element>(rest: &[T], grad: &mut [T], gradients: impl Fn(&[T; LANES]) -> [T; LANES]) {
+    if rest.is_empty() {
+        return;
+    }
+    let mut padded = [T::NEG_INFINITY; LANES];
+    padded[..rest.len()].copy_from_slice(rest);
+    grad.copy_from_slice(&gradients(&padded)[..rest.len()]);
+}
+
+#[inline(always)]
+fn gradients<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bool>(
+    group: &[T; LANES],
+    scale: &Scale,
+    factors: &RowFactors,
+) -> [T; LANES] {
+    let mut grad = [T::NEG_INFINITY; LANES];
+    for lane in 0..LANES {
+        let (t, slope) = scale.exponent::<FMA, SOFTCAP>(group[lane].to_f32(), factors.r);
+        let clamped = clamp_exponent(t);
+        // Exactly 0 for an excluded column, whose clamped power is not.
+        let power = if t < SMALLEST_EXPONENT { 0.0 } else { exp2::<FMA>(clamped) };
+        let factor =
+            if ENTROPY { multiply_add::<FMA>(clamped, factors.slope, factors.constant) } else { factors.constant };
+        let value = power * factor;
+        grad[lane] = T::from_f32(if SOFTCAP { value * slope } else { value });
+    }
+    grad
+}
+
+/// What all rows share.
+struct Backward<'a, I> {
+    instructions: Available,
+    scale: Scale,
+    inverse_temperature: f64,
+    targets: &'a [I],
+    saved: SavedRows<'a>,
+    gradients: RowGradients<'a>,
+}
+
+impl<I: TokenId> Backward<'_, I> {
+    fn slices<T: Element>(&self, place: Place<'_, T>, factors: RowFactors, entropy: bool) {
+        let columns = place.columns();
+        if columns > SLICE {
+            let (left, right) = place.split_at(columns.div_ceil(SLICE) / 2 * SLICE);
+            join(|| self.slices(left, factors, entropy), || self.slices(right, factors, entropy));
+            return;
+        }
+        let (run, scale) = (self.instructions, &self.scale);
+        match (scale.has_softcap(), entropy) {
+            (false, false) => run.run(SliceGradient::<T, false, false> { place, scale, factors }),
+            (false, true) => run.run(SliceGradient::<T, false, true> { place, scale, factors }),
+            (true, false) => run.run(SliceGradient::<T, true, false> { place, scale, factors }),
+            (true, true) => run.run(SliceGradient::<T, true, true> { place, scale, factors }),
+        }
+    }
+
+    fn row<T: Element>(&self, row: usize, mut place: Place<'_, T>) {
+        let Some(target) = targets::column(self.targets[row]) else {
+            return place.gradient().fill(T::from_f32(0.0));
+        };
+        let SoftmaxState { r, s } = self.saved.states[row];
+        if s.is_nan() {
+            return place.gradient().fill(T::NAN);
+        }
+        let g = f64::from(self.gradients.log_probs[row]);
+        let (e, entropy) = match (self.gradients.entropies, self.saved.entropies) {
+            (Some(gradients), Some(entropies)) => (f64::from(gradients[row]), f64::from(entropies[row])),
+            _ => (0.0, 0.0),
+        };
+        if g == 0.0 && e == 0.0 {
+            return place.gradient().fill(T::from_f32(0.0));
+        }
+
+        // Before the row is overwritten.
+        let x = place.logit(target);
+        let (sum, unit) = (f64::from(s), self.inverse_temperature / f64::from(s));
+        let factors = RowFactors {
+            r,
+            constant: (-(g + e * (entropy - sum.ln())) * unit) as f32,
+            slope: (-e * std::f64::consts::LN_2 * unit) as f32,
+        };
+        self.slices(place.reborrow(), factors, e != 0.0);
+
+        let (power, t) = target_power(self.instructions, &self.scale, x, r);
+        let p = f64::from(power) / sum;
+        let log_p = (t - sum.log2()) * std::f64::consts::LN_2;
+        let entropy_part = if p > 0.0 { e * p * (log_p + entropy) } else { 0.0 };
+        let slope = self.scale.exact_slope(x);
+        place.gradient()[target] =
+            T::from_f32(((g * (1.0 - p) - entropy_part) * self.inverse_temperature * slope) as f32);
+    }
+}
+
+/// Rows of logits and where their gradient goes.
+enum Rows<'a, T> {
+    Into(Logits<'a, T>, &'a mut [T], usize),
+    InPlace(&'a mut [T], usize),
+}
+
+/// Rows `first..first + count`, divided between threads down to [`GRAIN`].
+fn backward_rows<T: Element, I: TokenId>(
+    backward: &Backward<'_, I>,
+    rows: Rows<'_, T>,
+    vocab: usize,
+    first: usize,
+    count: usize,
+) {
+    if count > 1 && count.saturating_mul(vocab) > GRAIN {
+        let half = count / 2;
+        let (left, right) = match rows {
+            Rows::Into(logits, grad, stride) => {
+                let (left, right) = grad.split_at_mut(half * stride);
+                (Rows::Into(logits, left, stride), Rows::Into(logits, right, stride))
+            }
+            Rows::InPlace(logits, stride) => {
+                let (left, right) = logits.split_at_mut(half * stride);
+                (Rows::InPlace(left, stride), Rows::InPlace(right, stride))
+            }
+        };
+        join(
+            || backward_rows(backward, left, vocab, first, half),
+            || backward_rows(backward, right, vocab, first + half, count - half),
+        );
+        return;
+    }
+    match rows {
+        Rows::Into(logits, grad, stride) => {
+            for index in 0..count {
+                let (row, start) = (first + index, index * stride);
+                backward.row(row, Place::Into(logits.row(row), &mut grad[start..start + vocab]));
+            }
+        }
+        Rows::InPlace(logits, stride) => {
+            for index in 0..count {
+                let start = index * stride;
+                backward.row(first + index, Place::InPlace(&mut logits[start..start + vocab]));
+            }
+        }
+    }
+}
+
+impl Cpu {
+    /// Token log-probs, backward: writes d loss / d logits, `[N, V]`, to `grad`; zeros on masked rows. Columns beyond V are not
+    /// touched.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for a buffer that is not N long, or a gradient of another shape;
+    /// [`Error::Target`] for an id of V or more; [`Error::EntropiesNotKept`] for an entropy gradient without entropies.
+    pub fn token_log_probs_backward<T: Element, I: TokenId>(
+        &self,
+        logits: Logits<'_, T>,
+        targets: &[I],
+        options: &LogitOptions,
+        saved: SavedRows<'_>,
+        gradients: RowGradients<'_>,
+        grad: LogitsMut<'_, T>,
+    ) -> Result<()> {
+        check_length("rows of the gradient", grad.rows(), logits.rows())?;
+        check_length("vocabulary of the gradient", grad.vocab(), logits.vocab())?;
+        let backward = self.backward(logits.rows(), logits.vocab(), targets, options, saved, gradients)?;
+        let (data, shape) = grad.into_parts();
+        backward_rows(&backward, Rows::Into(logits, data, shape.row_stride), shape.vocab, 0, shape.rows);
+        Ok(())
+    }
+
+    /// Token log-probs, backward, in place: overwrites the logits with their gradient; the bits are those of
+    /// [`token_log_probs_backward`](Self::token_log_probs_backward).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn token_log_probs_backward_in_place<T: Element, I: TokenId>(
+        &self,
+        logits: LogitsMut<'_, T>,
+        targets: &[I],
+        options: &LogitOptions,
+        saved: SavedRows<'_>,
+        gradients: RowGradients<'_>,
+    ) -> Result<()> {
+        let backward = self.backward(logits.rows(), logits.vocab(), targets, options, saved, gradients)?;
+        let (data, shape) = logits.into_parts();
+        backward_rows(&backward, Rows::InPlace(data, shape.row_stride), shape.vocab, 0, shape.rows);
+        Ok(())
+    }
+
+    fn backward<'a, I: TokenId>(
+        &self,
+        rows: usize,
+        vocab: usize,
+        targets: &'a [I],
+        options: &LogitOptions,
+        saved: SavedRows<'a>,
+        gradients: RowGradients<'a>,
+    ) -> Result<Backward<'a, I>> {
+        targets::check(targets, rows, vocab)?;
+        check_length("softmax states", saved.states.len(), rows)?;
+        check_length("log-prob gradients", gradients.log_probs.len(), rows)?;
+        if let Some(entropies) = saved.entropies {
+            check_length("entropies", entropies.len(), rows)?;
+        }
+        if let Some(entropies) = gradients.entropies {
+            check_length("entropy gradients", entropies.len(), rows)?;
+            if saved.entropies.is_none() {
+                return Err(Error::EntropiesNotKept);
+            }
+        }
+        Ok(Backward {
+            instructions: self.instructions,
+            scale: Scale::new(options),
+            inverse_temperature: 1.0 / options.temperature(),
+            targets,
+            saved,
+            gradients,
+        })
+    }
+}

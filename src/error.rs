@@ -1,0 +1,218 @@
+//! What can go wrong, said with the numbers that were given and the ones that were expected.
+
+use std::fmt;
+
+/// The result of every fallible call of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a call was refused.
+///
+/// A refused call has written nothing to the caller's buffers.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Error {
+    /// A buffer has the wrong number of elements.
+    Length {
+        /// Which buffer.
+        what: &'static str,
+        /// Elements given.
+        given: usize,
+        /// Elements expected.
+        expected: usize,
+    },
+    /// Logits that do not divide into rows.
+    Shape {
+        /// Elements given.
+        elements: usize,
+        /// Rows asked for; `None` where they follow from the length.
+        rows: Option<usize>,
+        /// Columns per row.
+        vocab: usize,
+        /// Elements from the start of one row to the start of the next.
+        row_stride: usize,
+    },
+    /// A vocabulary of no column, or of more than `i32::MAX`.
+    Vocabulary {
+        /// Columns given.
+        vocab: usize,
+    },
+    /// Offsets that do not begin with 0.
+    OffsetsStart {
+        /// Which offsets.
+        what: &'static str,
+        /// The first offset; `None` if there is none at all.
+        first: Option<usize>,
+    },
+    /// Offsets that go back.
+    OffsetsOrder {
+        /// Which offsets.
+        what: &'static str,
+        /// Index of the offset that is too small.
+        index: usize,
+        /// The offset before it.
+        previous: usize,
+        /// The offset itself.
+        given: usize,
+    },
+    /// Offsets whose last entry is not the number of things they divide.
+    OffsetsEnd {
+        /// Which offsets.
+        what: &'static str,
+        /// The last offset.
+        last: usize,
+        /// What it must be.
+        expected: usize,
+    },
+    /// An offset or a length that does not fit the type it must have.
+    OffsetRange {
+        /// Which offsets.
+        what: &'static str,
+        /// Index of the offset.
+        index: usize,
+    },
+    /// A group without sequences.
+    EmptyGroup {
+        /// Index of the group.
+        group: usize,
+    },
+    /// A setting outside its range.
+    Parameter {
+        /// Which setting.
+        name: &'static str,
+        /// The value given.
+        given: f64,
+        /// The range, in words.
+        expected: &'static str,
+    },
+    /// A target id that is no column of the logits.
+    Target {
+        /// First row with such a target.
+        row: usize,
+        /// The id.
+        target: i64,
+        /// Columns per row.
+        vocab: usize,
+    },
+    /// A token range that does not lie within its sequence, or begins with its first token.
+    TokenRange {
+        /// Index of the sequence.
+        sequence: usize,
+        /// First token scored.
+        start: usize,
+        /// One past the last token scored.
+        end: usize,
+        /// Tokens of the sequence.
+        length: usize,
+    },
+    /// A reward or a reference log-prob that is NaN or infinite.
+    NotFinite {
+        /// Which input.
+        what: &'static str,
+        /// Index of the sequence it belongs to.
+        sequence: usize,
+        /// The value.
+        value: f64,
+    },
+    /// A target distribution that gives a sequence no probability, under a divergence that is infinite there,
+    /// or that gives a whole group none.
+    ZeroTarget {
+        /// Index of the sequence, the group's first where the whole group has none.
+        sequence: usize,
+    },
+    /// An objective that is defined for pairs, given a larger group.
+    PairsOnly {
+        /// Index of the group.
+        group: usize,
+        /// Sequences in it.
+        size: usize,
+    },
+    /// Rows whose log-prob is NaN: a NaN or +inf logit, or a row of only −inf. Found when a report is read.
+    NonFiniteRow {
+        /// The first such row.
+        row: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// An entropy gradient was given, but the entropies of the forward pass were not kept.
+    EntropiesNotKept,
+    /// A backward pass or a report before any forward pass.
+    NoForward,
+    /// An instruction set that this processor does not have.
+    InstructionSet {
+        /// Its name.
+        name: &'static str,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Error::Length { what, given, expected } => {
+                write!(f, "{what}: {given} elements given, {expected} expected")
+            }
+            Error::Shape { elements, rows, vocab, row_stride } => match rows {
+                Some(rows) => write!(
+                    f,
+                    "logits: {elements} elements given, which cannot hold {rows} rows of {vocab} columns at a row stride of {row_stride}"
+                ),
+                None => {
+                    write!(f, "logits: {elements} elements given, which is no multiple of the vocabulary of {vocab}")
+                }
+            },
+            Error::Vocabulary { vocab } => {
+                write!(f, "vocabulary: {vocab} columns given, 1 to {} expected", i32::MAX)
+            }
+            Error::OffsetsStart { what, first: Some(first) } => {
+                write!(f, "{what}: the first offset is {first}, 0 expected")
+            }
+            Error::OffsetsStart { what, first: None } => {
+                write!(f, "{what}: no offset given, at least the first, 0, expected")
+            }
+            Error::OffsetsOrder { what, index, previous, given } => {
+                write!(f, "{what}: offset {index} is {given}, at least {previous} (the one before it) expected")
+            }
+            Error::OffsetsEnd { what, last, expected } => {
+                write!(f, "{what}: the last offset is {last}, {expected} expected")
+            }
+            Error::OffsetRange { what, index } => {
+                write!(f, "{what}: entry {index} is negative or too large")
+            }
+            Error::EmptyGroup { group } => write!(f, "group {group}: 0 sequences given, at least 1 expected"),
+            Error::Parameter { name, given, expected } => {
+                write!(f, "{name}: {given} given, {expected} expected")
+            }
+            Error::Target { row, target, vocab } => write!(
+                f,
+                "target of row {row}: {target} given, 0 to {} or a negative id (not scored) expected",
+                vocab.saturating_sub(1)
+            ),
+            Error::TokenRange { sequence, start, end, length } => write!(
+                f,
+                "scored tokens of sequence {sequence}: {start}..{end} given, a range within 1..{length} expected \
+                 (the first token has no row before it)"
+            ),
+            Error::NotFinite { what, sequence, value } => {
+                write!(f, "{what} of sequence {sequence}: {value} given, a finite number expected")
+            }
+            Error::ZeroTarget { sequence } => write!(
+                f,
+                "target probability of sequence {sequence}: 0 given, a positive one expected for this divergence \
+                 (and at least one in every group)"
+            ),
+            Error::PairsOnly { group, size } => {
+                write!(f, "group {group}: {size} sequences given, at most 2 expected for the official preference target")
+            }
+            Error::NonFiniteRow { row, count } => write!(
+                f,
+                "row {row}: its logits hold NaN or +inf, or only -inf, so its log-prob is NaN ({count} such rows)"
+            ),
+            Error::EntropiesNotKept => {
+                write!(f, "entropy gradient given, but no entropies of the forward pass")
+            }
+            Error::NoForward => write!(f, "no forward pass has been made yet"),
+            Error::InstructionSet { name } => write!(f, "instruction set: this processor has no {name}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,31 @@
+//! EXO
+
+#[cfg(feature = "candle")]
+pub mod candle;
+pub mod cpu;
+mod batch;
+mod element;
+mod error;
+mod logits;
+mod loss;
+mod loss_options;
+pub mod objective;
+pub mod reference;
+mod report;
+mod stages;
+mod targets;
+
+pub use batch::Batch;
+pub use cpu::Cpu;
+pub use element::{Dtype, Element};
+pub use error::{Error, Result};
+pub use logits::{LogitOptions, Logits, LogitsMut};
+pub use loss::PreferenceLoss;
+pub use loss_options::{LogRatio, LossOptions, Reduction};
+pub use objective::{Betas, Divergence, Objective, Target};
+pub use report::{Oddities, Report};
+pub use stages::{
+    GroupStatistics, ObjectiveInputs, ObjectiveOutputs, Reference, Rewards, RowGradients, SavedRows, SoftmaxState,
+    TokenLogProbs,
+};
+pub use targets::{IGNORE_INDEX, TokenId, shifted_targets};

@@ -1,0 +1,250 @@
+//! The stages composed: from logits to a loss, and back to the gradient of the logits.
+
+use crate::batch::Batch;
+use crate::cpu::Cpu;
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::logits::{Logits, LogitsMut, Shape};
+use crate::loss_options::{LogRatio, LossOptions, Reduction};
+use crate::report::Report;
+use crate::stages::{
+    GroupStatistics, ObjectiveInputs, ObjectiveOutputs, Reference, Rewards, RowGradients, SavedRows, SoftmaxState,
+    TokenLogProbs, check_length, check_reference, check_rewards, check_rows,
+};
+use crate::targets::{self, TokenId};
+
+/// A preference loss on one backend: forward, then backward, with the workspaces kept between steps.
+///
+/// After the first step of a shape neither pass allocates. Between the two passes the logits must not change: the backward pass reads
+/// them again (and, in place, overwrites them with their gradient).
+#[derive(Debug)]
+pub struct PreferenceLoss<B> {
+    backend: B,
+    options: LossOptions,
+    workspace: Workspace,
+    report: Report,
+    loss_scale: f64,
+    /// Of the last forward pass that was not refused.
+    shape: Option<Shape>,
+}
+
+/// Per row (N), per sequence (S) and per group (G): never anything of the size of the logits.
+#[derive(Debug, Default)]
+struct Workspace {
+    targets: Vec<i64>,
+    log_probs: Vec<f32>,
+    states: Vec<SoftmaxState>,
+    entropies: Vec<f32>,
+    row_gradients: Vec<f32>,
+    row_weights: Vec<f64>,
+    log_ratios: Vec<f64>,
+    coefficients: Vec<f64>,
+    group_losses: Vec<f64>,
+    statistics: Vec<GroupStatistics>,
+}
+
+impl<B> PreferenceLoss<B> {
+    /// A loss on `backend`, from an [`Objective`](crate::Objective) or from full [`LossOptions`].
+    pub fn new(backend: B, options: impl Into<LossOptions>) -> Self {
+        PreferenceLoss {
+            backend,
+            options: options.into(),
+            workspace: Workspace::default(),
+            report: Report::default(),
+            loss_scale: 1.0,
+            shape: None,
+        }
+    }
+
+    /// Divides the logits by `temperature`.
+    ///
+    /// # Errors
+    /// As [`LogitOptions::with_temperature`](crate::LogitOptions::with_temperature).
+    pub fn with_temperature(mut self, temperature: f64) -> Result<Self> {
+        self.options.logits = self.options.logits.with_temperature(temperature)?;
+        self.shape = None;
+        Ok(self)
+    }
+
+    /// Caps the logits to (−`softcap`, `softcap`), before the temperature.
+    ///
+    /// # Errors
+    /// As [`LogitOptions::with_softcap`](crate::LogitOptions::with_softcap).
+    pub fn with_softcap(mut self, softcap: f64) -> Result<Self> {
+        self.options.logits = self.options.logits.with_softcap(softcap)?;
+        self.shape = None;
+        Ok(self)
+    }
+
+    /// Sum or mean over the rows of a sequence.
+    #[must_use]
+    pub fn with_log_ratio(mut self, log_ratio: LogRatio) -> Self {
+        self.options = self.options.with_log_ratio(log_ratio);
+        self
+    }
+
+    /// Mean or sum over groups, or a normaliser of the caller's.
+    ///
+    /// # Errors
+    /// As [`LossOptions::with_reduction`].
+    pub fn with_reduction(mut self, reduction: Reduction) -> Result<Self> {
+        self.options = self.options.with_reduction(reduction)?;
+        Ok(self)
+    }
+
+    /// Whether the report holds the mean entropy of the scored rows.
+    #[must_use]
+    pub fn with_entropy(mut self, entropy: bool) -> Self {
+        self.options = self.options.with_entropy(entropy);
+        self
+    }
+
+    /// What the next backward passes multiply the gradient with: 1 at first; the upstream gradient, or a loss scale against
+    /// underflow in f16. The report is not scaled.
+    pub fn set_loss_scale(&mut self, loss_scale: f64) {
+        self.loss_scale = loss_scale;
+    }
+
+    /// How the loss is put together.
+    pub fn options(&self) -> &LossOptions {
+        &self.options
+    }
+
+    /// What the last forward pass found, NaN rows and all.
+    ///
+    /// # Errors
+    /// [`Error::NoForward`] before any forward pass.
+    pub fn unchecked_report(&self) -> Result<&Report> {
+        if self.shape.is_some() { Ok(&self.report) } else { Err(Error::NoForward) }
+    }
+
+    /// What the last forward pass found.
+    ///
+    /// # Errors
+    /// [`Error::NoForward`] before any forward pass; [`Error::NonFiniteRow`] if a row had a NaN or +inf logit or only −inf.
+    /// Such a row does not stop the two passes: NaN goes through its group, and through no other, to the gradient, where loss
+    /// scaling looks for it.
+    pub fn report(&self) -> Result<&Report> {
+        self.unchecked_report()?.check()
+    }
+}
+
+impl PreferenceLoss<Cpu> {
+    /// Logits `[N, V]`, targets `[N]`, the reference's log-probs and the rewards `[S]` → the loss, as part of the
+    /// [report](PreferenceLoss::report).
+    ///
+    /// # Errors
+    /// Any input that does not fit: [`Error::OffsetsEnd`] if the batch does not divide the N rows, [`Error::Length`],
+    /// [`Error::Target`], [`Error::NotFinite`], [`Error::PairsOnly`], [`Error::ZeroTarget`]. A refused call changes nothing: the
+    /// report and the backward pass stay those of the forward pass before it.
+    pub fn forward<'a, T: Element, I: TokenId>(
+        &mut self,
+        logits: Logits<'_, T>,
+        targets: &[I],
+        batch: &Batch,
+        reference: Reference<'_>,
+        rewards: impl Into<Rewards<'a>>,
+    ) -> Result<()> {
+        let rewards = rewards.into();
+        let (options, objective) = (self.options, self.options.objective);
+        let rows = logits.rows();
+        targets::check(targets, rows, logits.vocab())?;
+        check_rows(batch, rows)?;
+        check_reference(reference, batch, |row| targets[row].id() >= 0)?;
+        check_rewards(&objective, rewards, batch)?;
+
+        let work = &mut self.workspace;
+        work.resize(rows, batch, options.entropy);
+        work.targets.clear();
+        work.targets.extend(targets.iter().map(|target| target.id()));
+        let targets = work.targets.as_slice();
+
+        let outputs = TokenLogProbs {
+            log_probs: &mut work.log_probs,
+            states: &mut work.states,
+            entropies: options.entropy.then_some(work.entropies.as_mut_slice()),
+        };
+        self.backend.token_log_probs(logits, targets, &options.logits, outputs)?;
+        self.backend.log_ratios(&work.log_probs, targets, reference, batch, options.log_ratio, &mut work.log_ratios)?;
+        self.backend.objective(
+            &objective,
+            ObjectiveInputs { log_ratios: &work.log_ratios, batch, rewards },
+            options.reduction,
+            ObjectiveOutputs {
+                group_losses: &mut work.group_losses,
+                coefficients: &mut work.coefficients,
+                statistics: &mut work.statistics,
+            },
+        )?;
+        for (sequence, rows) in batch.sequence_ranges().enumerate() {
+            let scored = targets[rows.clone()].iter().filter(|&&target| target >= 0).count();
+            let share = match options.log_ratio {
+                LogRatio::Sum => 1.0,
+                LogRatio::Mean => 1.0 / scored.max(1) as f64,
+            };
+            work.row_weights[rows].fill(work.coefficients[sequence] * share);
+        }
+
+        let (log_probs, entropies) = (&work.log_probs, &work.entropies);
+        self.report.fill(
+            batch,
+            |row| (targets[row] >= 0).then(|| (log_probs[row], entropies.get(row).copied())),
+            &work.log_ratios,
+            objective.beta_policy(),
+            &work.group_losses,
+            options.reduction.weight(batch.groups()),
+            &work.statistics,
+        );
+        self.shape = Some(logits.shape());
+        Ok(())
+    }
+
+    /// Writes loss scale × d loss / d logits, `[N, V]`, to `grad`.
+    ///
+    /// # Errors
+    /// [`Error::NoForward`]; [`Error::Length`] if logits or gradient have not the N and V of the forward pass.
+    pub fn backward<T: Element>(&mut self, logits: Logits<'_, T>, grad: LogitsMut<'_, T>) -> Result<()> {
+        self.prepare_backward(logits.shape())?;
+        let work = &self.workspace;
+        let saved = SavedRows { states: &work.states, entropies: None };
+        let gradients = RowGradients { log_probs: &work.row_gradients, entropies: None };
+        self.backend.token_log_probs_backward(logits, &work.targets, &self.options.logits, saved, gradients, grad)
+    }
+
+    /// Overwrites the logits with loss scale × d loss / d logits; the bits are those of [`backward`](Self::backward).
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_in_place<T: Element>(&mut self, logits: LogitsMut<'_, T>) -> Result<()> {
+        self.prepare_backward(logits.shape())?;
+        let work = &self.workspace;
+        let saved = SavedRows { states: &work.states, entropies: None };
+        let gradients = RowGradients { log_probs: &work.row_gradients, entropies: None };
+        self.backend.token_log_probs_backward_in_place(logits, &work.targets, &self.options.logits, saved, gradients)
+    }
+
+    fn prepare_backward(&mut self, shape: Shape) -> Result<()> {
+        let forward = self.shape.ok_or(Error::NoForward)?;
+        check_length("rows of the backward pass", shape.rows, forward.rows)?;
+        check_length("vocabulary of the backward pass", shape.vocab, forward.vocab)?;
+        let (work, scale) = (&mut self.workspace, self.loss_scale);
+        for (gradient, weight) in work.row_gradients.iter_mut().zip(&work.row_weights) {
+            *gradient = (weight * scale) as f32;
+        }
+        Ok(())
+    }
+}
+
+impl Workspace {
+    fn resize(&mut self, rows: usize, batch: &Batch, entropy: bool) {
+        self.log_probs.resize(rows, 0.0);
+        self.states.resize(rows, SoftmaxState::default());
+        self.entropies.resize(if entropy { rows } else { 0 }, 0.0);
+        self.row_gradients.resize(rows, 0.0);
+        self.row_weights.resize(rows, 0.0);
+        self.log_ratios.resize(batch.sequences(), 0.0);
+        self.coefficients.resize(batch.sequences(), 0.0);
+        self.group_losses.resize(batch.groups(), 0.0);
+        self.statistics.resize(batch.groups(), GroupStatistics::default());
+    }
+}

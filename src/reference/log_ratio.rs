@@ -1,0 +1,16 @@
+//! Sequence log-ratios: S_i = Σ_t (log π(y_t) − log π_ref(y_t)) over the scored rows of completion i (EXO; exo-paper section 1.3).
+
+use crate::loss_options::LogRatio;
+
+/// One sequence: the scored rows' log-probs under the policy and the reference. 0 without a scored row.
+pub fn forward(log_probs: &[f64], reference: &[f64], kind: LogRatio) -> f64 {
+    let mut sum = 0.0;
+    for t in 0..log_probs.len() {
+        sum += log_probs[t] - reference[t];
+    }
+    match kind {
+        LogRatio::Sum => sum,
+        LogRatio::Mean if log_probs.is_empty() => 0.0,
+        LogRatio::Mean => sum / log_probs.len() as f64,
+    }
+}

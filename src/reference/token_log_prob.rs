@@ -1,0 +1,101 @@
+//! Token log-probs: log softmax(z)\[target\], z = c·tanh(x/c)/T, and their gradient.
+
+use crate::element::Element;
+use crate::logits::LogitOptions;
+
+/// What is known of one row.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct TokenLogProb {
+    /// log p_t = z_t − log Σ exp z, in nats.
+    pub log_prob: f64,
+    /// log Σ exp z.
+    pub log_sum_exp: f64,
+    /// H = −Σ p log p, in nats.
+    pub entropy: f64,
+    /// Σ p z.
+    pub mean: f64,
+    /// Σ p (z − mean)²: how fast the entropy changes with 1/T.
+    pub variance: f64,
+}
+
+/// The scaled logits z of a row: c·tanh(x/c)/T. A logit of −inf means "excluded" and stays −inf under a softcap, +inf stays +inf.
+///
+/// A logit beyond f32's range when divided by T and written in base 2 counts as infinite, as on every backend.
+pub fn scaled_logits<T: Element>(logits: &[T], options: &LogitOptions) -> Vec<f64> {
+    let (temperature, softcap) = (options.temperature(), options.softcap());
+    logits
+        .iter()
+        .map(|logit| {
+            let x = f64::from(logit.to_f32());
+            let capped = if softcap == 0.0 || x.is_infinite() { x } else { softcap * (x / softcap).tanh() };
+            let z = capped / temperature;
+            if (z * std::f64::consts::LOG2_E).abs() > f64::from(f32::MAX) { z.signum() * f64::INFINITY } else { z }
+        })
+        .collect()
+}
+
+/// One row, forward. NaN in every field for a row with a NaN or +inf logit, or with only −inf.
+///
+/// The sum is written as 1 + the tail behind the largest term, so that log-probs near 0 keep their digits.
+pub fn forward<T: Element>(logits: &[T], target: usize, options: &LogitOptions) -> TokenLogProb {
+    let z = scaled_logits(logits, options);
+    let mut top = 0;
+    for j in 0..z.len() {
+        if z[j] > z[top] || z[top].is_nan() {
+            top = j;
+        }
+    }
+    let mut tail = 0.0;
+    for j in 0..z.len() {
+        if j != top {
+            tail += (z[j] - z[top]).exp();
+        }
+    }
+    let log_sum = tail.ln_1p();
+    let p = |j: usize| (z[j] - z[top] - log_sum).exp();
+    let (mut mean_from_top, mut square) = (0.0, 0.0);
+    for j in 0..z.len() {
+        if z[j] != f64::NEG_INFINITY {
+            mean_from_top += p(j) * (z[j] - z[top]);
+            square += p(j) * (z[j] - z[top]).powi(2);
+        }
+    }
+    let nan = if z.iter().any(|z| z.is_nan()) || z[top].is_infinite() { f64::NAN } else { 0.0 };
+    TokenLogProb {
+        log_prob: z[target] - z[top] - log_sum + nan,
+        log_sum_exp: z[top] + log_sum + nan,
+        entropy: log_sum - mean_from_top + nan,
+        mean: z[top] + mean_from_top + nan,
+        variance: square - mean_from_top.powi(2) + nan,
+    }
+}
+
+/// One row, backward: d loss / d x_j for the upstream gradients g = d loss / d log p_t and e = d loss / d H.
+///
+/// d log p_t / d z_j = \[j = t\] − p_j;  d H / d z_j = −p_j (log p_j + H);  d z_j / d x_j = (1 − tanh²(x_j/c))/T.
+pub fn backward<T: Element>(
+    logits: &[T],
+    target: usize,
+    options: &LogitOptions,
+    log_prob_gradient: f64,
+    entropy_gradient: f64,
+) -> Vec<f64> {
+    let z = scaled_logits(logits, options);
+    let row = forward(logits, target, options);
+    let (temperature, softcap) = (options.temperature(), options.softcap());
+    let mut gradient = Vec::with_capacity(z.len());
+    for j in 0..z.len() {
+        // z_j − log Σ exp z, without the digits that a large log Σ exp z costs.
+        let log_p = (z[j] - z[target]) + row.log_prob;
+        let log_p = if z[target] == f64::NEG_INFINITY { z[j] - row.log_sum_exp } else { log_p };
+        let p = log_p.exp();
+        let not_p = if j == target { -log_p.exp_m1() } else { -p };
+        let entropy_part = if p > 0.0 { -p * (log_p + row.entropy) } else { 0.0 };
+        let x = f64::from(logits[j].to_f32());
+        // 1 − tanh² = 1/cosh², which does not cancel.
+        let slope = if softcap == 0.0 { 1.0 } else { (x / softcap).cosh().powi(-2) };
+        let dz = log_prob_gradient * not_p + entropy_gradient * entropy_part;
+        gradient.push(if row.log_prob.is_nan() { f64::NAN } else { dz * slope / temperature });
+    }
+    gradient
+}

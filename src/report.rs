@@ -1,0 +1,119 @@
+//! What a trainer logs of one step.
+
+use crate::batch::Batch;
+use crate::error::{Error, Result};
+use crate::stages::GroupStatistics;
+
+/// Rows, sequences and groups that are legal but odd. A trainer should know of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Oddities {
+    /// Rows whose log-prob is NaN: a NaN or +inf logit, or only −inf.
+    pub non_finite_rows: usize,
+    /// The first of them.
+    pub first_non_finite_row: Option<usize>,
+    /// Scored rows whose target has a logit of −inf: log-prob −inf.
+    pub impossible_targets: usize,
+    /// Sequences without a scored row: log-ratio 0, still in their group.
+    pub empty_sequences: usize,
+    /// Groups of one sequence: loss 0, gradient 0.
+    pub single_groups: usize,
+    /// Groups of two and more in which several sequences tie for the largest target probability.
+    pub tied_groups: usize,
+}
+
+/// What a trainer logs of one step. Every number comes from the one pass over the logits.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Report {
+    /// The loss, reduced over groups.
+    pub loss: f64,
+    /// Loss of each group, G.
+    pub group_losses: Vec<f64>,
+    /// β_π × log-ratio of each sequence, S.
+    pub implicit_rewards: Vec<f64>,
+    /// Implicit reward of the target's favourite less the mean of the others' in its group, G; 0 for a group of one.
+    pub margins: Vec<f64>,
+    /// Share of the groups of two and more in which the policy's favourite is the target's; 0 if there is no such group.
+    pub accuracy: f64,
+    /// Mean of the log-ratios over sequences: how far, in nats, the policy has moved from the reference on these samples.
+    pub mean_log_ratio: f64,
+    /// Mean over groups of 1/Σp².
+    pub effective_sample_size: f64,
+    /// Mean entropy of the scored rows in nats, if it was asked for.
+    pub entropy: Option<f64>,
+    /// Rows that were scored.
+    pub scored_rows: usize,
+    /// What is legal but odd.
+    pub oddities: Oddities,
+}
+
+impl Report {
+    /// The report, or an error if a row had no softmax.
+    ///
+    /// # Errors
+    /// [`Error::NonFiniteRow`], naming the first such row.
+    pub fn check(&self) -> Result<&Self> {
+        match self.oddities.first_non_finite_row {
+            Some(row) => Err(Error::NonFiniteRow { row, count: self.oddities.non_finite_rows }),
+            None => Ok(self),
+        }
+    }
+
+    /// Fills the report from what the stages wrote. `weight` is the reduction's, `rows` each row's log-prob and entropy, `None`
+    /// for a masked row.
+    pub(crate) fn fill(
+        &mut self,
+        batch: &Batch,
+        rows: impl Fn(usize) -> Option<(f32, Option<f32>)>,
+        log_ratios: &[f64],
+        beta_policy: f64,
+        group_losses: &[f64],
+        weight: f64,
+        statistics: &[GroupStatistics],
+    ) {
+        let mut oddities = Oddities::default();
+        let (mut scored_rows, mut entropy) = (0, None);
+        for sequence in batch.sequence_ranges() {
+            let before = scored_rows;
+            for row in sequence {
+                let Some((log_prob, row_entropy)) = rows(row) else { continue };
+                scored_rows += 1;
+                if log_prob.is_nan() {
+                    oddities.non_finite_rows += 1;
+                    oddities.first_non_finite_row.get_or_insert(row);
+                }
+                oddities.impossible_targets += usize::from(log_prob == f32::NEG_INFINITY);
+                if let Some(row_entropy) = row_entropy {
+                    *entropy.get_or_insert(0.0) += f64::from(row_entropy);
+                }
+            }
+            oddities.empty_sequences += usize::from(scored_rows == before);
+        }
+
+        let (mut agreeing, mut ranked, mut effective) = (0, 0, 0.0);
+        for (group, statistics) in batch.group_ranges().zip(statistics) {
+            effective += statistics.effective_sample_size;
+            if group.len() == 1 {
+                oddities.single_groups += 1;
+                continue;
+            }
+            ranked += 1;
+            agreeing += usize::from(statistics.agrees);
+            oddities.tied_groups += usize::from(statistics.tied);
+        }
+
+        let mean = |sum: f64, count: usize| if count == 0 { 0.0 } else { sum / count as f64 };
+        self.loss = group_losses.iter().sum::<f64>() * weight;
+        self.group_losses.clear();
+        self.group_losses.extend_from_slice(group_losses);
+        self.implicit_rewards.clear();
+        self.implicit_rewards.extend(log_ratios.iter().map(|log_ratio| beta_policy * log_ratio));
+        self.margins.clear();
+        self.margins.extend(statistics.iter().map(|group| group.margin));
+        self.accuracy = mean(agreeing as f64, ranked);
+        self.mean_log_ratio = mean(log_ratios.iter().sum(), log_ratios.len());
+        self.effective_sample_size = mean(effective, statistics.len());
+        self.entropy = entropy.map(|sum| mean(sum, scored_rows));
+        self.scored_rows = scored_rows;
+        self.oddities = oddities;
+    }
+}
