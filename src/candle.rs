@@ -111,7 +111,10 @@ fn rows_of(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let dims = logits.dims();
     let Some((&vocab, leading)) = dims.split_last() else { bail!("logits: a scalar given, [.., V] expected") };
     if leading != targets.dims() {
-        bail!("targets: shape {:?} given, {leading:?} (that of the logits without the vocabulary) expected", targets.dims());
+        bail!(
+            "targets: shape {:?} given, {leading:?} (that of the logits without the vocabulary) expected",
+            targets.dims()
+        );
     }
     let rows: usize = leading.iter().product();
     let logits = if leading.len() == 1 { logits.clone() } else { logits.reshape((rows, vocab))? };

@@ -113,10 +113,7 @@ impl Element for f16 {
         let sign = (bits >> 16) & 0x8000;
         let magnitude = bits & 0x7fff_ffff;
         // Normal range: move the exponent to f16's bias, add half of the last place kept (less one where it is even).
-        let rounded = magnitude
-            .wrapping_sub((127 - 15) << 23)
-            .wrapping_add(0x0fff + ((magnitude >> 13) & 1))
-            >> 13;
+        let rounded = magnitude.wrapping_sub((127 - 15) << 23).wrapping_add(0x0fff + ((magnitude >> 13) & 1)) >> 13;
         // Below 2^-14: next to 0.5 the floats are 2^-24 apart, as f16's subnormals are, so the adder does the rounding.
         let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
         let narrow = if magnitude < ((127 - 14) << 23) { subnormal } else { rounded };

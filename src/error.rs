@@ -126,7 +126,8 @@ pub enum Error {
         /// Sequences in it.
         size: usize,
     },
-    /// Rows whose log-prob is NaN: a NaN or +inf logit, or a row of only −inf. Found when a report is read.
+    /// Rows whose log-prob is NaN: a NaN or +inf logit, a row of only −inf, or one whose largest logit is 2³⁰ or more in size when scaled and
+    /// written in base 2. Found when a report is read.
     NonFiniteRow {
         /// The first such row.
         row: usize,
@@ -200,11 +201,15 @@ impl fmt::Display for Error {
                  (and at least one in every group)"
             ),
             Error::PairsOnly { group, size } => {
-                write!(f, "group {group}: {size} sequences given, at most 2 expected for the official preference target")
+                write!(
+                    f,
+                    "group {group}: {size} sequences given, at most 2 expected for the official preference target"
+                )
             }
             Error::NonFiniteRow { row, count } => write!(
                 f,
-                "row {row}: its logits hold NaN or +inf, or only -inf, so its log-prob is NaN ({count} such rows)"
+                "row {row}: its logits hold NaN or +inf, or only -inf, or the largest is beyond 2^30 in base 2, so its log-prob is NaN \
+                 ({count} such rows)"
             ),
             Error::EntropiesNotKept => {
                 write!(f, "entropy gradient given, but no entropies of the forward pass")

@@ -1,9 +1,9 @@
 //! EXO
 
+mod batch;
 #[cfg(feature = "candle")]
 pub mod candle;
 pub mod cpu;
-mod batch;
 mod element;
 mod error;
 mod logits;

@@ -7,7 +7,7 @@ use crate::stages::GroupStatistics;
 /// Rows, sequences and groups that are legal but odd. A trainer should know of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Oddities {
-    /// Rows whose log-prob is NaN: a NaN or +inf logit, or only −inf.
+    /// Rows whose log-prob is NaN: a NaN or +inf logit, only −inf, or logits out of range ([`Error::NonFiniteRow`]).
     pub non_finite_rows: usize,
     /// The first of them.
     pub first_non_finite_row: Option<usize>,

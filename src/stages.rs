@@ -25,6 +25,10 @@ impl SoftmaxState {
     }
 }
 
+/// A row whose largest scaled logit, in base 2, is this large or larger in size has no softmax: its log-prob is NaN. Neighbouring f32 are 128 apart
+/// there, so that no r keeps 2^(z·log2 e − r) in range.
+pub(crate) const LARGEST_EXPONENT: f32 = (1u32 << 30) as f32;
+
 /// Where the token log-prob stage writes: one entry per row, N of each.
 #[derive(Debug)]
 pub struct TokenLogProbs<'a> {

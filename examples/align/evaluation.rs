@@ -1,6 +1,6 @@
 //! What the policy does on prompts that training never saw: mean reward, and KL(policy ‖ reference).
 //!
-//! The KL is the Monte-Carlo mean over the policy's own completions of Σ_t log π − log π_ref, both at the sampling
+//! The KL is the Monte-Carlo mean over the policy's own completions of `Σ_t log π − log π_ref`, both at the sampling
 //! temperature, as the paper measures it. It is in nats per completion.
 
 use anyhow::Result;
@@ -18,7 +18,7 @@ pub struct Sample {
     pub prompt: String,
     pub completion: String,
     pub reward: f32,
-    /// Σ_t log π − log π_ref.
+    /// `Σ_t log π − log π_ref`, in nats.
     pub log_ratio: f64,
 }
 
@@ -53,12 +53,7 @@ impl Evaluator<'_> {
     }
 
     /// `policy` none stands for the reference itself, whose log-ratios are 0 and need no second forward pass.
-    pub fn evaluate(
-        &self,
-        policy: Option<&Llama>,
-        step: usize,
-        progress: &ProgressBar,
-    ) -> Result<Evaluation> {
+    pub fn evaluate(&self, policy: Option<&Llama>, step: usize, progress: &ProgressBar) -> Result<Evaluation> {
         let prompts = self.prompts.iter().collect::<Vec<_>>();
         let model = policy.unwrap_or(self.reference);
         let drawn = sampling::draw(model, &prompts, self.per_prompt, self.sampling, progress)?;
@@ -68,8 +63,7 @@ impl Evaluator<'_> {
             .collect::<Vec<_>>();
         let log_ratios = if policy.is_some() {
             let options = &self.sampling.logit_options;
-            let batch = self.sampling.batch;
-            scoring::log_probs(self.reference, &sequences, options, batch)?
+            scoring::log_probs(self.reference, &sequences, options)?
                 .iter()
                 .zip(&drawn)
                 .map(|(reference, drawn)| log_ratio(&drawn.log_probs, reference))
@@ -90,40 +84,22 @@ impl Evaluator<'_> {
         let rewards = samples.iter().map(|sample| f64::from(sample.reward));
         let (mean_reward, reward_error) = mean_and_error(&rewards.collect::<Vec<_>>());
         let (kl, kl_error) = mean_and_error(&log_ratios);
-        #[allow(clippy::cast_precision_loss)] // a completion has few tokens
         let lengths = drawn.iter().map(|drawn| drawn.tokens.len() as f64);
         let (mean_length, _) = mean_and_error(&lengths.collect::<Vec<_>>());
-        Ok(Evaluation {
-            step,
-            mean_reward,
-            reward_error,
-            kl,
-            kl_error,
-            mean_length,
-            samples,
-        })
+        Ok(Evaluation { step, mean_reward, reward_error, kl, kl_error, mean_length, samples })
     }
 }
 
 /// Differences first, then the sum: what the two models share is gone before anything is added up.
 fn log_ratio(policy: &[f32], reference: &[f32]) -> f64 {
-    policy
-        .iter()
-        .zip(reference)
-        .map(|(&policy, &reference)| f64::from(policy) - f64::from(reference))
-        .sum()
+    policy.iter().zip(reference).map(|(&policy, &reference)| f64::from(policy) - f64::from(reference)).sum()
 }
 
 /// The mean and its standard error.
 pub fn mean_and_error(values: &[f64]) -> (f64, f64) {
-    #[allow(clippy::cast_precision_loss)] // far fewer than 2^52 values
     let count = values.len() as f64;
     let mean = values.iter().sum::<f64>() / count;
     let squares = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
-    let error = if values.len() > 1 {
-        (squares / (count - 1.0) / count).sqrt()
-    } else {
-        f64::NAN
-    };
+    let error = if values.len() > 1 { (squares / (count - 1.0) / count).sqrt() } else { f64::NAN };
     (mean, error)
 }

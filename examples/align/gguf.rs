@@ -13,10 +13,9 @@ use crate::llama::{Config, Llama};
 use crate::tokenizer::Tokenizer;
 
 pub fn load(path: &Path, device: &Device) -> Result<(Llama, Tokenizer)> {
-    let mut file = File::open(path)
-        .with_context(|| format!("cannot open the model file {}", path.display()))?;
-    let content = Content::read(&mut file)
-        .with_context(|| format!("{} is not a readable GGUF file", path.display()))?;
+    let mut file = File::open(path).with_context(|| format!("cannot open the model file {}", path.display()))?;
+    let content =
+        Content::read(&mut file).with_context(|| format!("{} is not a readable GGUF file", path.display()))?;
     let config = config(&content).with_context(|| format!("in {}", path.display()))?;
     ensure!(
         !content.tensor_infos.contains_key("output.weight"),
@@ -39,17 +38,9 @@ pub fn load(path: &Path, device: &Device) -> Result<(Llama, Tokenizer)> {
 }
 
 fn config(content: &Content) -> Result<Config> {
-    let value = |key: &str| {
-        content
-            .metadata
-            .get(key)
-            .with_context(|| format!("the file's metadata has no `{key}`"))
-    };
+    let value = |key: &str| content.metadata.get(key).with_context(|| format!("the file's metadata has no `{key}`"));
     let architecture = value("general.architecture")?.to_string()?;
-    ensure!(
-        architecture == "llama",
-        "the architecture should be `llama`, but it is `{architecture}`"
-    );
+    ensure!(architecture == "llama", "the architecture should be `llama`, but it is `{architecture}`");
     let size = |key: &str| -> Result<usize> {
         let size = value(key)?.to_u32()?;
         Ok(usize::try_from(size)?)

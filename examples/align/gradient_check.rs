@@ -25,11 +25,7 @@ fn config() -> Config {
     }
 }
 
-const SEQUENCES: [(&[u32], &[u32]); 3] = [
-    (&[1, 2, 3], &[4, 5]),
-    (&[7], &[8, 9, 1, 12]),
-    (&[11, 0], &[6]),
-];
+const SEQUENCES: [(&[u32], &[u32]); 3] = [(&[1, 2, 3], &[4, 5]), (&[7], &[8, 9, 1, 12]), (&[11, 0], &[6])];
 
 /// A scalar with different weights on all scored log-probabilities.
 fn objective(model: &Llama) -> Result<Tensor> {
@@ -60,11 +56,7 @@ fn every_parameter_gets_the_gradient_of_a_finite_difference() -> Result<()> {
                 let (name, direction) = (name.clone(), direction.clone());
                 move |_, _| {
                     let (current, tensor) = tensors.next().expect("the same configuration");
-                    Ok(if current == name {
-                        (tensor + (&direction * shift)?)?
-                    } else {
-                        tensor.clone()
-                    })
+                    Ok(if current == name { (tensor + (&direction * shift)?)? } else { tensor.clone() })
                 }
             })?;
             Ok(objective(&moved)?.to_dtype(DType::F64)?.to_scalar::<f64>()?)
@@ -72,10 +64,7 @@ fn every_parameter_gets_the_gradient_of_a_finite_difference() -> Result<()> {
         let step = 4e-3;
         let slope = (value(step)? - value(-step)?) / (2.0 * step);
         let length = f64::from(length);
-        assert!(
-            (slope - length).abs() < 5e-3 * length + 2e-3,
-            "`{name}`: the slope is {slope}, the gradient {length}"
-        );
+        assert!((slope - length).abs() < 5e-3 * length + 2e-3, "`{name}`: the slope is {slope}, the gradient {length}");
     }
     Ok(())
 }
@@ -98,26 +87,16 @@ fn a_policy_is_a_copy_of_its_own() -> Result<()> {
 #[test]
 fn log_probs_of_sampling_with_a_cache_equal_those_of_one_pass() -> Result<()> {
     let model = tiny_model::random(&config(), 5)?;
-    let prompts = [vec![1, 2, 3], vec![4], vec![5, 6]].map(|tokens| Prompt {
-        text: String::new(),
-        tokens,
-    });
+    let prompts = [vec![1, 2, 3], vec![4], vec![5, 6]].map(|tokens| Prompt { text: String::new(), tokens });
     let logit_options = LogitOptions::default().with_temperature(0.8)?;
-    let mut sampling = Sampling {
-        temperature: 0.8,
-        logit_options,
-        max_new_tokens: 6,
-        batch: 4,
-        end: 0,
-        seed: 9,
-    };
+    let mut sampling = Sampling { logit_options, max_new_tokens: 6, batch: 4, end: 0, seed: 9 };
     let prompts = prompts.iter().collect::<Vec<_>>();
     let drawn = sampling::draw(&model, &prompts, 3, &sampling, &ProgressBar::hidden())?;
     let sequences = drawn
         .iter()
         .map(|drawn| (prompts[drawn.prompt].tokens.as_slice(), drawn.tokens.as_slice()))
         .collect::<Vec<_>>();
-    let scored = scoring::log_probs(&model, &sequences, &logit_options, 4)?;
+    let scored = scoring::log_probs(&model, &sequences, &logit_options)?;
     for (drawn, scored) in drawn.iter().zip(&scored) {
         assert_eq!(drawn.log_probs.len(), drawn.tokens.len());
         for (drawn, scored) in drawn.log_probs.iter().zip(scored) {

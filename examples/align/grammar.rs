@@ -7,21 +7,12 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-const SUBJECTS: [&str; 10] = [
-    "acting", "plot", "music", "ending", "dialogue", "camera", "pacing", "script", "opening", "cast",
-];
-const KINDS: [&str; 8] = [
-    "comedy", "thriller", "western", "romance", "musical", "epic", "remake", "sequel",
-];
-const POSITIVE: [&str; 8] = [
-    "great", "superb", "lovely", "brilliant", "charming", "wonderful", "funny", "perfect",
-];
-const NEGATIVE: [&str; 8] = [
-    "bad", "boring", "awful", "terrible", "dreadful", "annoying", "poor", "horrible",
-];
-const NEUTRAL: [&str; 8] = [
-    "long", "slow", "loud", "quiet", "modern", "simple", "short", "plain",
-];
+const SUBJECTS: [&str; 10] =
+    ["acting", "plot", "music", "ending", "dialogue", "camera", "pacing", "script", "opening", "cast"];
+const KINDS: [&str; 8] = ["comedy", "thriller", "western", "romance", "musical", "epic", "remake", "sequel"];
+const POSITIVE: [&str; 8] = ["great", "superb", "lovely", "brilliant", "charming", "wonderful", "funny", "perfect"];
+const NEGATIVE: [&str; 8] = ["bad", "boring", "awful", "terrible", "dreadful", "annoying", "poor", "horrible"];
+const NEUTRAL: [&str; 8] = ["long", "slow", "loud", "quiet", "modern", "simple", "short", "plain"];
 
 /// Openings for training and held-out openings: 64 and 16.
 pub fn openings() -> (Vec<String>, Vec<String>) {

@@ -44,11 +44,7 @@ pub fn draw(
                 .iter()
                 .map(|completion| Ok(reward.score(&tokenizer.decode(&completion.tokens)?)))
                 .collect::<Result<Vec<_>>>()?;
-            Ok(Group {
-                prompt: prompt.clone(),
-                completions: completions.to_vec(),
-                rewards,
-            })
+            Ok(Group { prompt: prompt.clone(), completions: completions.to_vec(), rewards })
         })
         .collect()
 }

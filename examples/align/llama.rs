@@ -65,11 +65,7 @@ impl Config {
                 ("up", vec![wide, hidden]),
                 ("down", vec![hidden, wide]),
             ];
-            all.extend(
-                shapes
-                    .into_iter()
-                    .map(|(name, shape)| (format!("layer {layer} {name}"), shape)),
-            );
+            all.extend(shapes.into_iter().map(|(name, shape)| (format!("layer {layer} {name}"), shape)));
         }
         all.push(("final_norm".to_owned(), vec![hidden]));
         all
@@ -115,10 +111,7 @@ impl Cache {
 
 impl Llama {
     /// Asks `parameter` for each tensor of [`Config::parameters`], in that order.
-    pub fn new(
-        config: &Config,
-        mut parameter: impl FnMut(&str, &[usize]) -> Result<Tensor>,
-    ) -> Result<Self> {
+    pub fn new(config: &Config, mut parameter: impl FnMut(&str, &[usize]) -> Result<Tensor>) -> Result<Self> {
         config.validate()?;
         let mut tensors = Vec::new();
         for (name, shape) in config.parameters() {
@@ -174,19 +167,13 @@ impl Llama {
         }
         tensors.push(&self.final_norm);
         let names = self.config.parameters();
-        names
-            .into_iter()
-            .map(|(name, _)| name)
-            .zip(tensors)
-            .collect()
+        names.into_iter().map(|(name, _)| name).zip(tensors).collect()
     }
 
     /// The same storage without a graph: what sampling and scoring run on. It follows the optimiser's steps.
     pub fn detached(&self) -> Result<Self> {
         let mut tensors = self.parameters().into_iter();
-        Self::new(&self.config, |_, _| {
-            Ok(tensors.next().expect("the same configuration").1.detach())
-        })
+        Self::new(&self.config, |_, _| Ok(tensors.next().expect("the same configuration").1.detach()))
     }
 
     /// Hidden states `[B, T, H]` of `tokens` `[B, T]`, before the final norm. With a cache, `tokens` continue what it holds.
@@ -198,18 +185,22 @@ impl Llama {
         };
         let device = tokens.device();
         let rotation = self.rotation(start, length, device)?;
+        let spread = |heads: usize| -> Result<(Tensor, Tensor)> {
+            let shape = (batch, heads, length, self.config.head_width());
+            let (cos, sin) = &rotation;
+            Ok((cos.broadcast_as(shape)?.contiguous()?, sin.broadcast_as(shape)?.contiguous()?))
+        };
+        // Spread once for all layers: products of equal shapes need no sums over the broadcast in the backward pass.
+        let rotations = [spread(self.config.heads)?, spread(self.config.key_value_heads)?];
         let mask = causal_mask(start, length, device)?;
-        let mut rows = self
-            .embedding
-            .index_select(&tokens.flatten_all()?, 0)?
-            .contiguous()?;
+        let mut rows = self.embedding.index_select(&tokens.flatten_all()?, 0)?.contiguous()?;
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = self.norm(&rows, &layer.attention_norm)?;
             let attended = self.attention(
                 layer,
                 &normed,
                 (batch, length),
-                &rotation,
+                &rotations,
                 mask.as_ref(),
                 cache.as_deref_mut().map(|cache| (cache, index)),
             )?;
@@ -238,22 +229,19 @@ impl Llama {
         layer: &Layer,
         rows: &Tensor,
         (batch, length): (usize, usize),
-        rotation: &(Tensor, Tensor),
+        [query_rotation, key_rotation]: &[(Tensor, Tensor); 2],
         mask: Option<&Tensor>,
         cache: Option<(&mut Cache, usize)>,
     ) -> Result<Tensor> {
-        let (heads, shared, width) = (
-            self.config.heads,
-            self.config.key_value_heads,
-            self.config.head_width(),
-        );
+        let (heads, shared, width) = (self.config.heads, self.config.key_value_heads, self.config.head_width());
         let split = |tensor: Tensor, heads: usize| -> Result<Tensor> {
             let tensor = tensor.reshape((batch, length, heads, width))?;
             Ok(tensor.transpose(1, 2)?.contiguous()?)
         };
         let query = split(linear(rows, &layer.query)?, heads)?;
-        let query = self.rotate(&query, rotation)?;
-        let key = self.rotate(&split(linear(rows, &layer.key)?, shared)?, rotation)?;
+        let query = self.rotate(&query, query_rotation)?;
+        let key = split(linear(rows, &layer.key)?, shared)?;
+        let key = self.rotate(&key, key_rotation)?;
         let value = split(linear(rows, &layer.value)?, shared)?;
         let (key, value) = match cache {
             None => (key, value),
@@ -264,7 +252,6 @@ impl Llama {
         // The A / C query heads of one key head are stacked as rows of one product, so no key is ever repeated.
         let stacked = heads / shared * length;
         let query = query.reshape((batch, shared, stacked, width))?;
-        #[allow(clippy::cast_precision_loss)] // a head width is small
         let scale = 1.0 / (width as f64).sqrt();
         let scores = (query.matmul(&key.transpose(2, 3)?)? * scale)?;
         let scores = scores.reshape((batch, heads, length, seen))?;
@@ -286,9 +273,7 @@ impl Llama {
         for position in start..start + length {
             for column in 0..width {
                 let pair = column % (width / 2);
-                #[allow(clippy::cast_precision_loss)] // positions and widths are far below 2^52
                 let (position, exponent) = (position as f64, 2.0 * pair as f64 / width as f64);
-                #[allow(clippy::cast_possible_truncation)] // an angle is kept as f32 from here on
                 angles.push((position / self.config.rope_base.powf(exponent)) as f32);
             }
         }
@@ -302,21 +287,24 @@ impl Llama {
     /// strided memory in both passes, which costs candle more than these few multiplications.
     fn rotate(&self, heads: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<Tensor> {
         let width = self.config.head_width();
-        let turned = heads
-            .reshape(((), width))?
-            .matmul(&self.quarter_turn)?
-            .reshape(heads.shape())?;
-        Ok((heads.broadcast_mul(cos)? + turned.broadcast_mul(sin)?)?)
+        let turned = heads.reshape(((), width))?.matmul(&self.quarter_turn)?.reshape(heads.shape())?;
+        Ok(((heads * cos)? + (turned * sin)?)?)
     }
 }
 
 impl Cache {
+    /// Makes sequence i what sequence `rows[i]` was.
+    pub fn select(&mut self, rows: &Tensor) -> Result<()> {
+        for (key, value) in &mut self.layers {
+            *key = key.index_select(rows, 0)?;
+            *value = value.index_select(rows, 0)?;
+        }
+        Ok(())
+    }
+
     fn extend(&mut self, index: usize, key: &Tensor, value: &Tensor) -> Result<(Tensor, Tensor)> {
         let joined = match self.layers.get(index) {
-            Some((old_key, old_value)) => (
-                Tensor::cat(&[old_key, key], 2)?,
-                Tensor::cat(&[old_value, value], 2)?,
-            ),
+            Some((old_key, old_value)) => (Tensor::cat(&[old_key, key], 2)?, Tensor::cat(&[old_value, value], 2)?),
             None => (key.clone(), value.clone()),
         };
         if index < self.layers.len() {

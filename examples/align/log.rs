@@ -60,13 +60,7 @@ pub fn write(
         held_out_prompts,
         seconds,
         samples_before: runs.first().map_or(&[], |run| &run.before().samples),
-        runs: runs
-            .iter()
-            .map(|run| LoggedRun {
-                run,
-                samples_after: &run.after().samples,
-            })
-            .collect(),
+        runs: runs.iter().map(|run| LoggedRun { run, samples_after: &run.after().samples }).collect(),
     };
     let text = serde_json::to_string_pretty(&log)?;
     fs::write(path, text).with_context(|| format!("cannot write the log {}", path.display()))

@@ -1,5 +1,5 @@
 //! Aligns a real causal language model on the CPU, as the paper's controlled-generation experiment does: openings of film
-//! reviews, K completions each from the frozen model, a sentiment reward, the EXO loss of this crate, AdamW.
+//! reviews, K completions each from the frozen model, a sentiment reward, the EXO loss of this crate, `AdamW`.
 //!
 //! ```text
 //! cargo run --release --features candle --example align -- --help
@@ -7,6 +7,9 @@
 //!
 //! One file per step of that sentence: `prompts` → `sampling` (of `llama`) → `reward` → `groups` → `training` →
 //! `evaluation` → `table`, `picture`, `log`. The only use of the library is in `training`, `scoring` and `sampling`.
+
+// A program exports nothing: `pub` says here that another file uses it.
+#![allow(unreachable_pub)]
 
 mod evaluation;
 mod gguf;
@@ -58,14 +61,12 @@ fn main() -> Result<()> {
 
 fn align(settings: &Settings) -> Result<()> {
     let started = Instant::now();
-    fs::create_dir_all(&settings.out)
-        .with_context(|| format!("cannot make the folder {}", settings.out.display()))?;
+    fs::create_dir_all(&settings.out).with_context(|| format!("cannot make the folder {}", settings.out.display()))?;
     let (reference, tokenizer) = model(settings)?;
     let (training, held_out) = prompts(settings, &tokenizer)?;
     let reward = Reward::new();
     let logit_options = LogitOptions::default().with_temperature(settings.temperature)?;
     let sampling = |seed| Sampling {
-        temperature: settings.temperature,
         logit_options,
         max_new_tokens: settings.max_new_tokens,
         batch: settings.batch,
@@ -146,18 +147,10 @@ fn prompts(settings: &Settings, tokenizer: &Tokenizer) -> Result<(Vec<Prompt>, V
     Ok((tokenized(training)?, tokenized(held_out)?))
 }
 
-fn evaluate(
-    evaluator: &Evaluator<'_>,
-    policy: Option<&Llama>,
-    step: usize,
-    stage: &str,
-) -> Result<Evaluation> {
+fn evaluate(evaluator: &Evaluator<'_>, policy: Option<&Llama>, step: usize, stage: &str) -> Result<Evaluation> {
     let bar = progress::bar(stage, evaluator.count())?;
     let evaluation = evaluator.evaluate(policy, step, &bar)?;
-    let message = format!(
-        "reward {:+.3}, KL {:.2}",
-        evaluation.mean_reward, evaluation.kl
-    );
+    let message = format!("reward {:+.3}, KL {:.2}", evaluation.mean_reward, evaluation.kl);
     progress::finish(&bar, message);
     Ok(evaluation)
 }
@@ -181,12 +174,7 @@ fn train(
         largest_gradient: settings.clip,
         steps: settings.steps,
     };
-    let mut run = Run {
-        objective,
-        steps: Vec::new(),
-        evaluations: vec![before.clone()],
-        seconds: 0.0,
-    };
+    let mut run = Run { objective, steps: Vec::new(), evaluations: vec![before.clone()], seconds: 0.0 };
     let mut order = Vec::new();
     let mut random = StdRng::seed_from_u64(settings.seed);
     let stage = format!("training, {}", objective.label());
@@ -202,18 +190,14 @@ fn train(
             })
             .collect::<Vec<_>>();
         let taken = trainer.step(step, &batch)?;
-        bar.set_message(format!(
-            "loss {:.3}, ESS {:.1}",
-            taken.loss, taken.effective_sample_size
-        ));
+        bar.set_message(format!("loss {:.3}, ESS {:.1}", taken.loss, taken.effective_sample_size));
         bar.inc(1);
         run.steps.push(taken);
         let done = step + 1;
         let due = settings.evaluate_every > 0 && done % settings.evaluate_every == 0;
         if due || done == settings.steps {
             let stage = format!("evaluating, step {done}");
-            let evaluation =
-                bar.suspend(|| evaluate(evaluator, Some(&policy.model), done, &stage))?;
+            let evaluation = bar.suspend(|| evaluate(evaluator, Some(&policy.model), done, &stage))?;
             run.evaluations.push(evaluation);
         }
     }
@@ -225,10 +209,9 @@ fn train(
 
 fn title(settings: &Settings) -> String {
     let model = match &settings.model {
-        Some(path) => path.file_stem().map_or_else(
-            || path.display().to_string(),
-            |stem| stem.to_string_lossy().into_owned(),
-        ),
+        Some(path) => {
+            path.file_stem().map_or_else(|| path.display().to_string(), |stem| stem.to_string_lossy().into_owned())
+        }
         None => "tiny byte-level model".to_owned(),
     };
     format!(

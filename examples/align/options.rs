@@ -15,7 +15,7 @@ use serde::Serialize;
 #[derive(Debug, Parser)]
 #[command(name = "align", version)]
 pub struct Options {
-    /// GGUF file of a Llama model with SmolLM's tokenizer, e.g. SmolLM2-135M [default: a tiny embedded model]
+    /// GGUF file of a small Llama with the tokenizer `smollm`, say the one that scripts/align fetches [default: a tiny embedded model]
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
 
@@ -31,7 +31,7 @@ pub struct Options {
     #[arg(long, value_name = "K", default_value_t = 8)]
     pub k: usize,
 
-    /// Inverse temperature of the policy's distribution: f = beta-pi * (log pi - log pi_ref)
+    /// Inverse temperature of the policy's distribution: f = beta-pi * (log policy - log reference)
     #[arg(long, value_name = "BETA", default_value_t = 0.5)]
     pub beta_pi: f64,
 
@@ -45,7 +45,7 @@ pub struct Options {
 
     /// Temperature of the sampling, and so of the loss
     #[arg(long, value_name = "T", default_value_t = 0.8)]
-    pub temperature: f32,
+    pub temperature: f64,
 
     /// Gradient steps [default: 24 with --model, 60 without]
     #[arg(long)]
@@ -59,7 +59,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub passes: usize,
 
-    /// AdamW's learning rate, decayed by a cosine [default: 2e-5 with --model, 1e-3 without]
+    /// Learning rate of the optimiser, decayed by a cosine [default: 2e-5 with --model, 1e-3 without]
     #[arg(long, value_name = "RATE")]
     pub learning_rate: Option<f64>,
 
@@ -71,8 +71,8 @@ pub struct Options {
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<usize>,
 
-    /// Sequences that are sampled or scored in one forward pass
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    /// Sequences that are sampled side by side
+    #[arg(long, value_name = "N", default_value_t = 192)]
     pub batch: usize,
 
     /// Gradient steps between evaluations on held-out prompts; 0 evaluates only before and after [default: a third of the steps]
@@ -129,7 +129,7 @@ pub struct Settings {
     pub beta_pi: f64,
     pub beta_r: f64,
     pub label_smoothing: f64,
-    pub temperature: f32,
+    pub temperature: f64,
     pub steps: usize,
     pub prompts_per_step: usize,
     pub passes: usize,
@@ -192,21 +192,12 @@ impl Settings {
             ("--fit-steps", self.fit_steps, 1),
         ];
         for (option, given, least) in counts {
-            ensure!(
-                given >= least,
-                "{option} should be at least {least}, but {given} was given"
-            );
+            ensure!(given >= least, "{option} should be at least {least}, but {given} was given");
         }
-        let positive = [
-            ("--learning-rate", self.learning_rate),
-            ("--clip", self.clip),
-            ("--temperature", f64::from(self.temperature)),
-        ];
+        let positive =
+            [("--learning-rate", self.learning_rate), ("--clip", self.clip), ("--temperature", self.temperature)];
         for (option, given) in positive {
-            ensure!(
-                given.is_finite() && given > 0.0,
-                "{option} should be a number above 0, but {given} was given"
-            );
+            ensure!(given.is_finite() && given > 0.0, "{option} should be a number above 0, but {given} was given");
         }
         for &objective in &self.objectives {
             self.objective(objective)?;
@@ -216,10 +207,7 @@ impl Settings {
 
     /// The library checks the betas and the smoothing itself.
     pub fn objective(&self, name: ObjectiveName) -> Result<Objective> {
-        let betas = Betas {
-            policy: self.beta_pi,
-            reward: self.beta_r,
-        };
+        let betas = Betas { policy: self.beta_pi, reward: self.beta_r };
         Ok(match name {
             ObjectiveName::Exo => Objective::exo(betas)?,
             ObjectiveName::DpoRw => Objective::dpo_rw(betas)?,

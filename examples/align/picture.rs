@@ -33,8 +33,7 @@ struct Axes {
 }
 
 pub fn draw(path: &Path, runs: &[Run], title: &str) -> Result<()> {
-    draw_panels(path, runs, title)
-        .map_err(|error| anyhow!("cannot draw the picture {}: {error}", path.display()))
+    draw_panels(path, runs, title).map_err(|error| anyhow!("cannot draw the picture {}: {error}", path.display()))
 }
 
 fn draw_panels(path: &Path, runs: &[Run], title: &str) -> Result<(), Box<dyn std::error::Error>> {
@@ -43,9 +42,7 @@ fn draw_panels(path: &Path, runs: &[Run], title: &str) -> Result<(), Box<dyn std
     let root = root.titled(title, (FONT, 20))?;
     let panels = root.split_evenly((1, 3));
     let points = |point: fn(&Evaluation) -> Point| {
-        runs.iter()
-            .map(|run| run.evaluations.iter().map(point).collect::<Vec<_>>())
-            .collect::<Vec<_>>()
+        runs.iter().map(|run| run.evaluations.iter().map(point).collect::<Vec<_>>()).collect::<Vec<_>>()
     };
     let reward_by_step = points(|evaluation| Point {
         x: step(evaluation),
@@ -67,29 +64,16 @@ fn draw_panels(path: &Path, runs: &[Run], title: &str) -> Result<(), Box<dyn std
     });
     let names = runs.iter().map(|run| run.objective.label());
     let names = names.collect::<Vec<_>>();
-    let axes = Axes {
-        title: "Reward",
-        x: "gradient step",
-        y: "mean reward, held-out prompts",
-    };
+    let axes = Axes { title: "Reward", x: "gradient step", y: "mean reward, held-out prompts" };
     draw_panel(&panels[0], &axes, &names, &reward_by_step)?;
-    let axes = Axes {
-        title: "Distance from the reference",
-        x: "gradient step",
-        y: "KL(policy || reference), nats",
-    };
+    let axes = Axes { title: "Distance from the reference", x: "gradient step", y: "KL(policy || reference), nats" };
     draw_panel(&panels[1], &axes, &names, &kl_by_step)?;
-    let axes = Axes {
-        title: "Frontier",
-        x: "KL(policy || reference), nats",
-        y: "mean reward, held-out prompts",
-    };
+    let axes = Axes { title: "Frontier", x: "KL(policy || reference), nats", y: "mean reward, held-out prompts" };
     draw_panel(&panels[2], &axes, &names, &frontier)?;
     root.present()?;
     Ok(())
 }
 
-#[allow(clippy::cast_precision_loss)] // step counts are small
 fn step(evaluation: &Evaluation) -> f64 {
     evaluation.step as f64
 }
@@ -135,16 +119,9 @@ fn draw_panel(
                 chart.draw_series(LineSeries::new(bar, color.mix(0.45)))?;
             }
         }
-        chart.draw_series(
-            points
-                .iter()
-                .map(|point| Circle::new((point.x, point.y), 4, color.filled())),
-        )?;
+        chart.draw_series(points.iter().map(|point| Circle::new((point.x, point.y), 4, color.filled())))?;
         chart
-            .draw_series(LineSeries::new(
-                points.iter().map(|point| (point.x, point.y)),
-                color.stroke_width(2),
-            ))?
+            .draw_series(LineSeries::new(points.iter().map(|point| (point.x, point.y)), color.stroke_width(2)))?
             .label(names[index])
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
     }
@@ -177,9 +154,5 @@ fn range(places: impl Iterator<Item = (f64, f64)>, margin: f64) -> Range<f64> {
 
 /// Whole numbers without a point, others with two digits.
 fn number(value: f64) -> String {
-    if (value - value.round()).abs() < 1e-9 {
-        format!("{value:.0}")
-    } else {
-        format!("{value:.2}")
-    }
+    if (value - value.round()).abs() < 1e-9 { format!("{value:.0}") } else { format!("{value:.2}") }
 }

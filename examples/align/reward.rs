@@ -11,9 +11,7 @@ pub struct Reward {
 
 impl Reward {
     pub fn new() -> Self {
-        Self {
-            analyzer: SentimentIntensityAnalyzer::new(),
-        }
+        Self { analyzer: SentimentIntensityAnalyzer::new() }
     }
 
     /// Only the completion is read: the prompt is the same for a whole group and cancels in the softmax.
@@ -22,7 +20,6 @@ impl Reward {
         if text.is_empty() {
             return 0.0;
         }
-        #[allow(clippy::cast_possible_truncation)] // four digits are all that a lexicon can mean
         let compound = self.analyzer.polarity_scores(text)["compound"] as f32;
         if compound.is_finite() { compound } else { 0.0 }
     }

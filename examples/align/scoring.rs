@@ -11,6 +11,9 @@ use exo_kernels::candle::token_log_probs;
 
 use crate::llama::Llama;
 
+/// Sequences of one forward pass when only log-probabilities are wanted; their logits take 150 MB with 49152 columns.
+const SCORED_AT_ONCE: usize = 32;
+
 /// Logits `[N, V]` of the scored rows, their targets `[N]`, and the S + 1 offsets of the sequences among the rows.
 pub struct Scored {
     pub logits: Tensor,
@@ -22,11 +25,7 @@ pub struct Scored {
 pub fn completion_logits(model: &Llama, sequences: &[(&[u32], &[u32])]) -> Result<Scored> {
     let device = &Device::Cpu;
     // The last token of a completion is predicted but predicts nothing, so it is not fed.
-    let longest = sequences
-        .iter()
-        .map(|(prompt, completion)| prompt.len() + completion.len() - 1)
-        .max()
-        .unwrap_or(0);
+    let longest = sequences.iter().map(|(prompt, completion)| prompt.len() + completion.len() - 1).max().unwrap_or(0);
     let mut tokens = Vec::with_capacity(sequences.len() * longest);
     let mut rows = Vec::new();
     let mut targets = Vec::new();
@@ -44,32 +43,18 @@ pub fn completion_logits(model: &Llama, sequences: &[(&[u32], &[u32])]) -> Resul
     let tokens = Tensor::from_vec(tokens, (sequences.len(), longest), device)?;
     let hidden = model.hidden(&tokens, None)?.flatten_to(1)?;
     let hidden = hidden.index_select(&Tensor::new(rows, device)?, 0)?;
-    Ok(Scored {
-        logits: model.logits(&hidden)?,
-        targets: Tensor::new(targets, device)?,
-        offsets,
-    })
+    Ok(Scored { logits: model.logits(&hidden)?, targets: Tensor::new(targets, device)?, offsets })
 }
 
-/// log-probability of every completion token, one list per sequence, without a graph, `batch` sequences at a time.
-pub fn log_probs(
-    model: &Llama,
-    sequences: &[(&[u32], &[u32])],
-    options: &LogitOptions,
-    batch: usize,
-) -> Result<Vec<Vec<f32>>> {
+/// log-probability of every completion token, one list per sequence, without a graph.
+pub fn log_probs(model: &Llama, sequences: &[(&[u32], &[u32])], options: &LogitOptions) -> Result<Vec<Vec<f32>>> {
     let model = model.detached()?;
     let mut all = Vec::with_capacity(sequences.len());
-    for sequences in sequences.chunks(batch) {
+    for sequences in sequences.chunks(SCORED_AT_ONCE) {
         let scored = completion_logits(&model, sequences)?;
         let values = token_log_probs(&scored.logits, &scored.targets, options)?;
         let values = values.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-        all.extend(
-            scored
-                .offsets
-                .windows(2)
-                .map(|bounds| values[bounds[0]..bounds[1]].to_vec()),
-        );
+        all.extend(scored.offsets.windows(2).map(|bounds| values[bounds[0]..bounds[1]].to_vec()));
     }
     Ok(all)
 }

@@ -11,15 +11,8 @@ const SAMPLES_SHOWN: usize = 6;
 const WIDTH: u16 = 118;
 
 pub fn numbers(runs: &[Run]) -> Table {
-    let mut table = table(vec![
-        "model",
-        "held-out reward",
-        "KL(policy‖reference), nats",
-        "tokens",
-        "accuracy",
-        "ESS",
-        "time",
-    ]);
+    let mut table =
+        table(vec!["model", "held-out reward", "KL(policy‖reference), nats", "tokens", "accuracy", "ESS", "time"]);
     if let Some(run) = runs.first() {
         table.add_row(row("before", run.before(), None));
     }

@@ -40,11 +40,8 @@ pub fn random(config: &Config, seed: u64) -> Result<Llama> {
         let values = match shape {
             [count] => vec![1f32; *count],
             shape => {
-                #[allow(clippy::cast_precision_loss)] // a width is small
                 let largest = (3.0 / shape[1] as f32).sqrt();
-                (0..shape.iter().product())
-                    .map(|_| random.random_range(-largest..largest))
-                    .collect()
+                (0..shape.iter().product()).map(|_| random.random_range(-largest..largest)).collect()
             }
         };
         Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
@@ -75,7 +72,6 @@ pub fn fit(steps: usize, seed: u64, progress: &ProgressBar) -> Result<(Llama, f6
         let mut gradients = loss.backward()?;
         let norm = policy.gradient_norm(&gradients)?;
         policy.clip(&mut gradients, norm, 1.0)?;
-        #[allow(clippy::cast_precision_loss)] // step counts are small
         let left = 1.0 - step as f64 / steps as f64;
         optimizer.set_learning_rate(LEARNING_RATE * left);
         optimizer.step(&gradients)?;

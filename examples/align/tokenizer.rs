@@ -12,10 +12,7 @@ pub enum Tokenizer {
     /// One token per byte; a line feed ends a text.
     Bytes,
     /// Boxed, because the merges' tables make the value itself large.
-    PairMerges {
-        inner: Box<tokenizers::Tokenizer>,
-        end: u32,
-    },
+    PairMerges { inner: Box<tokenizers::Tokenizer>, end: u32 },
 }
 
 impl Tokenizer {
@@ -27,10 +24,7 @@ impl Tokenizer {
             "this example reads the byte-level tokenizer of SmolLM (`gpt2` with pre-tokenizer `smollm`), \
              but the file has `{model}` with `{split}`"
         );
-        let vocabulary = texts(content, "tokenizer.ggml.tokens")?
-            .into_iter()
-            .zip(0u32..)
-            .collect::<Vocab>();
+        let vocabulary = texts(content, "tokenizer.ggml.tokens")?.into_iter().zip(0u32..).collect::<Vocab>();
         let merges = texts(content, "tokenizer.ggml.merges")?
             .into_iter()
             .map(|merge| match merge.split_once(' ') {
@@ -55,19 +49,15 @@ impl Tokenizer {
             .get("tokenizer.ggml.eos_token_id")
             .context("the file's metadata has no `tokenizer.ggml.eos_token_id`")?
             .to_u32()?;
-        Ok(Self::PairMerges {
-            inner: Box::new(inner),
-            end,
-        })
+        Ok(Self::PairMerges { inner: Box::new(inner), end })
     }
 
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match self {
             Self::Bytes => Ok(text.bytes().map(u32::from).collect()),
             Self::PairMerges { inner, .. } => {
-                let encoding = inner
-                    .encode(text, false)
-                    .map_err(|error| anyhow!("cannot tokenize `{text}`: {error}"))?;
+                let encoding =
+                    inner.encode(text, false).map_err(|error| anyhow!("cannot tokenize `{text}`: {error}"))?;
                 Ok(encoding.get_ids().to_vec())
             }
         }
@@ -76,22 +66,15 @@ impl Tokenizer {
     /// The text of `tokens` without the end token. A character cut in half becomes U+FFFD.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         let end = self.end();
-        let tokens = tokens
-            .iter()
-            .copied()
-            .filter(|&token| token != end)
-            .collect::<Vec<_>>();
+        let tokens = tokens.iter().copied().filter(|&token| token != end).collect::<Vec<_>>();
         match self {
             Self::Bytes => {
-                let bytes = tokens
-                    .iter()
-                    .map(|&token| u8::try_from(token).unwrap_or(b'?'))
-                    .collect::<Vec<_>>();
+                let bytes = tokens.iter().map(|&token| u8::try_from(token).unwrap_or(b'?')).collect::<Vec<_>>();
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
-            Self::PairMerges { inner, .. } => inner
-                .decode(&tokens, false)
-                .map_err(|error| anyhow!("cannot turn tokens into text: {error}")),
+            Self::PairMerges { inner, .. } => {
+                inner.decode(&tokens, false).map_err(|error| anyhow!("cannot turn tokens into text: {error}"))
+            }
         }
     }
 
@@ -105,23 +88,14 @@ impl Tokenizer {
 }
 
 fn text<'a>(content: &'a Content, key: &str) -> Result<&'a str> {
-    let value = content
-        .metadata
-        .get(key)
-        .with_context(|| format!("the file's metadata has no `{key}`"))?;
+    let value = content.metadata.get(key).with_context(|| format!("the file's metadata has no `{key}`"))?;
     Ok(value.to_string()?)
 }
 
 fn texts(content: &Content, key: &str) -> Result<Vec<String>> {
-    let value = content
-        .metadata
-        .get(key)
-        .with_context(|| format!("the file's metadata has no `{key}`"))?;
+    let value = content.metadata.get(key).with_context(|| format!("the file's metadata has no `{key}`"))?;
     let Value::Array(values) = value else {
         bail!("`{key}` in the file's metadata should be a list of texts");
     };
-    values
-        .iter()
-        .map(|value| Ok(value.to_string()?.clone()))
-        .collect()
+    values.iter().map(|value| Ok(value.to_string()?.clone())).collect()
 }

@@ -1,4 +1,4 @@
-//! The alignment loop: packed logits of a few groups, this crate's loss, AdamW.
+//! The alignment loop: packed logits of a few groups, this crate's loss, `AdamW`.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::backprop::GradStore;
@@ -11,6 +11,9 @@ use serde::Serialize;
 use crate::groups::Group;
 use crate::llama::Llama;
 use crate::scoring;
+
+/// Share of the steps over which the learning rate rises to its full value.
+const WARM_UP: f64 = 0.15;
 
 /// A model whose parameters an optimiser may change. It owns copies: the model that it came from stays as it is.
 pub struct Policy {
@@ -32,13 +35,7 @@ impl Policy {
     }
 
     pub fn optimizer(&self, learning_rate: f64) -> Result<AdamW> {
-        let settings = ParamsAdamW {
-            lr: learning_rate,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.0,
-        };
+        let settings = ParamsAdamW { lr: learning_rate, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0 };
         let variables = self.parameters.iter().map(|(_, variable)| variable.clone());
         Ok(AdamW::new(variables.collect(), settings)?)
     }
@@ -48,9 +45,8 @@ impl Policy {
     pub fn gradient_norm(&self, gradients: &GradStore) -> Result<f64> {
         let mut sum = 0.0;
         for (name, parameter) in &self.parameters {
-            let gradient = gradients
-                .get(parameter)
-                .with_context(|| format!("no gradient reached the parameter `{name}`"))?;
+            let gradient =
+                gradients.get(parameter).with_context(|| format!("no gradient reached the parameter `{name}`"))?;
             let square = gradient.sqr()?.sum_all()?.to_dtype(DType::F64)?;
             sum += square.to_scalar::<f64>()?;
         }
@@ -78,7 +74,8 @@ impl Policy {
 /// What one gradient step saw. All but the gradient's norm are of the loss's report, before the step.
 #[derive(Clone, Serialize)]
 pub struct Step {
-    pub step: usize,
+    #[serde(rename = "step")]
+    pub number: usize,
     pub loss: f64,
     /// Mean reward of the step's completions, which the frozen model wrote: the level, not the progress.
     pub batch_reward: f64,
@@ -86,7 +83,7 @@ pub struct Step {
     pub accuracy: f64,
     /// 1 / Σ p², averaged over the groups: K when the policy has not moved, 1 when one completion takes all.
     pub effective_sample_size: f64,
-    /// Mean of log π − log π_ref over the step's completions.
+    /// Mean of `log π − log π_ref` over the step's completions.
     pub mean_log_ratio: f64,
     pub gradient_norm: f64,
     pub learning_rate: f64,
@@ -121,7 +118,7 @@ impl Trainer<'_> {
         }
         let scored = scoring::completion_logits(&self.policy.model, &sequences)?;
         let batch = Batch::new(&scored.offsets, &group_offsets)?;
-        let options = LossOptions::from(self.objective.clone()).with_logits(self.logit_options);
+        let options = LossOptions::from(self.objective).with_logits(self.logit_options);
         let (loss, report) = preference_loss(
             &scored.logits,
             &scored.targets,
@@ -130,11 +127,12 @@ impl Trainer<'_> {
             &rewards,
             options,
         )?;
+        let report = report.check()?;
         let learning_rate = self.learning_rate_at(step);
         let gradient_norm = self.descend(&loss, learning_rate)?;
         let rewards = rewards.iter().copied().map(f64::from).collect::<Vec<_>>();
         Ok(Step {
-            step: step + 1,
+            number: step + 1,
             loss: report.loss,
             batch_reward: crate::evaluation::mean_and_error(&rewards).0,
             accuracy: report.accuracy,
@@ -149,17 +147,17 @@ impl Trainer<'_> {
     fn descend(&mut self, loss: &Tensor, learning_rate: f64) -> Result<f64> {
         let mut gradients = loss.backward()?;
         let norm = self.policy.gradient_norm(&gradients)?;
-        self.policy
-            .clip(&mut gradients, norm, self.largest_gradient)?;
+        self.policy.clip(&mut gradients, norm, self.largest_gradient)?;
         self.optimizer.set_learning_rate(learning_rate);
         self.optimizer.step(&gradients)?;
         Ok(norm)
     }
 
-    /// A cosine from the full rate to 0 without warm-up, as in the official code.
+    /// A cosine from the full rate to 0, as in the official code, but after a short linear warm-up: `AdamW`'s first steps
+    /// have the length of the rate whatever the gradient, and few steps need a high rate.
     fn learning_rate_at(&self, step: usize) -> f64 {
-        #[allow(clippy::cast_precision_loss)] // step counts are small
         let done = step as f64 / self.steps as f64;
-        self.learning_rate * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+        let warm_up = ((done + 1.0 / self.steps as f64) / WARM_UP).min(1.0);
+        self.learning_rate * warm_up * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
     }
 }

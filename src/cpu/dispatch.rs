@@ -52,24 +52,24 @@ impl InstructionSet {
 
 /// An instruction set that was seen to be there: the only way to run a kernel.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Available(InstructionSet);
+pub(super) struct Available(InstructionSet);
 
 impl Available {
-    pub(crate) fn best() -> Self {
+    pub(super) fn best() -> Self {
         let best = InstructionSet::ALL.into_iter().find(|set| set.is_available());
         Available(best.unwrap_or(InstructionSet::Portable))
     }
 
-    pub(crate) fn require(set: InstructionSet) -> Result<Self> {
+    pub(super) fn require(set: InstructionSet) -> Result<Self> {
         if set.is_available() { Ok(Available(set)) } else { Err(Error::InstructionSet { name: set.name() }) }
     }
 
-    pub(crate) fn get(self) -> InstructionSet {
+    pub(super) fn get(self) -> InstructionSet {
         self.0
     }
 
     /// Runs the kernel as compiled for this instruction set.
-    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Available` is only made after `is_available` found these features on this processor.
@@ -84,7 +84,7 @@ impl Available {
 
 /// A loop over lanes. `run` and everything it calls must be `#[inline(always)]`: a call that stays a call would be compiled without
 /// the vector instructions.
-pub(crate) trait Kernel {
+pub(super) trait Kernel {
     type Output;
 
     /// `FMA`: whether the instruction set has a fused multiply-add. Without one, `f32::mul_add` is a library call.

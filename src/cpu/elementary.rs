@@ -2,16 +2,24 @@
 
 /// a·b + c, rounded once where the instruction set can (`FMA`), twice elsewhere.
 #[inline(always)]
-pub(crate) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+pub(super) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// a·b + c, rounded once on every instruction set: where the product may be large and c takes most of it away again.
+///
+/// Without a fused multiply-add by way of f64, in which the product of two f32 is exact.
+#[inline(always)]
+pub(super) fn fused_multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { (f64::from(a) * f64::from(b) + f64::from(c)) as f32 }
+}
+
 /// Below this exponent 2^t is no normal f32. Terms that small are nothing beside a softmax's largest, which is at least ½.
-pub(crate) const SMALLEST_EXPONENT: f32 = -126.0;
+pub(super) const SMALLEST_EXPONENT: f32 = -126.0;
 
 /// max(t, −126), and NaN for NaN (which `f32::max` would drop).
 #[inline(always)]
-pub(crate) fn clamp_exponent(t: f32) -> f32 {
+pub(super) fn clamp_exponent(t: f32) -> f32 {
     if t < SMALLEST_EXPONENT { SMALLEST_EXPONENT } else { t }
 }
 
@@ -21,7 +29,7 @@ pub(crate) fn clamp_exponent(t: f32) -> f32 {
 /// field, in the lowest bits. 2^f is a minimax polynomial of degree 6 (relative error 2.0e-9; the constant term is exactly 1, so
 /// 2^n is exact).
 #[inline(always)]
-pub(crate) fn exp2<const FMA: bool>(t: f32) -> f32 {
+pub(super) fn exp2<const FMA: bool>(t: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0 + 127.0;
     let rounded = t + ROUND;
     let f = t - (rounded - ROUND);
@@ -37,14 +45,14 @@ pub(crate) fn exp2<const FMA: bool>(t: f32) -> f32 {
 }
 
 /// Largest relative error of [`exp2`] in unit roundoffs (2^-24), as the test below measures it.
-pub(crate) const EXP2_ERROR: f64 = 2.0;
+pub(super) const EXP2_ERROR: f64 = 2.0;
 
 /// tanh(y) and its slope 1 − tanh²(y), both to a few unit roundoffs of themselves; NaN for NaN.
 ///
 /// Near 0 an odd polynomial, since (1 − e)/(1 + e) with e = exp(−2|y|) loses digits there; farther out that quotient, and the slope as
 /// 4e/(1 + e)², since 1 − tanh² loses its digits where tanh is near 1.
 #[inline(always)]
-pub(crate) fn tanh<const FMA: bool>(y: f32) -> (f32, f32) {
+pub(super) fn tanh<const FMA: bool>(y: f32) -> (f32, f32) {
     let a = y.abs();
     let square = y * y;
     let mut p = -5.895_159e-3;
@@ -63,7 +71,7 @@ pub(crate) fn tanh<const FMA: bool>(y: f32) -> (f32, f32) {
 }
 
 /// Largest relative error of [`tanh`] in unit roundoffs (2^-24), as the test below measures it.
-pub(crate) const TANH_ERROR: f64 = 5.0;
+pub(super) const TANH_ERROR: f64 = 5.0;
 
 #[cfg(test)]
 mod tests {

@@ -17,8 +17,13 @@ pub use dispatch::InstructionSet;
 use crate::error::Result;
 use dispatch::Available;
 
-pub(crate) use elementary::{EXP2_ERROR, TANH_ERROR};
-pub(crate) use token_log_prob::SUM_ERROR;
+/// What this backend's arithmetic is measured at is within what every backend promises.
+const _: () = {
+    let promised = crate::reference::bounds::Arithmetic::BACKEND;
+    assert!(elementary::EXP2_ERROR <= promised.exp2);
+    assert!(elementary::TANH_ERROR <= promised.tanh);
+    assert!(token_log_prob::SUM_ERROR <= promised.additions);
+};
 
 /// The CPU as a backend. Runs on rayon's current thread pool: the global one, or the one whose `install` it is called in.
 #[derive(Debug, Clone, Copy)]

@@ -200,7 +200,11 @@ impl Group {
 
     /// Σ q·(−log p) from terms that are never negative.
     fn cross_entropy(&self) -> f64 {
-        self.log_p.iter().zip(&self.log_q).map(|(log_p, log_q)| if *log_q == f64::NEG_INFINITY { 0.0 } else { -log_q.exp() * log_p }).sum()
+        self.log_p
+            .iter()
+            .zip(&self.log_q)
+            .map(|(log_p, log_q)| if *log_q == f64::NEG_INFINITY { 0.0 } else { -log_q.exp() * log_p })
+            .sum()
     }
 
     /// (1 − Σ p^(1−α) q^α)/(α(1−α)); the limits KL(p‖q) at 0 and KL(q‖p) at 1.
@@ -211,7 +215,11 @@ impl Group {
             .zip(&self.a)
             .map(|((&log_p, &log_q), &a)| {
                 // The divergence of order α from p to q is that of order 1 − α from q to p.
-                if alpha <= 0.5 { alpha_term(alpha, log_p, log_q, a) } else { alpha_term(1.0 - alpha, log_q, log_p, -a) }
+                if alpha <= 0.5 {
+                    alpha_term(alpha, log_p, log_q, a)
+                } else {
+                    alpha_term(1.0 - alpha, log_q, log_p, -a)
+                }
             })
             .sum()
     }

@@ -9,11 +9,11 @@ use rayon::join;
 
 use super::Cpu;
 use super::dispatch::{Available, Kernel};
-use super::elementary::{clamp_exponent, exp2, multiply_add, tanh};
+use super::elementary::{SMALLEST_EXPONENT, clamp_exponent, exp2, fused_multiply_add, multiply_add, tanh};
 use crate::element::Element;
 use crate::error::Result;
 use crate::logits::{LogitOptions, Logits};
-use crate::stages::{SoftmaxState, TokenLogProbs, check_length};
+use crate::stages::{LARGEST_EXPONENT, SoftmaxState, TokenLogProbs, check_length};
 use crate::targets::{self, TokenId};
 
 /// Partial results side by side: two AVX-512 registers, four AVX2 ones.
@@ -28,7 +28,7 @@ pub(super) const SLICE: usize = 32_768;
 pub(super) const GRAIN: usize = 32_768;
 
 /// The most roundings that any term of a row's f32 sums goes through: additions within a lane, then across lanes.
-pub(crate) const SUM_ERROR: f64 = (BLOCK / LANES + LANES.ilog2() as usize) as f64;
+pub(super) const SUM_ERROR: f64 = (BLOCK / LANES + LANES.ilog2() as usize) as f64;
 
 /// r before any logit was seen: finite, so that a leading −inf gives −inf − r and not −inf − (−inf), which is NaN.
 const START: f32 = -f32::MAX;
@@ -70,10 +70,10 @@ impl Scale {
     #[inline(always)]
     pub(super) fn exponent<const FMA: bool, const SOFTCAP: bool>(&self, x: f32, r: f32) -> (f32, f32) {
         if !SOFTCAP {
-            return (multiply_add::<FMA>(x, self.factor, -r), 1.0);
+            return (fused_multiply_add::<FMA>(x, self.factor, -r), 1.0);
         }
         let (capped, slope) = tanh::<FMA>(x * self.inverse_cap);
-        let t = multiply_add::<FMA>(capped, self.factor, -r);
+        let t = fused_multiply_add::<FMA>(capped, self.factor, -r);
         // Infinities stay what they are: a capped −inf would have the probability of a logit of −c.
         if x.abs() < f32::INFINITY { (t, slope) } else { (x, 0.0) }
     }
@@ -175,11 +175,11 @@ fn add<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bool>(
 ) {
     for lane in 0..LANES {
         let (t, _) = scale.exponent::<FMA, SOFTCAP>(group[lane].to_f32(), r);
-        // Also keeps an excluded column out of the entropy, where t·2^t would be −inf·0.
-        let t = clamp_exponent(t);
-        let power = exp2::<FMA>(t);
+        let power = exp2::<FMA>(clamp_exponent(t));
         sum[lane] += power;
         if ENTROPY {
+            // An excluded column adds nothing, where t·2^t would be −inf·0.
+            let t = if t < SMALLEST_EXPONENT { 0.0 } else { t };
             weighted[lane] = multiply_add::<FMA>(t, power, weighted[lane]);
         }
     }
@@ -250,8 +250,8 @@ impl RowForward<'_> {
 
     fn row<T: Element>(&self, logits: &[T], target: usize) -> Row {
         let sums = self.sums(logits);
-        // r at its start: only −inf. A sum that is NaN: a NaN or +inf.
-        if sums.r == START || sums.sum.is_nan() {
+        // r at its start: only −inf. r infinite: a +inf. A sum that is NaN: a NaN.
+        if sums.r.abs() >= LARGEST_EXPONENT || sums.sum.is_nan() {
             return (f32::NAN, SoftmaxState { r: 0.0, s: f32::NAN }, f32::NAN);
         }
         let state = SoftmaxState { r: sums.r, s: sums.sum as f32 };
@@ -287,7 +287,7 @@ pub(super) fn target_power(instructions: Available, scale: &Scale, x: f32, r: f3
             } else {
                 self.scale.exponent::<FMA, false>(self.x, self.r)
             };
-            if t < super::elementary::SMALLEST_EXPONENT { 0.0 } else { exp2::<FMA>(t) }
+            if t < SMALLEST_EXPONENT { 0.0 } else { exp2::<FMA>(t) }
         }
     }
 

@@ -110,9 +110,7 @@ impl<T: Element, const SOFTCAP: bool, const ENTROPY: bool> Kernel for SliceGradi
                 let mut copy = [T::NEG_INFINITY; LANES];
                 copy[..rest.len()].copy_from_slice(rest);
                 let length = rest.len();
-                write_rest(&copy[..length], rest, |group| {
-                    gradients::<T, FMA, SOFTCAP, ENTROPY>(group, scale, factors)
-                });
+                write_rest(&copy[..length], rest, |group| gradients::<T, FMA, SOFTCAP, ENTROPY>(group, scale, factors));
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::element::Element;
 use crate::logits::LogitOptions;
+use crate::stages::LARGEST_EXPONENT;
 
 /// What is known of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -19,8 +20,6 @@ pub struct TokenLogProb {
 }
 
 /// The scaled logits z of a row: c·tanh(x/c)/T. A logit of −inf means "excluded" and stays −inf under a softcap, +inf stays +inf.
-///
-/// A logit beyond f32's range when divided by T and written in base 2 counts as infinite, as on every backend.
 pub fn scaled_logits<T: Element>(logits: &[T], options: &LogitOptions) -> Vec<f64> {
     let (temperature, softcap) = (options.temperature(), options.softcap());
     logits
@@ -28,13 +27,13 @@ pub fn scaled_logits<T: Element>(logits: &[T], options: &LogitOptions) -> Vec<f6
         .map(|logit| {
             let x = f64::from(logit.to_f32());
             let capped = if softcap == 0.0 || x.is_infinite() { x } else { softcap * (x / softcap).tanh() };
-            let z = capped / temperature;
-            if (z * std::f64::consts::LOG2_E).abs() > f64::from(f32::MAX) { z.signum() * f64::INFINITY } else { z }
+            capped / temperature
         })
         .collect()
 }
 
-/// One row, forward. NaN in every field for a row with a NaN or +inf logit, or with only −inf.
+/// One row, forward. NaN in every field for a row with a NaN or +inf logit, with only −inf, or whose largest logit is 2³⁰ or more in size when scaled
+/// and written in base 2: the range that every backend promises.
 ///
 /// The sum is written as 1 + the tail behind the largest term, so that log-probs near 0 keep their digits.
 pub fn forward<T: Element>(logits: &[T], target: usize, options: &LogitOptions) -> TokenLogProb {
@@ -60,7 +59,8 @@ pub fn forward<T: Element>(logits: &[T], target: usize, options: &LogitOptions) 
             square += p(j) * (z[j] - z[top]).powi(2);
         }
     }
-    let nan = if z.iter().any(|z| z.is_nan()) || z[top].is_infinite() { f64::NAN } else { 0.0 };
+    let in_range = (z[top] * std::f64::consts::LOG2_E).abs() < f64::from(LARGEST_EXPONENT);
+    let nan = if in_range && !z.iter().any(|z| z.is_nan()) { 0.0 } else { f64::NAN };
     TokenLogProb {
         log_prob: z[target] - z[top] - log_sum + nan,
         log_sum_exp: z[top] + log_sum + nan,

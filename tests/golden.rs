@@ -1,0 +1,80 @@
+//! The golden fixtures, on every backend and instruction set, within the bounds of `exo_kernels::reference::bounds`.
+
+#[path = "support/comparison.rs"]
+mod comparison;
+#[path = "support/fixture.rs"]
+mod fixture;
+
+use std::path::{Path, PathBuf};
+
+use comparison::{Backend, OutputError, compare};
+use exo_kernels::Cpu;
+use exo_kernels::cpu::InstructionSet;
+use fixture::Fixture;
+
+fn fixtures() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).expect("tests/golden").map(|entry| entry.expect("entry").path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "safetensors"));
+    files.sort();
+    assert!(files.len() >= 79, "{} fixtures found", files.len());
+    files
+}
+
+fn assert_within(backend: Backend) {
+    let mut over = Vec::new();
+    for file in fixtures() {
+        let fixture = Fixture::read(&file).expect("a readable fixture");
+        let name = file.file_stem().expect("a name").to_string_lossy().into_owned();
+        for OutputError { output, largest, share } in compare(&fixture, backend) {
+            if share > 1.0 {
+                over.push(format!("{name}: {output}: error {largest:e}, {share} of its bound"));
+            }
+        }
+    }
+    assert!(over.is_empty(), "over their bounds:\n{}", over.join("\n"));
+}
+
+#[test]
+fn reference_is_within_bounds() {
+    assert_within(Backend::Reference);
+}
+
+#[test]
+fn cpu_is_within_bounds_on_every_instruction_set() {
+    for set in InstructionSet::ALL {
+        match Cpu::with_instruction_set(set) {
+            Ok(cpu) => assert_within(Backend::Cpu(cpu)),
+            Err(error) => println!("NOT RUN: {error}"),
+        }
+    }
+}
+
+/// The comparison itself: an expected value that is off by a little more than its bound must be seen, in every output.
+#[test]
+fn a_wrong_value_is_over_its_bound() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/matrix-exo-rw-f32.safetensors");
+    let right = Fixture::read(&file).expect("a readable fixture");
+    let row = right.targets.iter().position(|&target| target >= 0).expect("a scored row");
+    let off = |value: &mut f64| *value += 1e-4 * value.abs().max(1.0);
+    type Change<'a> = (&'static str, Box<dyn Fn(&mut Fixture) + 'a>);
+    let changes: Vec<Change<'_>> = vec![
+        ("token log-prob", Box::new(|fixture| off(&mut fixture.log_probs[row]))),
+        ("log-sum-exp", Box::new(|fixture| off(&mut fixture.log_sum_exps[row]))),
+        ("entropy", Box::new(|fixture| off(&mut fixture.entropies[row]))),
+        ("log-ratio", Box::new(|fixture| off(&mut fixture.log_ratios[0]))),
+        ("group loss", Box::new(|fixture| off(&mut fixture.group_losses[0]))),
+        ("loss", Box::new(|fixture| off(&mut fixture.loss))),
+        ("sequence gradient", Box::new(|fixture| off(&mut fixture.coefficients[0]))),
+        ("logit gradient", Box::new(|fixture| fixture.gradient.values[0] += 1e-5)),
+    ];
+    for (output, change) in changes {
+        let mut wrong = right.clone();
+        change(&mut wrong);
+        let errors = compare(&wrong, Backend::Cpu(Cpu::default()));
+        let error = errors.iter().find(|error| error.output == output).expect("the output");
+        assert!(!error.is_within(), "{output}: {error:?}");
+        assert!(compare(&right, Backend::Cpu(Cpu::default())).iter().all(OutputError::is_within));
+    }
+}

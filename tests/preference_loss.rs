@@ -1,0 +1,197 @@
+//! `PreferenceLoss` against the f64 reference: composition, options, references, reductions, reports.
+
+use exo_kernels::reference::preference_loss;
+use exo_kernels::{
+    Batch, Betas, Cpu, Divergence, IGNORE_INDEX, LogRatio, LogitOptions, Logits, LogitsMut, LossOptions, Objective,
+    PreferenceLoss, Reduction, Reference, Rewards,
+};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+const VOCAB: usize = 67;
+
+struct Step {
+    logits: Vec<f32>,
+    targets: Vec<i64>,
+    batch: Batch,
+    reference: Vec<f32>,
+    sums: Vec<f64>,
+    rewards: Vec<f64>,
+    offsets: Vec<f64>,
+}
+
+/// Ragged groups of 1 to 4 completions of 0 to 6 rows, some masked.
+fn step(seed: u64) -> Step {
+    let mut random = StdRng::seed_from_u64(seed);
+    let (mut sequences, mut groups) = (vec![0usize], vec![0usize]);
+    for _ in 0..5 {
+        for _ in 0..random.random_range(1..=4) {
+            sequences.push(sequences[sequences.len() - 1] + random.random_range(0..=6));
+        }
+        groups.push(sequences.len() - 1);
+    }
+    let batch = Batch::new(&sequences, &groups).expect("valid");
+    let (rows, s) = (batch.rows(), batch.sequences());
+    Step {
+        logits: (0..rows * VOCAB).map(|_| random.random_range(-4.0..4.0)).collect(),
+        targets: (0..rows)
+            .map(|_| if random.random_bool(0.2) { IGNORE_INDEX } else { random.random_range(0..VOCAB as i64) })
+            .collect(),
+        reference: (0..rows).map(|_| random.random_range(-7.0..0.0)).collect(),
+        sums: (0..s).map(|_| random.random_range(-20.0..0.0)).collect(),
+        rewards: (0..s).map(|_| random.random_range(-1.0..1.0)).collect(),
+        offsets: (0..s).map(|_| random.random_range(-0.5..0.5)).collect(),
+        batch,
+    }
+}
+
+fn options() -> Vec<LossOptions> {
+    let betas = Betas { policy: 0.3, reward: 0.5 };
+    let objectives = [
+        Objective::exo(betas),
+        Objective::exo_pref(0.3, 1e-3),
+        Objective::dpo_rw(betas),
+        Objective::dpo_pref(0.3, 0.1),
+        Objective::alpha(0.4, betas),
+        Objective::jensen_shannon(betas),
+        Objective::distribution(Divergence::ReverseKl, 0.3),
+    ]
+    .map(|objective| objective.expect("valid"));
+    let logits =
+        LogitOptions::default().with_temperature(0.8).and_then(|options| options.with_softcap(15.0)).expect("valid");
+    let reductions = [Reduction::Mean, Reduction::Sum, Reduction::Normalizer(7.0)];
+    let mut all = Vec::new();
+    for (index, objective) in objectives.into_iter().enumerate() {
+        for log_ratio in [LogRatio::Sum, LogRatio::Mean] {
+            let options = LossOptions::from(objective)
+                .with_log_ratio(log_ratio)
+                .with_reduction(reductions[index % 3])
+                .expect("valid");
+            all.push(if index % 2 == 0 { options } else { options.with_logits(logits) });
+        }
+    }
+    all
+}
+
+/// f32 token log-probs are good to 3e-6 at these sizes, of which at most six add up in a sequence; everything behind them is f64. Losses and
+/// gradients here are of order 1, so errors of order 1e-5 are rounding and anything wrong is larger.
+const TOLERANCE: f64 = 3e-5;
+
+fn close(computed: f64, expected: f64, what: &str) {
+    assert!((computed - expected).abs() <= TOLERANCE * expected.abs().max(1.0), "{what}: {computed} vs {expected}");
+}
+
+#[test]
+fn agrees_with_the_reference_in_every_option() {
+    for (seed, options) in options().into_iter().enumerate() {
+        let Step { logits, targets, batch, reference, sums, rewards, offsets } = step(seed as u64);
+        let references = [Reference::PerToken(&reference), Reference::PerSequence(&sums), Reference::None];
+        let view = Logits::new(&logits, VOCAB).expect("rows");
+        for reference in references {
+            for rewards in [Rewards::from(&rewards), Rewards::from(&rewards).with_proposal(&offsets)] {
+                let exact = preference_loss::forward(&options, view, &targets, &batch, reference, rewards);
+                let mut loss = PreferenceLoss::new(Cpu::default(), options);
+                loss.forward(view, &targets, &batch, reference, rewards).expect("forward");
+                let report = loss.report().expect("finite");
+                close(report.loss, exact.loss, "loss");
+                for (computed, exact) in report.group_losses.iter().zip(&exact.groups) {
+                    close(*computed, exact.loss, "group loss");
+                }
+                for (computed, exact) in report.implicit_rewards.iter().zip(&exact.log_ratios) {
+                    close(*computed, options.objective().beta_policy() * exact, "implicit reward");
+                }
+                let mut grad = vec![f32::NAN; logits.len()];
+                loss.backward(view, LogitsMut::new(&mut grad, VOCAB).expect("rows")).expect("backward");
+                for row in 0..batch.rows() {
+                    let expected = exact.grad_logits(&options, view, &targets, row);
+                    for (computed, expected) in grad[row * VOCAB..(row + 1) * VOCAB].iter().zip(expected) {
+                        close(f64::from(*computed), expected, "gradient");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn loss_scale_multiplies_the_gradient_and_nothing_else() {
+    let Step { logits, targets, batch, reference, rewards, .. } = step(3);
+    let view = Logits::new(&logits, VOCAB).expect("rows");
+    let objective = Objective::exo(Betas { policy: 0.3, reward: 0.5 }).expect("valid");
+    let mut loss = PreferenceLoss::new(Cpu::default(), objective);
+    let mut backward = |scale: f64| {
+        loss.set_loss_scale(scale);
+        loss.forward(view, &targets, &batch, Reference::PerToken(&reference), &rewards).expect("forward");
+        let mut grad = vec![0.0f32; logits.len()];
+        loss.backward(view, LogitsMut::new(&mut grad, VOCAB).expect("rows")).expect("backward");
+        (loss.report().expect("finite").loss, grad)
+    };
+    let ((loss, grad), (scaled_loss, scaled)) = (backward(1.0), backward(1024.0));
+    assert_eq!(loss, scaled_loss);
+    assert!(grad.iter().zip(&scaled).all(|(grad, scaled)| grad * 1024.0 == *scaled), "a power of two scales exactly");
+    assert!(grad.iter().any(|&grad| grad != 0.0));
+}
+
+#[test]
+fn micro_batches_with_a_normalizer_add_up_to_the_mean() {
+    // Two groups of two completions of two rows.
+    let mut random = StdRng::seed_from_u64(9);
+    let logits: Vec<f32> = (0..8 * VOCAB).map(|_| random.random_range(-4.0..4.0)).collect();
+    let targets: Vec<u32> = (0..8).map(|_| random.random_range(0..VOCAB as u32)).collect();
+    let rewards = [0.3f32, -0.2, 0.9, 0.1];
+    let objective = Objective::dpo_rw(Betas { policy: 0.3, reward: 0.5 }).expect("valid");
+    let run = |groups: std::ops::Range<usize>, reduction| {
+        let rows = groups.start * 4..groups.end * 4;
+        let logits = Logits::new(&logits[rows.start * VOCAB..rows.end * VOCAB], VOCAB).expect("rows");
+        let batch = Batch::padded(groups.len() * 2, 2, 2).expect("valid");
+        let mut loss = PreferenceLoss::new(Cpu::default(), objective).with_reduction(reduction).expect("valid");
+        let rewards = &rewards[groups.start * 2..groups.end * 2];
+        loss.forward(logits, &targets[rows.clone()], &batch, Reference::None, rewards).expect("forward");
+        let mut grad = vec![0.0f32; rows.len() * VOCAB];
+        loss.backward(logits, LogitsMut::new(&mut grad, VOCAB).expect("rows")).expect("backward");
+        (loss.report().expect("finite").loss, grad)
+    };
+    let (loss, grad) = run(0..2, Reduction::Mean);
+    let (first, mut parts) = run(0..1, Reduction::Normalizer(2.0));
+    let (second, after) = run(1..2, Reduction::Normalizer(2.0));
+    parts.extend(after);
+    assert!((first + second - loss).abs() <= 4.0 * f64::EPSILON * loss.abs());
+    assert_eq!(parts, grad);
+}
+
+#[test]
+fn report_holds_what_a_trainer_logs() {
+    // Logits that make each log-prob known: two columns, the target's logit 0 against one of −x gives −log(1 + e^(−x)).
+    let log_ratio = |x: f64| -(-x).exp().ln_1p();
+    let x = [2.0f32, 0.5, 1.0, 3.0];
+    let logits: Vec<f32> = x.iter().flat_map(|x| [0.0, -x]).collect();
+    let batch = Batch::new(&[0, 1, 2, 3, 4], &[0, 2, 4]).expect("valid");
+    let rewards = [1.0f32, 0.0, 1.0, 0.0];
+    let objective = Objective::exo(Betas { policy: 0.5, reward: 1.0 }).expect("valid");
+    let mut loss = PreferenceLoss::new(Cpu::default(), objective).with_entropy(true);
+    let view = Logits::new(&logits, 2).expect("rows");
+    loss.forward(view, &[0u32; 4], &batch, Reference::None, &rewards).expect("forward");
+    let report = loss.report().expect("finite");
+
+    let f: Vec<f64> = x.iter().map(|&x| 0.5 * log_ratio(f64::from(x))).collect();
+    let close = |computed: f64, expected: f64| assert!((computed - expected).abs() < 1e-6, "{computed} {expected}");
+    for (computed, expected) in report.implicit_rewards.iter().zip(&f) {
+        close(*computed, *expected);
+    }
+    close(report.margins[0], f[0] - f[1]);
+    close(report.margins[1], f[2] - f[3]);
+    assert_eq!(report.accuracy, 0.5, "the first group's winner is the policy's favourite, the second's is not");
+    close(report.mean_log_ratio, f.iter().sum::<f64>() / 2.0);
+    let effective = |a: f64, b: f64| {
+        let p = 1.0 / (1.0 + (b - a).exp());
+        1.0 / (p * p + (1.0 - p) * (1.0 - p))
+    };
+    close(report.effective_sample_size, 0.5 * (effective(f[0], f[1]) + effective(f[2], f[3])));
+    let entropy = |x: f64| {
+        let p = 1.0 / (1.0 + (-x).exp());
+        -p * p.ln() - (1.0 - p) * (1.0 - p).ln()
+    };
+    close(report.entropy.expect("asked for"), x.iter().map(|&x| entropy(f64::from(x))).sum::<f64>() / 4.0);
+    assert_eq!(report.scored_rows, 4);
+    close(report.loss, report.group_losses.iter().sum::<f64>() / 2.0);
+}
