@@ -6,7 +6,7 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::logits::{Logits, LogitsMut, Shape};
 use crate::loss_options::{LogRatio, LossOptions, Reduction};
-use crate::report::Report;
+use crate::report::{Report, StageResults};
 use crate::stages::{
     GroupStatistics, ObjectiveInputs, ObjectiveOutputs, Reference, Rewards, RowGradients, SavedRows, SoftmaxState,
     TokenLogProbs, check_length, check_reference, check_rewards, check_rows,
@@ -189,11 +189,13 @@ impl PreferenceLoss<Cpu> {
         self.report.fill(
             batch,
             |row| (targets[row] >= 0).then(|| (log_probs[row], entropies.get(row).copied())),
-            &work.log_ratios,
-            objective.beta_policy(),
-            &work.group_losses,
-            options.reduction.weight(batch.groups()),
-            &work.statistics,
+            &StageResults {
+                log_ratios: &work.log_ratios,
+                group_losses: &work.group_losses,
+                statistics: &work.statistics,
+                beta_policy: objective.beta_policy(),
+                weight: options.reduction.weight(batch.groups()),
+            },
         );
         self.shape = Some(logits.shape());
         Ok(())

@@ -46,6 +46,17 @@ pub struct Report {
     pub oddities: Oddities,
 }
 
+/// What the stages behind the token log-probs wrote.
+pub(crate) struct StageResults<'a> {
+    pub(crate) log_ratios: &'a [f64],
+    pub(crate) group_losses: &'a [f64],
+    pub(crate) statistics: &'a [GroupStatistics],
+    /// β_π.
+    pub(crate) beta_policy: f64,
+    /// What the reduction multiplies each group's loss with.
+    pub(crate) weight: f64,
+}
+
 impl Report {
     /// The report, or an error if a row had no softmax.
     ///
@@ -58,18 +69,14 @@ impl Report {
         }
     }
 
-    /// Fills the report from what the stages wrote. `weight` is the reduction's, `rows` each row's log-prob and entropy, `None`
-    /// for a masked row.
+    /// Fills the report. `rows` gives each row's log-prob and entropy, `None` for a masked row.
     pub(crate) fn fill(
         &mut self,
         batch: &Batch,
         rows: impl Fn(usize) -> Option<(f32, Option<f32>)>,
-        log_ratios: &[f64],
-        beta_policy: f64,
-        group_losses: &[f64],
-        weight: f64,
-        statistics: &[GroupStatistics],
+        results: &StageResults<'_>,
     ) {
+        let &StageResults { log_ratios, group_losses, statistics, beta_policy, weight } = results;
         let mut oddities = Oddities::default();
         let (mut scored_rows, mut entropy) = (0, None);
         for sequence in batch.sequence_ranges() {

@@ -1,5 +1,8 @@
 //! What bad input gets: each row of the error table of the README, on the whole loss and on the stages.
 
+// One sequence, one range.
+#![allow(clippy::single_range_in_vec_init)]
+
 use exo_kernels::{
     Batch, Betas, Cpu, Divergence, Error, IGNORE_INDEX, LogitOptions, Logits, LogitsMut, LossOptions, Objective,
     PreferenceLoss, Reduction, Reference, Report, RowGradients, SavedRows, SoftmaxState, Target, TokenId,

@@ -16,7 +16,7 @@ fn values() -> Vec<f32> {
     (0..ROWS * VOCAB).map(|i| ((i * 7919) % 512) as f32 / 64.0 - 4.0).collect()
 }
 
-fn options() -> LogitOptions {
+fn logit_options() -> LogitOptions {
     LogitOptions::default().with_temperature(0.8).expect("valid")
 }
 
@@ -38,7 +38,7 @@ fn wide(tensor: &Tensor) -> Vec<f64> {
 fn expected_row<T: Element>(row: usize, w: f64, v: f64) -> Vec<f64> {
     let logits: Vec<T> = values()[row * VOCAB..(row + 1) * VOCAB].iter().map(|&x| T::from_f32(x)).collect();
     match usize::try_from(TARGETS[row]) {
-        Ok(target) => token_log_prob::backward(&logits, target, &options(), w, v),
+        Ok(target) => token_log_prob::backward(&logits, target, &logit_options(), w, v),
         Err(_) => vec![0.0; VOCAB],
     }
 }
@@ -55,7 +55,7 @@ fn assert_close(computed: &[f64], expected: &[f64], unit_roundoff: f64, what: &s
 fn token_gradient<T: Element>(dtype: DType) {
     let logits = variable(dtype);
     let weights = [0.5f32, -1.0, 3.0, 0.25, 1.0, -0.5];
-    let log_probs = token_log_probs(logits.as_tensor(), &targets(), &options()).expect("forward");
+    let log_probs = token_log_probs(logits.as_tensor(), &targets(), &logit_options()).expect("forward");
     assert_eq!((log_probs.dims(), log_probs.dtype()), (&[ROWS][..], DType::F32));
     assert_eq!(log_probs.to_vec1::<f32>().expect("values")[2], 0.0, "masked");
     let weighted = (log_probs * Tensor::new(&weights, &Device::Cpu).expect("weights")).expect("product");
@@ -78,7 +78,7 @@ fn gradient_of_token_log_probs_is_the_references() {
 fn gradient_of_entropies_is_the_references() {
     let logits = variable(DType::F32);
     let (log_probs, entropies) =
-        token_log_probs_and_entropies(logits.as_tensor(), &targets(), &options()).expect("forward");
+        token_log_probs_and_entropies(logits.as_tensor(), &targets(), &logit_options()).expect("forward");
     let loss =
         (log_probs.sum_all().expect("sum") + (entropies.sum_all().expect("sum") * 0.25).expect("scale")).expect("sum");
     let gradients = loss.backward().expect("backward");
@@ -91,7 +91,7 @@ fn loss_gradient<T: Element>(dtype: DType) {
     let batch = Batch::new(&[0, 2, 4, 6], &[0, 3]).expect("valid");
     let rewards = [0.9f32, -0.3, 0.2];
     let options = LossOptions::from(Objective::exo(Betas { policy: 0.5, reward: 0.5 }).expect("valid"))
-        .with_logits(self::options());
+        .with_logits(logit_options());
     let (loss, report) =
         preference_loss(logits.as_tensor(), &targets(), &batch, Reference::None, &rewards, options).expect("forward");
 
@@ -123,7 +123,7 @@ fn gradient_of_the_preference_loss_is_the_references() {
 #[test]
 fn layouts_of_all_kinds() {
     let dense = variable(DType::F32);
-    let expected = wide(&token_log_probs(dense.as_tensor(), &targets(), &options()).expect("forward"));
+    let expected = wide(&token_log_probs(dense.as_tensor(), &targets(), &logit_options()).expect("forward"));
     let padded = Tensor::zeros((ROWS, 9), DType::F32, &Device::Cpu).expect("padding");
     let padded = Var::from_tensor(&Tensor::cat(&[dense.as_tensor(), &padded], 1).expect("cat")).expect("a variable");
     let transposed = Var::from_tensor(&dense.t().and_then(|t| t.contiguous()).expect("transpose")).expect("a variable");
@@ -144,7 +144,7 @@ fn layouts_of_all_kinds() {
         ),
     ];
     for (name, variable, logits, targets) in layouts {
-        let log_probs = token_log_probs(&logits, &targets, &options()).expect(name);
+        let log_probs = token_log_probs(&logits, &targets, &logit_options()).expect(name);
         assert_eq!(log_probs.dims(), targets.dims(), "{name}");
         assert_eq!(wide(&log_probs), expected, "{name}");
         let gradients = log_probs.sum_all().expect("sum").backward().expect("backward");
@@ -159,15 +159,15 @@ fn what_cannot_be_done_is_refused() {
     let message = |result: candle_core::Result<Tensor>| result.expect_err("refused").to_string();
     for (dtype, name) in [(DType::F64, "F64"), (DType::U32, "U32")] {
         let logits = logits.to_dtype(dtype).expect("cast");
-        let message = message(token_log_probs(&logits, &targets(), &options()));
+        let message = message(token_log_probs(&logits, &targets(), &logit_options()));
         assert!(message.contains(name) && message.contains("f32, f16 or bf16"), "{message}");
     }
     let floats = targets().to_dtype(DType::F32).expect("cast");
-    assert!(message(token_log_probs(&logits, &floats, &options())).contains("u32 or i64"));
+    assert!(message(token_log_probs(&logits, &floats, &logit_options())).contains("u32 or i64"));
     let fewer = targets().narrow(0, 0, 5).expect("narrow");
-    assert!(message(token_log_probs(&logits, &fewer, &options())).contains("targets: shape [5]"));
+    assert!(message(token_log_probs(&logits, &fewer, &logit_options())).contains("targets: shape [5]"));
     let beyond = Tensor::new(&[0i64, 0, 0, 41, 0, 0], &Device::Cpu).expect("targets");
-    assert!(message(token_log_probs(&logits, &beyond, &options())).contains("target of row 3: 41 given"));
+    assert!(message(token_log_probs(&logits, &beyond, &logit_options())).contains("target of row 3: 41 given"));
     let batch = Batch::padded(2, 2, 2).expect("valid");
     let objective = Objective::exo(Betas { policy: 0.5, reward: 0.5 }).expect("valid");
     let refused = preference_loss(&logits, &targets(), &batch, Reference::None, &[0.0f32, 1.0], objective);

@@ -51,6 +51,9 @@ fn cpu_is_within_bounds_on_every_instruction_set() {
     }
 }
 
+/// An output, and what makes its expected value wrong.
+type Change<'a> = (&'static str, Box<dyn Fn(&mut Fixture) + 'a>);
+
 /// The comparison itself: an expected value that is off by a little more than its bound must be seen, in every output.
 #[test]
 fn a_wrong_value_is_over_its_bound() {
@@ -58,7 +61,6 @@ fn a_wrong_value_is_over_its_bound() {
     let right = Fixture::read(&file).expect("a readable fixture");
     let row = right.targets.iter().position(|&target| target >= 0).expect("a scored row");
     let off = |value: &mut f64| *value += 1e-4 * value.abs().max(1.0);
-    type Change<'a> = (&'static str, Box<dyn Fn(&mut Fixture) + 'a>);
     let changes: Vec<Change<'_>> = vec![
         ("token log-prob", Box::new(|fixture| off(&mut fixture.log_probs[row]))),
         ("log-sum-exp", Box::new(|fixture| off(&mut fixture.log_sum_exps[row]))),

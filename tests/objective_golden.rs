@@ -1,5 +1,7 @@
 //! The objectives against printed values: fifty-digit ones, tables and limits of exo-paper sections 1.6 to 1.9, 5, and of peers C.
 
+#![allow(clippy::excessive_precision, reason = "the digits are those that were printed")]
+
 mod support {
     pub(crate) mod one_group;
 }
@@ -208,7 +210,10 @@ fn exo_pref_tends_to_the_sigmoid_loss() {
             let (gain, p, other) = (-f64::ln(epsilon), sigmoid(z), sigmoid(-z));
             let entropy = -p * p.ln() - other * other.ln();
             assert!((loss / gain - (other - entropy / gain)).abs() <= 16.0 * f64::EPSILON, "{epsilon} {z} {loss}");
-            assert!((loss / gain - other).abs() <= std::f64::consts::LN_2 / gain + 4.0 * f64::EPSILON, "{epsilon} {z} {loss}");
+            assert!(
+                (loss / gain - other).abs() <= std::f64::consts::LN_2 / gain + 4.0 * f64::EPSILON,
+                "{epsilon} {z} {loss}"
+            );
             assert!(
                 (slope / gain + p * other).abs() <= 2.0 * p * other * z.abs() / gain + 1e-15,
                 "{epsilon} {z} {slope}"

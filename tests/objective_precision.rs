@@ -153,18 +153,12 @@ struct Used {
 
 impl Used {
     fn loss(&mut self, share: f64, at: &str) {
-        if !(share <= 1.0) {
-            println!("OVER loss {share} {at}");
-        }
         if share > self.loss || share.is_nan() {
             (self.loss, self.where_loss) = (share, at.to_owned());
         }
     }
 
     fn coefficient(&mut self, share: f64, at: &str) {
-        if !(share <= 1.0) {
-            println!("OVER coef {share} {at}");
-        }
         if share > self.coefficient || share.is_nan() {
             (self.coefficient, self.where_coefficient) = (share, at.to_owned());
         }

@@ -75,8 +75,7 @@ impl Problem {
 
     /// −(1/β_r) times the gradient of J = E r − β_r KL(π^β‖π_ref), the RLHF objective, in the logits of π.
     fn rlhf_gradient(&self) -> Numbers {
-        let regularised =
-            from(|a| self.rewards[a] - BETAS.reward * (self.tempered[a] / self.reference[a]).ln());
+        let regularised = from(|a| self.rewards[a] - BETAS.reward * (self.tempered[a] / self.reference[a]).ln());
         let mean = dot(&self.tempered, &regularised);
         from(|a| -BETAS.policy * self.tempered[a] * (regularised[a] - mean) / BETAS.reward)
     }
@@ -181,8 +180,8 @@ fn the_multisets_are_all_there() {
     }
 }
 
-/// The leading term of what E[L_K] misses: the rest is of the order K⁻², a quarter for every doubling of K. The next order, K⁻³, moves that
-/// ratio by its own size, K⁻¹.
+/// The leading term of what E[L_K] misses, −0.2220/K here: what is left then falls as K⁻², to a quarter for every doubling of K. A leading
+/// term that were wrong would leave something that halves; √8 and √32 are where a quarter is no longer nearer than a half and an eighth.
 #[test]
 fn the_expected_loss_approaches_the_kl_as_predicted() {
     let problem = Problem::misspecified();
@@ -195,8 +194,7 @@ fn the_expected_loss_approaches_the_kl_as_predicted() {
         assert!(loss < kappa, "K = {k}: {loss} of {kappa}");
         if let Some(before) = before {
             let ratio = before / rest;
-            let next_order = 4.0 / k as f64;
-            assert!((ratio - 4.0).abs() <= next_order, "K = {k}: {before} became {rest}");
+            assert!((8f64.sqrt()..=32f64.sqrt()).contains(&ratio), "K = {k}: {before} became {rest}");
         }
         before = Some(rest);
     }
@@ -208,8 +206,7 @@ fn approach(problem: &Problem, objective: &Objective, limit: &Numbers) -> Vec<(f
     [2, 4, 8, 32, 1024]
         .into_iter()
         .map(|k| {
-            let groups =
-                if k <= 8 { problem.all_groups(k) } else { problem.random_groups(k, 640_000 / k, k as u64) };
+            let groups = if k <= 8 { problem.all_groups(k) } else { problem.random_groups(k, 640_000 / k, k as u64) };
             let (ratio, cosine) = compare(&problem.expectation(objective, k, &groups).1, limit);
             println!("K = {k}: ratio {ratio:.4}, cosine {cosine:.5}");
             (ratio, cosine)

@@ -46,3 +46,15 @@ fn adjective(random: &mut StdRng) -> &'static str {
     let words = words.choose(random).expect("three lists");
     words.choose(random).expect("eight words")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::openings;
+
+    #[test]
+    fn no_held_out_opening_is_trained_on() {
+        let (training, held_out) = openings();
+        assert_eq!((training.len(), held_out.len()), (64, 16));
+        assert!(held_out.iter().all(|opening| !training.contains(opening)));
+    }
+}

@@ -51,15 +51,15 @@ pub struct Options {
     #[arg(long)]
     pub steps: Option<usize>,
 
-    /// Groups per gradient step [default: 2 with --model, 4 without]
+    /// Groups per gradient step [default: 8 with --model, 4 without]
     #[arg(long, value_name = "N")]
     pub prompts_per_step: Option<usize>,
 
     /// How often each sampled group is trained on
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub passes: usize,
 
-    /// Learning rate of the optimiser, decayed by a cosine [default: 2e-5 with --model, 1e-3 without]
+    /// Learning rate of the optimiser, decayed by a cosine [default: 5e-5 with --model, 5e-4 without]
     #[arg(long, value_name = "RATE")]
     pub learning_rate: Option<f64>,
 
@@ -67,7 +67,7 @@ pub struct Options {
     #[arg(long, value_name = "NORM", default_value_t = 1.0)]
     pub clip: f64,
 
-    /// Longest completion in tokens [default: 24 with --model, 48 without]
+    /// Longest completion in tokens [default: 8 with --model, 48 without]
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<usize>,
 
@@ -75,13 +75,13 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 192)]
     pub batch: usize,
 
-    /// Gradient steps between evaluations on held-out prompts; 0 evaluates only before and after [default: a third of the steps]
+    /// Gradient steps between evaluations on held-out prompts; 0 evaluates only before and after [default: a third of the steps, rounded up]
     #[arg(long, value_name = "N")]
     pub evaluate_every: Option<usize>,
 
-    /// Completions per held-out prompt in an evaluation [default: 8 with --model, 16 without]
-    #[arg(long, value_name = "N")]
-    pub evaluation_samples: Option<usize>,
+    /// Completions per held-out prompt in an evaluation
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub evaluation_samples: usize,
 
     /// Steps that fit the embedded model to its sentences; without --model only
     #[arg(long, value_name = "N", default_value_t = 250)]
@@ -161,14 +161,14 @@ impl Options {
             label_smoothing: self.label_smoothing,
             temperature: self.temperature,
             steps,
-            prompts_per_step: self.prompts_per_step.unwrap_or(if real { 2 } else { 4 }),
+            prompts_per_step: self.prompts_per_step.unwrap_or(if real { 8 } else { 4 }),
             passes: self.passes,
-            learning_rate: self.learning_rate.unwrap_or(if real { 2e-5 } else { 1e-3 }),
+            learning_rate: self.learning_rate.unwrap_or(if real { 5e-5 } else { 5e-4 }),
             clip: self.clip,
-            max_new_tokens: self.max_new_tokens.unwrap_or(if real { 24 } else { 48 }),
+            max_new_tokens: self.max_new_tokens.unwrap_or(if real { 8 } else { 48 }),
             batch: self.batch,
             evaluate_every: self.evaluate_every.unwrap_or(steps.div_ceil(3)),
-            evaluation_samples: self.evaluation_samples.unwrap_or(if real { 8 } else { 16 }),
+            evaluation_samples: self.evaluation_samples,
             fit_steps: self.fit_steps,
             seed: self.seed,
             out: self.out,

@@ -96,3 +96,16 @@ pub const HELD_OUT: [&str; 24] = [
     "The film's tone is",
     "Looking back, the movie was",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::{HELD_OUT, TRAINING};
+
+    #[test]
+    fn prompts_are_distinct_and_the_held_out_ones_are_held_out() {
+        let mut all = TRAINING.iter().chain(&HELD_OUT).collect::<Vec<_>>();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), TRAINING.len() + HELD_OUT.len());
+    }
+}

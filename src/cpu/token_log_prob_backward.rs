@@ -277,7 +277,7 @@ impl Cpu {
     ) -> Result<()> {
         check_length("rows of the gradient", grad.rows(), logits.rows())?;
         check_length("vocabulary of the gradient", grad.vocab(), logits.vocab())?;
-        let backward = self.backward(logits.rows(), logits.vocab(), targets, options, saved, gradients)?;
+        let backward = prepare(self.instructions, logits.rows(), logits.vocab(), targets, options, saved, gradients)?;
         let (data, shape) = grad.into_parts();
         backward_rows(&backward, Rows::Into(logits, data, shape.row_stride), shape.vocab, 0, shape.rows);
         Ok(())
@@ -296,40 +296,41 @@ impl Cpu {
         saved: SavedRows<'_>,
         gradients: RowGradients<'_>,
     ) -> Result<()> {
-        let backward = self.backward(logits.rows(), logits.vocab(), targets, options, saved, gradients)?;
+        let backward = prepare(self.instructions, logits.rows(), logits.vocab(), targets, options, saved, gradients)?;
         let (data, shape) = logits.into_parts();
         backward_rows(&backward, Rows::InPlace(data, shape.row_stride), shape.vocab, 0, shape.rows);
         Ok(())
     }
+}
 
-    fn backward<'a, I: TokenId>(
-        &self,
-        rows: usize,
-        vocab: usize,
-        targets: &'a [I],
-        options: &LogitOptions,
-        saved: SavedRows<'a>,
-        gradients: RowGradients<'a>,
-    ) -> Result<Backward<'a, I>> {
-        targets::check(targets, rows, vocab)?;
-        check_length("softmax states", saved.states.len(), rows)?;
-        check_length("log-prob gradients", gradients.log_probs.len(), rows)?;
-        if let Some(entropies) = saved.entropies {
-            check_length("entropies", entropies.len(), rows)?;
-        }
-        if let Some(entropies) = gradients.entropies {
-            check_length("entropy gradients", entropies.len(), rows)?;
-            if saved.entropies.is_none() {
-                return Err(Error::EntropiesNotKept);
-            }
-        }
-        Ok(Backward {
-            instructions: self.instructions,
-            scale: Scale::new(options),
-            inverse_temperature: 1.0 / options.temperature(),
-            targets,
-            saved,
-            gradients,
-        })
+/// That everything fits, and what all rows share.
+fn prepare<'a, I: TokenId>(
+    instructions: Available,
+    rows: usize,
+    vocab: usize,
+    targets: &'a [I],
+    options: &LogitOptions,
+    saved: SavedRows<'a>,
+    gradients: RowGradients<'a>,
+) -> Result<Backward<'a, I>> {
+    targets::check(targets, rows, vocab)?;
+    check_length("softmax states", saved.states.len(), rows)?;
+    check_length("log-prob gradients", gradients.log_probs.len(), rows)?;
+    if let Some(entropies) = saved.entropies {
+        check_length("entropies", entropies.len(), rows)?;
     }
+    if let Some(entropies) = gradients.entropies {
+        check_length("entropy gradients", entropies.len(), rows)?;
+        if saved.entropies.is_none() {
+            return Err(Error::EntropiesNotKept);
+        }
+    }
+    Ok(Backward {
+        instructions,
+        scale: Scale::new(options),
+        inverse_temperature: 1.0 / options.temperature(),
+        targets,
+        saved,
+        gradients,
+    })
 }

@@ -197,8 +197,7 @@ pub fn group(
     // cross-entropy and in the textbook forms that the reference has of KL(q‖p) and Jensen–Shannon.
     let additions = (log_ratios.len() as f64 + 8.0) * f64::EPSILON;
     let terms = match objective.divergence() {
-        Divergence::ForwardKl | Divergence::JensenShannon => 1.0,
-        Divergence::Alpha(1.0) => 1.0,
+        Divergence::ForwardKl | Divergence::JensenShannon | Divergence::Alpha(1.0) => 1.0,
         _ => sensitivity + exact.policy.iter().zip(&exact.target).map(|(p, q)| (p - q).abs()).sum::<f64>(),
     };
     // The loss (1 − W)/(α(1 − α)) as it stands in the reference divides the rounding of W.

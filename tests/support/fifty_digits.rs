@@ -179,10 +179,10 @@ impl Group {
 
     /// Σ weight (log weight − log other), where a weight of 0 has no term.
     fn divergence(&self, weight: &[Real], log: &[Option<Real>], log_other: &[Option<Real>]) -> Real {
-        self.digits.sum((0..weight.len()).map(|i| &weight[i] * self.difference(&log[i], &log_other[i])))
+        self.digits.sum((0..weight.len()).map(|i| &weight[i] * self.difference(log[i].as_ref(), log_other[i].as_ref())))
     }
 
-    fn difference(&self, log: &Option<Real>, log_other: &Option<Real>) -> Real {
+    fn difference(&self, log: Option<&Real>, log_other: Option<&Real>) -> Real {
         match (log, log_other) {
             (Some(log), Some(other)) => log - other,
             // It is multiplied by 0.
@@ -194,8 +194,9 @@ impl Group {
     /// Σ p (log p − log q); g_i = p_i (log p_i − log q_i − L).
     fn reverse_kl(&self, log_q: &[Option<Real>]) -> (Real, Vec<Real>) {
         let loss = self.divergence(&self.p, &self.log_p, log_q);
-        let gradient =
-            (0..self.p.len()).map(|i| &self.p[i] * (self.difference(&self.log_p[i], &log_q[i]) - &loss)).collect();
+        let gradient = (0..self.p.len())
+            .map(|i| &self.p[i] * (self.difference(self.log_p[i].as_ref(), log_q[i].as_ref()) - &loss))
+            .collect();
         (loss, gradient)
     }
 
