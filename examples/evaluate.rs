@@ -5,8 +5,9 @@
 //! ```
 //!
 //! For every file and output: the largest absolute error, and the largest error as a share of its bound
-//! (`exo_kernels::reference::bounds`; above 1 is over). "Stage alone" is the K-sample stage fed with the file's expected log-ratios. With
-//! `--check` the exit status is 1 when an output is over its bound. A file that cannot be read is exit status 2.
+//! (`exo_kernels::reference::bounds`; above 1 is over). "Stage alone" is the K-sample stage fed with the file's
+//! expected log-ratios. With `--check` the exit status is 1 when an output is over its bound. A file that cannot be
+//! read is exit status 2.
 
 #[path = "../tests/support/comparison.rs"]
 mod comparison;

@@ -6,8 +6,8 @@ use crate::error::{Error, Result};
 
 /// The structure of a batch: rows → sequences → groups, validated once and reused while it stays the same.
 ///
-/// A *sequence* is the rows of one completion, a *group* the K completions of one prompt. Both are consecutive and given by
-/// offsets: sequence i is rows `sequence_offsets[i]..sequence_offsets[i + 1]`, group g is sequences
+/// A *sequence* is the rows of one completion, a *group* the K completions of one prompt. Both are consecutive and
+/// given by offsets: sequence i is rows `sequence_offsets[i]..sequence_offsets[i + 1]`, group g is sequences
 /// `group_offsets[g]..group_offsets[g + 1]`. A sequence may be empty, a group may not, and K may differ by group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
@@ -19,8 +19,8 @@ impl Batch {
     /// From S + 1 sequence offsets (in rows) and G + 1 group offsets (in sequences). Any integer type will do.
     ///
     /// # Errors
-    /// [`Error::OffsetsStart`], [`Error::OffsetsOrder`], [`Error::OffsetsEnd`] or [`Error::OffsetRange`] if the offsets do
-    /// not begin with 0, go back, disagree about the number of sequences, or are negative; [`Error::EmptyGroup`].
+    /// [`Error::OffsetsStart`], [`Error::OffsetsOrder`], [`Error::OffsetsEnd`] or [`Error::OffsetRange`] if the offsets
+    /// do not begin with 0, go back, disagree about the number of sequences, or are negative; [`Error::EmptyGroup`].
     ///
     /// ```
     /// // Three completions of 3, 0 and 2 rows; the first two answer one prompt.
@@ -45,8 +45,8 @@ impl Batch {
         }
     }
 
-    /// A padded `[B, T]` batch: `sequences` sequences of `length` rows each, in groups of `k`. Padding and prompt are told by
-    /// the targets ([`shifted_targets`](crate::shifted_targets)): a masked row is never read.
+    /// A padded `[B, T]` batch: `sequences` sequences of `length` rows each, in groups of `k`. Padding and prompt are
+    /// told by the targets ([`shifted_targets`](crate::shifted_targets)): a masked row is never read.
     ///
     /// # Errors
     /// [`Error::EmptyGroup`] if `k` is 0; [`Error::OffsetsEnd`] if `k` does not divide `sequences`;

@@ -4,11 +4,12 @@
 //! - [`token_log_probs_and_entropies`]: the entropies with them, differentiable too.
 //! - [`preference_loss`]: logits, targets, batch, reference, rewards → the loss, a differentiable scalar, and a report.
 //!
-//! Logits are CPU tensors of f32, f16 or bf16. Rows may be strided (a narrowed vocabulary, say) and are read where they lie; any other
-//! layout is made contiguous first. Every other device and dtype is refused with an error: an operation that cannot send a
-//! gradient back does not run.
+//! Logits are CPU tensors of f32, f16 or bf16. Rows may be strided (a narrowed vocabulary, say) and are read where they
+//! lie; any other layout is made contiguous first. Every other device and dtype is refused with an error: an operation
+//! that cannot send a gradient back does not run.
 //!
-//! The softmax state that the backward pass needs is kept inside the operation, O(N); no `[N, V]` tensor is made but the gradient.
+//! The softmax state that the backward pass needs is kept inside the operation, O(N); no `[N, V]` tensor is made but
+//! the gradient.
 //!
 //! ```
 //! use candle_core::{Device, Tensor, Var};
@@ -43,12 +44,12 @@ use crate::loss_options::LossOptions;
 use crate::report::Report;
 use crate::stages::{Reference, Rewards, RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
 
-/// log softmax(z)\[target\] of each row: logits `[N, V]` or `[.., V]`, targets of u32 or i64 in the same leading shape → f32 of that
-/// shape; 0 where the target is negative.
+/// log softmax(z)\[target\] of each row: logits `[N, V]` or `[.., V]`, targets of u32 or i64 in the same leading shape
+/// → f32 of that shape; 0 where the target is negative.
 ///
 /// # Errors
-/// A device other than the CPU, logits of another dtype than f32, f16 and bf16, targets of another than u32 and i64, shapes that do not
-/// fit, a target of V or more.
+/// A device other than the CPU, logits of another dtype than f32, f16 and bf16, targets of another than u32 and i64,
+/// shapes that do not fit, a target of V or more.
 pub fn token_log_probs(logits: &Tensor, targets: &Tensor, options: &LogitOptions) -> Result<Tensor> {
     run_token_log_probs(logits, targets, options, false)?.reshape(targets.shape())
 }
@@ -66,10 +67,11 @@ pub fn token_log_probs_and_entropies(
     Ok((both.get(0)?.reshape(targets.shape())?, both.get(1)?.reshape(targets.shape())?))
 }
 
-/// The preference loss: logits `[N, V]` or `[.., V]`, targets in the same leading shape, a [`Batch`] over the N rows → a differentiable
-/// f32 scalar, and what a trainer logs.
+/// The preference loss: logits `[N, V]` or `[.., V]`, targets in the same leading shape, a [`Batch`] over the N rows →
+/// a differentiable f32 scalar, and what a trainer logs.
 ///
-/// A row without a softmax makes the loss NaN, not an error: loss scaling looks for it in the gradient. [`Report::check`] names it.
+/// A row without a softmax makes the loss NaN, not an error: loss scaling looks for it in the gradient.
+/// [`Report::check`] names it.
 ///
 /// # Errors
 /// As [`token_log_probs`], and everything that [`PreferenceLoss::forward`] refuses.

@@ -126,8 +126,8 @@ pub enum Error {
         /// Sequences in it.
         size: usize,
     },
-    /// Rows whose log-prob is NaN: a NaN or +inf logit, a row of only −inf, or one whose largest logit is 2³⁰ or more in size when scaled and
-    /// written in base 2. Found when a report is read.
+    /// Rows whose log-prob is NaN: a NaN or +inf logit, a row of only −inf, or one whose largest logit is 2³⁰ or more
+    /// in size when scaled and written in base 2. Found when a report is read.
     NonFiniteRow {
         /// The first such row.
         row: usize,

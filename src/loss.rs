@@ -15,8 +15,8 @@ use crate::targets::{self, TokenId};
 
 /// A preference loss on one backend: forward, then backward, with the workspaces kept between steps.
 ///
-/// After the first step of a shape neither pass allocates. Between the two passes the logits must not change: the backward pass reads
-/// them again (and, in place, overwrites them with their gradient).
+/// After the first step of a shape neither pass allocates. Between the two passes the logits must not change: the
+/// backward pass reads them again (and, in place, overwrites them with their gradient).
 #[derive(Debug)]
 pub struct PreferenceLoss<B> {
     backend: B,
@@ -99,8 +99,8 @@ impl<B> PreferenceLoss<B> {
         self
     }
 
-    /// What the next backward passes multiply the gradient with: 1 at first; the upstream gradient, or a loss scale against
-    /// underflow in f16. The report is not scaled.
+    /// What the next backward passes multiply the gradient with: 1 at first; the upstream gradient, or a loss scale
+    /// against underflow in f16. The report is not scaled.
     pub fn set_loss_scale(&mut self, loss_scale: f64) {
         self.loss_scale = loss_scale;
     }
@@ -121,9 +121,9 @@ impl<B> PreferenceLoss<B> {
     /// What the last forward pass found.
     ///
     /// # Errors
-    /// [`Error::NoForward`] before any forward pass; [`Error::NonFiniteRow`] if a row had a NaN or +inf logit or only −inf.
-    /// Such a row does not stop the two passes: NaN goes through its group, and through no other, to the gradient, where loss
-    /// scaling looks for it.
+    /// [`Error::NoForward`] before any forward pass; [`Error::NonFiniteRow`] if a row had a NaN or +inf logit or only
+    /// −inf. Such a row does not stop the two passes: NaN goes through its group, and through no other, to the
+    /// gradient, where loss scaling looks for it.
     pub fn report(&self) -> Result<&Report> {
         self.unchecked_report()?.check()
     }
@@ -135,8 +135,8 @@ impl PreferenceLoss<Cpu> {
     ///
     /// # Errors
     /// Any input that does not fit: [`Error::OffsetsEnd`] if the batch does not divide the N rows, [`Error::Length`],
-    /// [`Error::Target`], [`Error::NotFinite`], [`Error::PairsOnly`], [`Error::ZeroTarget`]. A refused call changes nothing: the
-    /// report and the backward pass stay those of the forward pass before it.
+    /// [`Error::Target`], [`Error::NotFinite`], [`Error::PairsOnly`], [`Error::ZeroTarget`]. A refused call changes
+    /// nothing: the report and the backward pass stay those of the forward pass before it.
     pub fn forward<'a, T: Element, I: TokenId>(
         &mut self,
         logits: Logits<'_, T>,

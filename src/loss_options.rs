@@ -22,8 +22,8 @@ pub enum Reduction {
     Mean,
     /// Their sum.
     Sum,
-    /// Their sum divided by this number: the groups of all micro-batches or ranks, so that accumulated gradients are those
-    /// of the mean over all.
+    /// Their sum divided by this number: the groups of all micro-batches or ranks, so that accumulated gradients are
+    /// those of the mean over all.
     Normalizer(f64),
 }
 

@@ -1,7 +1,7 @@
 //! What is minimised: a target distribution × a divergence × two temperatures, as data.
 //!
-//! With S the log-ratios of the K completions of a prompt, an objective pulls p = softmax(β_π·S) to a target q. Which q and
-//! how is all that EXO, DPO and their relatives differ in (exo-paper sections 1.4 and 1.6):
+//! With S the log-ratios of the K completions of a prompt, an objective pulls p = softmax(β_π·S) to a target q. Which q
+//! and how is all that EXO, DPO and their relatives differ in:
 //!
 //! | constructor | q | loss per group | minimum |
 //! |---|---|---|---|
@@ -34,14 +34,14 @@ pub enum Target {
         /// β_r.
         beta: f64,
     },
-    /// The highest reward wins and gets 1 − ε; each of the K − 1 others gets ε/(K − 1). Tied winners share: each gets the mean
-    /// of what it would get if one of the tied were drawn as the winner. A group of one has q = 1.
+    /// The highest reward wins and gets 1 − ε; each of the K − 1 others gets ε/(K − 1). Tied winners share: each gets
+    /// the mean of what it would get if one of the tied were drawn as the winner. A group of one has q = 1.
     Preference {
         /// ε.
         label_smoothing: f64,
     },
-    /// The official code's preference target: log targets 0 for the winner and −10 for the loser, not normalised, pairs only.
-    /// The gradient is that of ε = e⁻¹⁰/(1 + e⁻¹⁰); the reverse KL is lower by log(1 + e⁻¹⁰) = 4.54e-5.
+    /// The official code's preference target: log targets 0 for the winner and −10 for the loser, not normalised, pairs
+    /// only. The gradient is that of ε = e⁻¹⁰/(1 + e⁻¹⁰); the reverse KL is lower by log(1 + e⁻¹⁰) = 4.54e-5.
     OfficialPreference,
     /// The caller's: what is given as rewards is log q, normalised here within each group. −inf is allowed where the
     /// divergence is finite at q = 0.
@@ -74,8 +74,8 @@ impl Objective {
     /// Any combination of target and divergence.
     ///
     /// # Errors
-    /// [`Error::Parameter`] if a β is not a finite number above 0, α is outside `[0, 1]`, or ε is outside `[0, 1/2)`; for the
-    /// reverse KL, which is infinite where q = 0, ε must not be 0 either.
+    /// [`Error::Parameter`] if a β is not a finite number above 0, α is outside `[0, 1]`, or ε is outside `[0, 1/2)`;
+    /// for the reverse KL, which is infinite where q = 0, ε must not be 0 either.
     pub fn new(target: Target, divergence: Divergence, beta_policy: f64) -> Result<Self> {
         check_beta("beta_pi", beta_policy)?;
         if let Divergence::Alpha(alpha) = divergence
@@ -141,7 +141,7 @@ impl Objective {
         Objective::new(Target::Preference { label_smoothing }, Divergence::ForwardKl, beta_policy)
     }
 
-    /// The α family with rewards: α = 0 is EXO, ½ Hellinger, 1 DPO's gradient (f-PO; exo-paper section 1.6).
+    /// The α family with rewards: α = 0 is EXO, ½ Hellinger, 1 DPO's gradient (f-PO, arXiv 2410.21662).
     ///
     /// # Errors
     /// [`Error::Parameter`] if a β is not a finite number above 0, or α is not in [0, 1].

@@ -32,9 +32,11 @@ pub struct Report {
     pub implicit_rewards: Vec<f64>,
     /// Implicit reward of the target's favourite less the mean of the others' in its group, G; 0 for a group of one.
     pub margins: Vec<f64>,
-    /// Share of the groups of two and more in which the policy's favourite is the target's; 0 if there is no such group.
+    /// Share of the groups of two and more in which the policy's favourite is the target's; 0 if there is no such
+    /// group.
     pub accuracy: f64,
-    /// Mean of the log-ratios over sequences: how far, in nats, the policy has moved from the reference on these samples.
+    /// Mean of the log-ratios over sequences: how far, in nats, the policy has moved from the reference on these
+    /// samples.
     pub mean_log_ratio: f64,
     /// Mean over groups of 1/Σp².
     pub effective_sample_size: f64,

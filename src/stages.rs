@@ -6,9 +6,9 @@ use crate::objective::{Objective, Target};
 
 /// What the softmax of a row leaves for the backward pass: Σ exp z = s·2^r, in base 2.
 ///
-/// r is the largest scaled logit, in base 2, rounded up to an integer, so that bringing two states to a common r multiplies by a
-/// power of two, which is exact. The pair keeps the digits that a log-sum-exp in one f32 loses under a large common offset.
-/// Zero and NaN for rows that are masked and rows that have no softmax.
+/// r is the largest scaled logit, in base 2, rounded up to an integer, so that bringing two states to a common r
+/// multiplies by a power of two, which is exact. The pair keeps the digits that a log-sum-exp in one f32 loses under a
+/// large common offset. Zero and NaN for rows that are masked and rows that have no softmax.
 #[derive(Debug, Clone, Copy, PartialEq, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct SoftmaxState {
@@ -25,8 +25,8 @@ impl SoftmaxState {
     }
 }
 
-/// A row whose largest scaled logit, in base 2, is this large or larger in size has no softmax: its log-prob is NaN. Neighbouring f32 are 128 apart
-/// there, so that no r keeps 2^(z·log2 e − r) in range.
+/// A row whose largest scaled logit, in base 2, is this large or larger in size has no softmax: its log-prob is NaN.
+/// Neighbouring f32 are 128 apart there, so that no r keeps 2^(z·log2 e − r) in range.
 pub(crate) const LARGEST_EXPONENT: f32 = (1u32 << 30) as f32;
 
 /// Where the token log-prob stage writes: one entry per row, N of each.
@@ -89,8 +89,9 @@ pub struct Rewards<'a> {
 impl<'a> Rewards<'a> {
     /// Corrects for completions that were not sampled from the reference policy but from a proposal μ.
     ///
-    /// `offsets`, one per sequence, are c = log π_ref(y) − log μ(y). They are added to both logits, β_π·S and the target's:
-    /// then p and q are the self-normalised importance weights under μ (exo-paper section 1.9). They carry no gradient.
+    /// `offsets`, one per sequence, are c = log π_ref(y) − log μ(y). They are added to both logits, β_π·S and the
+    /// target's: then p and q are the self-normalised importance weights under μ. They carry no
+    /// gradient.
     #[must_use]
     pub fn with_proposal(self, offsets: &'a [f64]) -> Self {
         Rewards { proposal: Some(offsets), ..self }
@@ -167,7 +168,8 @@ pub struct ObjectiveOutputs<'a> {
 pub struct GroupStatistics {
     /// 1/Σp²: how many of the K samples carry the policy distribution; K when it is uniform, 1 when one has it all.
     pub effective_sample_size: f64,
-    /// Implicit reward of the sequence with the largest q (the first of several), less the mean of the others'; 0 for K = 1.
+    /// Implicit reward of the sequence with the largest q (the first of several), less the mean of the others'; 0 for K
+    /// = 1.
     pub margin: f64,
     /// Whether the sequence with the largest p has the largest q.
     pub agrees: bool,

@@ -62,10 +62,10 @@ pub(crate) fn check<I: TokenId>(targets: &[I], rows: usize, vocab: usize) -> Res
 
 /// Targets `[B·T]` for a `[B, T]` batch of token ids: the shift by one and the masks.
 ///
-/// A model's logits at position t are its prediction of token t + 1. So row `b·T + t` gets token t + 1 of sequence b where
-/// that token lies in `scored[b]`, and [`IGNORE_INDEX`] elsewhere: on the prompt, on padding (left or right), and on the last
-/// position, which predicts nothing. For a prompt of P tokens and a completion of C tokens, end-of-sequence included, behind
-/// it, `scored[b]` is `P..P + C`.
+/// A model's logits at position t are its prediction of token t + 1. So row `b·T + t` gets token t + 1 of sequence b
+/// where that token lies in `scored[b]`, and [`IGNORE_INDEX`] elsewhere: on the prompt, on padding (left or right), and
+/// on the last position, which predicts nothing. For a prompt of P tokens and a completion of C tokens, end-of-sequence
+/// included, behind it, `scored[b]` is `P..P + C`.
 ///
 /// # Errors
 /// [`Error::Length`] if `token_ids` is not B·T long; [`Error::TokenRange`] if a range leaves its sequence, or holds the

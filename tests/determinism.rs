@@ -1,5 +1,5 @@
-//! The bits of a row's result depend on that row alone: not on N, on its place, on its address, on the number of threads, on whether the entropy
-//! was asked for, or on where the gradient goes.
+//! The bits of a row's result depend on that row alone: not on N, on its place, on its address, on the number of
+//! threads, on whether the entropy was asked for, or on where the gradient goes.
 
 #[path = "support/rows.rs"]
 mod rows;

@@ -1,4 +1,5 @@
-//! Shapes and values at the edge: one column, odd widths, unaligned rows, leading −inf, lone peaks, large offsets, rows beyond 2³² elements.
+//! Shapes and values at the edge: one column, odd widths, unaligned rows, leading −inf, lone peaks, large offsets, rows
+//! beyond 2³² elements.
 
 use exo_kernels::reference::token_log_prob;
 use exo_kernels::{
@@ -70,7 +71,7 @@ fn equal_logits_are_uniform_at_every_width() {
     }
 }
 
-/// Peers B7: a maximum that starts at 0 underflows here. Peers B14: x − log-sum-exp in f32 would be off by 1e-4.
+/// A maximum that starts at 0 underflows here (as in verl's kernel); x − log-sum-exp in f32 would be off by 1e-4.
 #[test]
 fn a_common_offset_changes_nothing() {
     let base: Vec<f32> = (0..1000).map(|j| (j * 37 % 64) as f32 / 8.0).collect();
@@ -84,7 +85,7 @@ fn a_common_offset_changes_nothing() {
     }
 }
 
-/// Peers B2: (−inf) − (−inf) in the first tile.
+/// (−inf) − (−inf) in the first tile (flash-attention #1930).
 #[test]
 fn leading_and_scattered_minus_infinities() {
     for vocab in [3usize, 40, 3000, 40_000] {
@@ -101,7 +102,8 @@ fn leading_and_scattered_minus_infinities() {
     }
 }
 
-/// Peers B1: element offsets past 2³¹ and 2³². The rows between are never touched, so the pages of this allocation are never there.
+/// Element offsets past 2³¹ and 2³². The rows between are never touched, so the pages of this allocation are
+/// never there.
 #[test]
 fn rows_beyond_32_bits_of_elements() {
     let vocab = 50;

@@ -1,8 +1,8 @@
-//! Every gradient of the f64 reference against central differences of its own forward pass, in f64; the backends are held to the reference in the
-//! precision tests.
+//! Every gradient of the f64 reference against central differences of its own forward pass, in f64; the backends are
+//! held to the reference in the precision tests.
 //!
-//! Central differences with step h are off by about h²·(third derivative)/6 + ε·|value|/h. With values and derivatives of order 1 and
-//! h = 6e-6, the cube root of f64's ε, both are below 1e-10.
+//! Central differences with step h are off by about h²·(third derivative)/6 + ε·|value|/h. With values and derivatives
+//! of order 1 and h = 6e-6, the cube root of f64's ε, both are below 1e-10.
 
 use exo_kernels::reference::{preference_loss, token_log_prob};
 use exo_kernels::{Batch, Betas, LogRatio, LogitOptions, Logits, LossOptions, Objective, Reduction, Reference};

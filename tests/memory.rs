@@ -1,6 +1,8 @@
-//! What is allocated: the forward pass O(N), the backward pass in place nothing, neither anything of the size of the logits.
+//! What is allocated: the forward pass O(N), the backward pass in place nothing, neither anything of the size of the
+//! logits.
 //!
-//! A counting allocator counts every thread's allocations. There is one test in this file, so nothing else allocates beside it.
+//! A counting allocator counts every thread's allocations. There is one test in this file, so nothing else allocates
+//! beside it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,7 +62,8 @@ fn forward_allocates_per_row_and_backward_in_place_nothing() {
             loss.forward(logits, &targets, &batch, Reference::PerToken(&reference), &rewards).expect("forward");
         };
         let (_, first) = count(|| forward(&logits));
-        // Per row: target, log-prob, state, entropy, two coefficients. Per sequence and group: about as much. And one group's work.
+        // Per row: target, log-prob, state, entropy, two coefficients. Per sequence and group: about as much. And one
+        // group's work.
         let per_row = 8 + 4 + 8 + 4 + 4 + 8;
         let allowed = rows * per_row + batch.sequences() * 64 + batch.groups() * 128 + k * 8 * 16 + 4096;
         assert!(first <= allowed, "first forward pass: {first} bytes, {allowed} allowed");

@@ -73,8 +73,9 @@ fn options() -> Vec<LossOptions> {
     all
 }
 
-/// f32 token log-probs are good to 3e-6 at these sizes, of which at most six add up in a sequence; everything behind them is f64. Losses and
-/// gradients here are of order 1, so errors of order 1e-5 are rounding and anything wrong is larger.
+/// f32 token log-probs are good to 3e-6 at these sizes, of which at most six add up in a sequence; everything behind
+/// them is f64. Losses and gradients here are of order 1, so errors of order 1e-5 are rounding and anything wrong is
+/// larger.
 const TOLERANCE: f64 = 3e-5;
 
 fn close(computed: f64, expected: f64, what: &str) {

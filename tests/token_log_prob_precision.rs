@@ -1,5 +1,5 @@
-//! Token log-probs on the CPU against the f64 reference, in every type, option and instruction set, on rows made to go wrong: forward and
-//! backward within the bounds of `exo_kernels::reference::bounds`.
+//! Token log-probs on the CPU against the f64 reference, in every type, option and instruction set, on rows made to go
+//! wrong: forward and backward within the bounds of `exo_kernels::reference::bounds`.
 
 #[path = "support/rows.rs"]
 mod rows;
@@ -117,7 +117,8 @@ fn within_bounds_on_every_instruction_set() {
     }
 }
 
-/// Next to p = 1 the target's gradient is g·(1 − p), not what is left of g after subtracting a rounded g·p (peers B11).
+/// Next to p = 1 the target's gradient is g·(1 − p), not what is left of g after subtracting a rounded g·p (Liger-Kernel
+/// #1329).
 #[test]
 fn target_gradient_keeps_its_digits_near_one() {
     let cpu = Cpu::default();
@@ -141,8 +142,8 @@ fn target_gradient_keeps_its_digits_near_one() {
     }
 }
 
-/// The entropy's gradient −e·p_j·(log p_j + H), alone and beside a log-prob's. Each error of p, log p and H is relative to terms no larger than
-/// p·(|log p| + H), so that is what the bound scales with.
+/// The entropy's gradient −e·p_j·(log p_j + H), alone and beside a log-prob's. Each error of p, log p and H is relative
+/// to terms no larger than p·(|log p| + H), so that is what the bound scales with.
 #[test]
 fn entropy_gradient_is_within_bounds() {
     for set in InstructionSet::ALL {
@@ -193,7 +194,8 @@ fn entropy_gradient(cpu: Cpu, row: &Row<f32>, options: &LogitOptions, g: f32, e:
     for column in 0..vocab {
         let log_p = scaled[column] - exact.log_sum_exp;
         let logit = f64::from(row.logits[column]);
-        // As for a coefficient as large as the whole factor: g and e·(|log p| + H), with the entropy's own error beside it.
+        // As for a coefficient as large as the whole factor: g and e·(|log p| + H), with the entropy's own error beside
+        // it.
         let factor = f64::from(g.abs())
             + f64::from(e) * (if log_p.is_finite() { log_p.abs() } else { 0.0 } + exact.entropy + 1.0);
         let of_factor = bound.grad_logit(of_g[column], logit, log_p, factor, 0.0);

@@ -6,7 +6,8 @@ use exo_kernels::{
 use half::{bf16, f16};
 use proptest::prelude::*;
 
-/// A batch of one or a few rows. Values are multiples of 1/8, so that shifting them is exact in every type that holds them.
+/// A batch of one or a few rows. Values are multiples of 1/8, so that shifting them is exact in every type that holds
+/// them.
 #[derive(Debug, Clone)]
 struct Case {
     rows: usize,
@@ -55,8 +56,8 @@ impl Case {
     }
 }
 
-/// Each log-prob is within 60 roundings of f32 at these sizes (|log-prob| ≤ 60, entropy ≤ 6, softcap/T ≤ 170), see the derived bounds; what is
-/// asked here is whether the numbers belong together at all.
+/// Each log-prob is within 60 roundings of f32 at these sizes (|log-prob| ≤ 60, entropy ≤ 6, softcap/T ≤ 170), see the
+/// derived bounds; what is asked here is whether the numbers belong together at all.
 const ROUNDING: f64 = 2e-4;
 
 fn probabilities_sum_to_one<T: Element>(case: &Case) {

@@ -31,6 +31,7 @@ mod tokenizer;
 mod training;
 
 use std::fs;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -54,9 +55,14 @@ use crate::training::{Policy, Trainer};
 /// Keeps the evaluation's random streams apart from the training samples'.
 const EVALUATION_STREAM: u64 = 0x5EED;
 
-fn main() -> Result<()> {
-    let settings = Options::parse().settings()?;
-    align(&settings)
+fn main() -> ExitCode {
+    match Options::parse().settings().and_then(|settings| align(&settings)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn align(settings: &Settings) -> Result<()> {

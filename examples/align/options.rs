@@ -13,7 +13,7 @@ use serde::Serialize;
 /// the loss of `exo-kernels`. Held-out prompts are evaluated before, during and after. Without --model a tiny byte-level
 /// model is made on the spot, so the program needs no file and no network.
 #[derive(Debug, Parser)]
-#[command(name = "align", version)]
+#[command(name = "align", version, allow_negative_numbers = true)]
 pub struct Options {
     /// GGUF file of a small Llama with the tokenizer `smollm`, say the one that scripts/align fetches [default: a tiny embedded model]
     #[arg(long, value_name = "PATH")]
@@ -59,7 +59,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub passes: usize,
 
-    /// Learning rate of the optimiser, decayed by a cosine [default: 5e-5 with --model, 5e-4 without]
+    /// Learning rate of the optimiser, decayed by a cosine [default: 5e-5 with --model, 2e-4 without]
     #[arg(long, value_name = "RATE")]
     pub learning_rate: Option<f64>,
 
@@ -75,7 +75,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 192)]
     pub batch: usize,
 
-    /// Gradient steps between evaluations on held-out prompts; 0 evaluates only before and after [default: a third of the steps, rounded up]
+    /// Gradient steps between evaluations on held-out prompts; 0 evaluates only before and after [default: a third of the steps with --model, a sixth without]
     #[arg(long, value_name = "N")]
     pub evaluate_every: Option<usize>,
 
@@ -163,11 +163,11 @@ impl Options {
             steps,
             prompts_per_step: self.prompts_per_step.unwrap_or(if real { 8 } else { 4 }),
             passes: self.passes,
-            learning_rate: self.learning_rate.unwrap_or(if real { 5e-5 } else { 5e-4 }),
+            learning_rate: self.learning_rate.unwrap_or(if real { 5e-5 } else { 2e-4 }),
             clip: self.clip,
             max_new_tokens: self.max_new_tokens.unwrap_or(if real { 8 } else { 48 }),
             batch: self.batch,
-            evaluate_every: self.evaluate_every.unwrap_or(steps.div_ceil(3)),
+            evaluate_every: self.evaluate_every.unwrap_or(steps.div_ceil(if real { 3 } else { 6 })),
             evaluation_samples: self.evaluation_samples,
             fit_steps: self.fit_steps,
             seed: self.seed,

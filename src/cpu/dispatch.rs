@@ -1,7 +1,8 @@
 //! One source of each kernel, compiled once per instruction set and chosen at run time.
 //!
-//! A [`Kernel`] is plain Rust over fixed-size arrays of lanes. Inlined into a function with `#[target_feature]`, the compiler
-//! puts its lanes into that instruction set's registers. So there are no intrinsics, and no second source to keep equal.
+//! A [`Kernel`] is plain Rust over fixed-size arrays of lanes. Inlined into a function with `#[target_feature]`, the
+//! compiler puts its lanes into that instruction set's registers. So there are no intrinsics, and no second source to
+//! keep equal.
 
 use crate::error::{Error, Result};
 
@@ -82,8 +83,8 @@ impl Available {
     }
 }
 
-/// A loop over lanes. `run` and everything it calls must be `#[inline(always)]`: a call that stays a call would be compiled without
-/// the vector instructions.
+/// A loop over lanes. `run` and everything it calls must be `#[inline(always)]`: a call that stays a call would be
+/// compiled without the vector instructions.
 pub(super) trait Kernel {
     type Output;
 

@@ -14,7 +14,8 @@ pub(super) fn fused_multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32
     if FMA { a.mul_add(b, c) } else { (f64::from(a) * f64::from(b) + f64::from(c)) as f32 }
 }
 
-/// Below this exponent 2^t is no normal f32. Terms that small are nothing beside a softmax's largest, which is at least ½.
+/// Below this exponent 2^t is no normal f32. Terms that small are nothing beside a softmax's largest, which is at least
+/// ½.
 pub(super) const SMALLEST_EXPONENT: f32 = -126.0;
 
 /// max(t, −126), and NaN for NaN (which `f32::max` would drop).
@@ -25,9 +26,9 @@ pub(super) fn clamp_exponent(t: f32) -> f32 {
 
 /// 2^t for −126 ≤ t ≤ 126, to [`EXP2_ERROR`] unit roundoffs; NaN for NaN.
 ///
-/// t = n + f with n the nearest integer and |f| ≤ ½. Adding 1.5·2^23 + 127 rounds t to n and leaves n + 127, which is 2^n's exponent
-/// field, in the lowest bits. 2^f is a minimax polynomial of degree 6 (relative error 2.0e-9; the constant term is exactly 1, so
-/// 2^n is exact).
+/// t = n + f with n the nearest integer and |f| ≤ ½. Adding 1.5·2^23 + 127 rounds t to n and leaves n + 127, which is
+/// 2^n's exponent field, in the lowest bits. 2^f is a minimax polynomial of degree 6 (relative error 2.0e-9; the
+/// constant term is exactly 1, so 2^n is exact).
 #[inline(always)]
 pub(super) fn exp2<const FMA: bool>(t: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0 + 127.0;
@@ -49,8 +50,8 @@ pub(super) const EXP2_ERROR: f64 = 2.0;
 
 /// tanh(y) and its slope 1 − tanh²(y), both to a few unit roundoffs of themselves; NaN for NaN.
 ///
-/// Near 0 an odd polynomial, since (1 − e)/(1 + e) with e = exp(−2|y|) loses digits there; farther out that quotient, and the slope as
-/// 4e/(1 + e)², since 1 − tanh² loses its digits where tanh is near 1.
+/// Near 0 an odd polynomial, since (1 − e)/(1 + e) with e = exp(−2|y|) loses digits there; farther out that quotient,
+/// and the slope as 4e/(1 + e)², since 1 − tanh² loses its digits where tanh is near 1.
 #[inline(always)]
 pub(super) fn tanh<const FMA: bool>(y: f32) -> (f32, f32) {
     let a = y.abs();

@@ -1,7 +1,7 @@
 //! Sequence log-ratios on the CPU: policy minus reference per token first, then the sum, in f64 and in row order.
 //!
-//! The sum of the policy's log-probs less the sum of the reference's would be the difference of two numbers near −5000 whose f32
-//! neighbours are 4.9e-4 apart; near the optimum the loss is made of less than that.
+//! The sum of the policy's log-probs less the sum of the reference's would be the difference of two numbers near −5000
+//! whose f32 neighbours are 4.9e-4 apart; near the optimum the loss is made of less than that.
 
 use super::Cpu;
 use crate::batch::Batch;
@@ -16,8 +16,8 @@ impl Cpu {
     /// A sequence without a scored row has log-ratio 0.
     ///
     /// # Errors
-    /// [`Error::Length`](crate::Error::Length) or [`Error::OffsetsEnd`](crate::Error::OffsetsEnd) for buffers that do not fit the
-    /// batch; [`Error::NotFinite`](crate::Error::NotFinite) for a reference log-prob that is not finite.
+    /// [`Error::Length`](crate::Error::Length) or [`Error::OffsetsEnd`](crate::Error::OffsetsEnd) for buffers that do
+    /// not fit the batch; [`Error::NotFinite`](crate::Error::NotFinite) for a reference log-prob that is not finite.
     pub fn log_ratios<I: TokenId>(
         &self,
         log_probs: &[f32],

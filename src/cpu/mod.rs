@@ -1,9 +1,11 @@
-//! The CPU backend: vector instructions chosen at run time, threads by rayon, nothing of the size of the logits but the logits.
+//! The CPU backend: vector instructions chosen at run time, threads by rayon, nothing of the size of the logits but the
+//! logits.
 //!
-//! - Work is divided over rows and, within a row, over fixed slices of the vocabulary; rayon's current pool decides who does which.
-//!   The division of a row, and the order in which its slices come together, depend on V alone. So the bits of a row's result
-//!   depend on that row alone: not on N, on its place in the batch, or on the number of threads.
-//! - Different [instruction sets](InstructionSet) give results that differ within the bounds of [`reference::bounds`](crate::reference::bounds).
+//! - Work is divided over rows and, within a row, over fixed slices of the vocabulary; rayon's current pool decides who
+//!   does which. The division of a row, and the order in which its slices come together, depend on V alone. So the bits
+//!   of a row's result depend on that row alone: not on N, on its place in the batch, or on the number of threads.
+//! - Different [instruction sets](InstructionSet) give results that differ within the bounds of
+//!   [`reference::bounds`](crate::reference::bounds).
 
 mod dispatch;
 mod elementary;
@@ -25,7 +27,8 @@ const _: () = {
     assert!(token_log_prob::SUM_ERROR <= promised.additions);
 };
 
-/// The CPU as a backend. Runs on rayon's current thread pool: the global one, or the one whose `install` it is called in.
+/// The CPU as a backend. Runs on rayon's current thread pool: the global one, or the one whose `install` it is called
+/// in.
 #[derive(Debug, Clone, Copy)]
 pub struct Cpu {
     instructions: Available,

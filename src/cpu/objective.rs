@@ -1,14 +1,17 @@
 //! The K-sample objective on the CPU, in f64 and in centred form.
 //!
-//! Per group, with f the implicit rewards, s the target's logits (log q up to a constant) and m the index of the largest f:
+//! Per group, with f the implicit rewards, s the target's logits (log q up to a constant) and m the index of the
+//! largest f:
 //!
-//! - d_i = (f_i − f_m) − (s_i − s_m). It is log p_i − log q_i but for one constant, in which both softmax normalisers have cancelled;
+//! - d_i = (f_i − f_m) − (s_i − s_m). It is log p_i − log q_i but for one constant, in which both softmax normalisers
+//!   have cancelled;
 //! - a_i = log p_i − log q_i = d_i − c, with c = −log1p(Σ p_i expm1(−d_i)) where all d are small;
 //! - every loss is a sum of terms that are never negative, each computed from a_i without cancellation near a_i = 0;
 //! - the gradient of the largest p is minus the sum of the others', so Σ g is 0 up to that sum's rounding.
 //!
-//! The textbook form, p·(log p − log q) summed and p_i·(log p_i − log q_i − L), gives negative losses next to the optimum and, where one
-//! sample has all the weight, gradients that are nothing but rounding noise: even in f64 (exo-paper section 5).
+//! The textbook form, p·(log p − log q) summed and p_i·(log p_i − log q_i − L), gives negative losses next to the
+//! optimum and, where one sample has all the weight, gradients that are nothing but rounding noise: even in f64
+//! (`tests/objective_precision.rs` holds both forms to fifty-digit arithmetic).
 
 use super::Cpu;
 use crate::batch::Batch;
@@ -26,8 +29,8 @@ impl Cpu {
     /// # Errors
     /// [`Error::Length`](crate::Error::Length) for buffers that do not fit the batch;
     /// [`Error::NotFinite`](crate::Error::NotFinite) for a reward or proposal offset that is not finite;
-    /// [`Error::PairsOnly`](crate::Error::PairsOnly) and [`Error::ZeroTarget`](crate::Error::ZeroTarget) for a target that is not
-    /// defined or not allowed.
+    /// [`Error::PairsOnly`](crate::Error::PairsOnly) and [`Error::ZeroTarget`](crate::Error::ZeroTarget) for a target
+    /// that is not defined or not allowed.
     pub fn objective(
         &self,
         objective: &Objective,
@@ -156,7 +159,8 @@ impl Group {
             }
             Divergence::JensenShannon => self.jensen_shannon(),
         };
-        // What rounding leaves of the sum goes to the sample with the largest p, where it is smallest beside the true value's terms.
+        // What rounding leaves of the sum goes to the sample with the largest p, where it is smallest beside the true
+        // value's terms.
         self.gradient[self.top] = 0.0;
         self.gradient[self.top] = -self.gradient.iter().sum::<f64>();
         match (objective.target(), objective.divergence()) {
@@ -318,12 +322,13 @@ fn small_shift(p: &[f64], d: &[f64], alpha: f64) -> Option<f64> {
     Some(-sum.ln_1p())
 }
 
-/// The term of one sample in the divergence of order α ≤ ½ from p to q; never negative, and summing to the divergence because
-/// Σ p = Σ q = 1: {(1−α)p + αq − p^(1−α) q^α}/(α(1−α)).
+/// The term of one sample in the divergence of order α ≤ ½ from p to q; never negative, and summing to the divergence
+/// because Σ p = Σ q = 1: {(1−α)p + αq − p^(1−α) q^α}/(α(1−α)).
 fn alpha_term(alpha: f64, log_p: f64, log_q: f64, a: f64) -> f64 {
     let (p, q) = (log_p.exp(), log_q.exp());
     if a.abs() < 0.1 {
-        // Σ_{n≥2} (−a)^n/n!·(1 + α + … + α^(n−2)): the difference of the two exponentials has lost its leading digits here.
+        // Σ_{n≥2} (−a)^n/n!·(1 + α + … + α^(n−2)): the difference of the two exponentials has lost its leading digits
+        // here.
         let (mut power, mut sum, mut geometric, mut factor) = (-a, 0.0, 0.0, 1.0);
         for n in 2..=12 {
             power *= -a / f64::from(n);

@@ -1,9 +1,10 @@
 //! Token log-probs, forward, on the CPU: one read of the logits, three numbers a row written.
 //!
-//! A row is read in chunks of [`CHUNK`] columns: once for the maximum, which brings the chunk into the first-level cache, and once more,
-//! from there, for Σ 2^t with t = fma(x, log2 e/T, −r). r is the largest scaled logit so far, rounded up to an integer: when
-//! it grows, what has been summed is multiplied by a power of two, exactly. [`LANES`] partial sums run over [`BLOCK`] columns in f32 and are then
-//! added up in f64, so no f32 sum has more than [`SUM_ERROR`] roundings, however long the row.
+//! A row is read in chunks of [`CHUNK`] columns: once for the maximum, which brings the chunk into the first-level
+//! cache, and once more, from there, for Σ 2^t with t = fma(x, log2 e/T, −r). r is the largest scaled logit so far,
+//! rounded up to an integer: when it grows, what has been summed is multiplied by a power of two, exactly. [`LANES`]
+//! partial sums run over [`BLOCK`] columns in f32 and are then added up in f64, so no f32 sum has more than
+//! [`SUM_ERROR`] roundings, however long the row.
 
 use rayon::join;
 
@@ -231,7 +232,8 @@ struct RowForward<'a> {
 type Row = (f32, SoftmaxState, f32);
 
 impl RowForward<'_> {
-    /// The sums of a part of a row that begins at a multiple of [`SLICE`]. The tree has the same shape on any number of threads.
+    /// The sums of a part of a row that begins at a multiple of [`SLICE`]. The tree has the same shape on any number of
+    /// threads.
     fn sums<T: Element>(&self, logits: &[T]) -> PartialSums {
         if logits.len() > SLICE {
             let middle = logits.len().div_ceil(SLICE) / 2 * SLICE;
@@ -295,11 +297,12 @@ pub(super) fn target_power(instructions: Available, scale: &Scale, x: f32, r: f3
 }
 
 impl Cpu {
-    /// Token log-probs: logits `[N, V]`, targets `[N]` → log-probs, softmax states and, if asked for, entropies, `[N]` each.
+    /// Token log-probs: logits `[N, V]`, targets `[N]` → log-probs, softmax states and, if asked for, entropies, `[N]`
+    /// each.
     ///
     /// # Errors
-    /// [`Error::Length`](crate::Error::Length) for a buffer that is not N long;
-    /// [`Error::Target`](crate::Error::Target) for an id of V or more.
+    /// [`Error::Length`](crate::Error::Length) for a buffer that is not N long; [`Error::Target`](crate::Error::Target)
+    /// for an id of V or more.
     pub fn token_log_probs<T: Element, I: TokenId>(
         &self,
         logits: Logits<'_, T>,

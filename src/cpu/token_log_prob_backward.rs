@@ -4,9 +4,9 @@
 //!
 //! d loss / d x_j = { g·([j = target] − p_j) − e·p_j·(log p_j + H) } · dz_j/dx_j
 //!
-//! (exo-paper section 1.6 for the first term; the second is the derivative of −Σ p log p.) The loop knows no target: it writes
-//! −g·p_j everywhere, and the one target column is then written from g·(1 − p_t), formed in f64. Adding g to a −g·p_t that was already
-//! rounded would lose everything where p_t is near 1.
+//! The first term is the derivative of log p_t, the second that of −Σ p log p. The loop knows no target: it
+//! writes −g·p_j everywhere, and the one target column is then written from g·(1 − p_t), formed in f64. Adding g to a
+//! −g·p_t that was already rounded would lose everything where p_t is near 1.
 
 use rayon::join;
 
@@ -260,12 +260,12 @@ fn backward_rows<T: Element, I: TokenId>(
 }
 
 impl Cpu {
-    /// Token log-probs, backward: writes d loss / d logits, `[N, V]`, to `grad`; zeros on masked rows. Columns beyond V are not
-    /// touched.
+    /// Token log-probs, backward: writes d loss / d logits, `[N, V]`, to `grad`; zeros on masked rows. Columns beyond V
+    /// are not touched.
     ///
     /// # Errors
-    /// [`Error::Length`] for a buffer that is not N long, or a gradient of another shape;
-    /// [`Error::Target`] for an id of V or more; [`Error::EntropiesNotKept`] for an entropy gradient without entropies.
+    /// [`Error::Length`] for a buffer that is not N long, or a gradient of another shape; [`Error::Target`] for an id
+    /// of V or more; [`Error::EntropiesNotKept`] for an entropy gradient without entropies.
     pub fn token_log_probs_backward<T: Element, I: TokenId>(
         &self,
         logits: Logits<'_, T>,

@@ -1,18 +1,20 @@
 //! How far a result may be from the exact one: derived from rounding, not fitted to what passes.
 //!
-//! Two kinds of [`Arithmetic`] are held to these bounds: a backend's f32 token stage with f64 stages behind it, and this reference's own
-//! f64. With u the unit roundoff of the token stage, every term below is one of these steps:
+//! Two kinds of [`Arithmetic`] are held to these bounds: a backend's f32 token stage with f64 stages behind it, and
+//! this reference's own f64. With u the unit roundoff of the token stage, every term below is one of these steps:
 //!
-//! 1. t_j = fma(x_j, k, −r), k = log2 e/T rounded once: the rounding of k acts like a temperature that is off by u, the fma adds u·|t_j|.
-//!    Under a softcap t_j = k·tanh(x_j/c) − r, with `tanh` u on the tanh and 1.5 u on its argument.
+//! 1. t_j = fma(x_j, k, −r), k = log2 e/T rounded once: the rounding of k acts like a temperature that is off by u, the
+//!    fma adds u·|t_j|. Under a softcap t_j = k·tanh(x_j/c) − r, with `tanh` u on the tanh and 1.5 u on its argument.
 //! 2. 2^t_j, to `exp2` u.
 //! 3. s = Σ 2^t_j, no term going through more than `additions` roundings.
 //! 4. log-prob = (t − log2 s)·ln 2, rounded once; s itself is rounded once for the backward pass.
-//! 5. Log-ratios, losses and coefficients are f64: beside f64's rounding, their error is that of the log-probs, carried on by the
-//!    derivatives.
-//! 6. The coefficient is rounded once, the gradient of a logit takes three more products and one rounding to the logits' type.
+//! 5. Log-ratios, losses and coefficients are f64: beside f64's rounding, their error is that of the log-probs, carried
+//!    on by the derivatives.
+//! 6. The coefficient is rounded once, the gradient of a logit takes three more products and one rounding to the
+//!    logits' type.
 //!
-//! Errors are added by absolute value, as if all had the same sign, to first order in u; `HIGHER_ORDER` makes room for the rest.
+//! Errors are added by absolute value, as if all had the same sign, to first order in u; `HIGHER_ORDER` makes room for
+//! the rest.
 
 use crate::logits::LogitOptions;
 use crate::objective::{Divergence, Objective};
@@ -81,9 +83,10 @@ pub fn row(arithmetic: Arithmetic, exact: &TokenLogProb, options: &LogitOptions)
     let of_log_prob = log_prob.abs() + (log_prob + entropy).abs() + sum_error(arithmetic, entropy) + 2.0 * softcap;
     // k's rounding: d log Σ exp z / d log k = mean. One more for the rounding of s.
     let of_log_sum_exp = mean.abs() + sum_error(arithmetic, entropy) + 1.0 + softcap;
-    // H = ln s − ln 2·Σ t 2^t / s. An error δ_j in z_j moves it by Σ p_j |log p_j + H| δ_j: for the fma's δ_j = u·(|log p_j| + H + ln 2), and with
-    // Var(log p) = σ² and E (log p)² = σ² + H², by Cauchy–Schwarz at most u·σ·(√(σ² + H²) + H + ln 2). k: dH / d log k = −σ². Powers and sums
-    // err on their own in s and in Σ t 2^t / s, whose size is at most H + ln 2.
+    // H = ln s − ln 2·Σ t 2^t / s. An error δ_j in z_j moves it by Σ p_j |log p_j + H| δ_j: for the fma's δ_j = u·(|log
+    // p_j| + H + ln 2), and with Var(log p) = σ² and E (log p)² = σ² + H², by Cauchy–Schwarz at most u·σ·(√(σ² + H²) +
+    // H + ln 2). k: dH / d log k = −σ². Powers and sums err on their own in s and in Σ t 2^t / s, whose size is at most
+    // H + ln 2.
     let (sigma, largest_mean) = (variance.max(0.0).sqrt(), entropy + std::f64::consts::LN_2);
     let powers = arithmetic.exp2 + arithmetic.additions;
     let of_entropy = sigma * (sigma.hypot(entropy) + largest_mean)
@@ -103,8 +106,8 @@ pub fn row(arithmetic: Arithmetic, exact: &TokenLogProb, options: &LogitOptions)
     }
 }
 
-/// Relative error of s, in u. The fma's |t_j|·ln 2 on each term weighs in with p_j, and Σ p_j |t_j| ln 2 = r ln 2 − mean: r ln 2 is at most ln 2 above
-/// the largest z, which is at most log Σ exp z, so this is at most H + ln 2.
+/// Relative error of s, in u. The fma's |t_j|·ln 2 on each term weighs in with p_j, and Σ p_j |t_j| ln 2 = r ln 2 −
+/// mean: r ln 2 is at most ln 2 above the largest z, which is at most log Σ exp z, so this is at most H + ln 2.
 fn sum_error(arithmetic: Arithmetic, entropy: f64) -> f64 {
     entropy + std::f64::consts::LN_2 + arithmetic.exp2 + arithmetic.additions
 }
@@ -115,15 +118,16 @@ fn softcap_error(arithmetic: Arithmetic, options: &LogitOptions) -> f64 {
 }
 
 impl RowBounds {
-    /// Of d loss / d logit j before its rounding to the logits' type: for the exact gradient, the logit x_j, the exact log p_j, and the upstream
-    /// gradient g = d loss / d log-prob with its own bound.
+    /// Of d loss / d logit j before its rounding to the logits' type: for the exact gradient, the logit x_j, the exact
+    /// log p_j, and the upstream gradient g = d loss / d log-prob with its own bound.
     pub fn grad_logit(&self, exact: f64, logit: f64, log_p: f64, g: f64, g_bound: f64) -> f64 {
         let (arithmetic, entropy) = (self.arithmetic, self.exact_entropy);
         let u = arithmetic.unit_roundoff;
         let softcap = self.options.softcap();
         let y = if softcap == 0.0 { 0.0 } else { (logit / softcap).abs() };
         let slope = y.cosh().powi(-2) / self.options.temperature();
-        // Relative, in u: the exponent's fma (|t_j|·ln 2 ≤ |log p_j| + H + ln 2) and its k, 2^t, s and its rounding, three products.
+        // Relative, in u: the exponent's fma (|t_j|·ln 2 ≤ |log p_j| + H + ln 2) and its k, 2^t, s and its rounding,
+        // three products.
         let of_p = log_p.abs()
             + entropy
             + std::f64::consts::LN_2
@@ -153,7 +157,8 @@ pub fn rounding(value: f64, unit_roundoff: f64, smallest: f64) -> f64 {
     value.abs() * unit_roundoff + 0.5 * smallest
 }
 
-/// Of a sequence's log-ratio: its rows' bounds and the rounding of the f64 sum. `rows` are (bound, |log-prob − reference|).
+/// Of a sequence's log-ratio: its rows' bounds and the rounding of the f64 sum. `rows` are (bound, |log-prob −
+/// reference|).
 pub fn log_ratio(rows: impl Iterator<Item = (f64, f64)>) -> f64 {
     let (mut bound, mut size, mut count) = (0.0, 0.0, 1.0);
     for (row_bound, difference) in rows {
@@ -173,8 +178,8 @@ pub struct GroupBounds {
     pub coefficient: f64,
 }
 
-/// Bounds of a group's results: for its exact log-ratios and target logits, what `log_ratio_bound` its log-ratios are off by at most (0: fed with
-/// exact ones), and its exact results.
+/// Bounds of a group's results: for its exact log-ratios and target logits, what `log_ratio_bound` its log-ratios are
+/// off by at most (0: fed with exact ones), and its exact results.
 pub fn group(
     objective: &Objective,
     log_ratios: &[f64],
@@ -193,8 +198,8 @@ pub fn group(
     // To first order the loss moves by Σ |g_i| per unit of f, to second order by the gradient's slope.
     let sensitivity: f64 = exact.gradient.iter().map(|g| g.abs()).sum();
     let slope = gradient_slope(objective.divergence(), exact);
-    // The stage's own K additions: of terms that vanish with p − q where the loss is written so, of terms of the size of log-probs in a
-    // cross-entropy and in the textbook forms that the reference has of KL(q‖p) and Jensen–Shannon.
+    // The stage's own K additions: of terms that vanish with p − q where the loss is written so, of terms of the size
+    // of log-probs in a cross-entropy and in the textbook forms that the reference has of KL(q‖p) and Jensen–Shannon.
     let additions = (log_ratios.len() as f64 + 8.0) * f64::EPSILON;
     let terms = match objective.divergence() {
         Divergence::ForwardKl | Divergence::JensenShannon | Divergence::Alpha(1.0) => 1.0,
@@ -215,7 +220,8 @@ fn largest(values: &[f64]) -> f64 {
     values.iter().map(|value| value.abs()).filter(|size| size.is_finite()).fold(0.0, f64::max)
 }
 
-/// How much any g_i changes when every f_j moves by at most 1: a bound of Σ_j |∂g_i/∂f_j|. Moving f by δ moves log p_i by δ_i − Σ p δ, at most 2.
+/// How much any g_i changes when every f_j moves by at most 1: a bound of Σ_j |∂g_i/∂f_j|. Moving f by δ moves log p_i
+/// by δ_i − Σ p δ, at most 2.
 fn gradient_slope(divergence: Divergence, exact: &GroupLoss) -> f64 {
     let total: f64 = exact.gradient.iter().map(|g| g.abs()).sum();
     let largest_g = largest(&exact.gradient);
@@ -223,10 +229,12 @@ fn gradient_slope(divergence: Divergence, exact: &GroupLoss) -> f64 {
     match divergence {
         // g_i = p_i − q_i: Σ_j |p_i (δ_ij − p_j)| = 2 p_i (1 − p_i).
         Divergence::ForwardKl => 0.5,
-        // g_i = p_i (d_i − d̄): 2 |g_i| from p_i, and from d_i − d̄ at most p_i (2 + 2 Σ_j p_j |d_j − d̄|), where p_j |d_j − d̄| = |g_j|.
+        // g_i = p_i (d_i − d̄): 2 |g_i| from p_i, and from d_i − d̄ at most p_i (2 + 2 Σ_j p_j |d_j − d̄|), where p_j
+        // |d_j − d̄| = |g_j|.
         Divergence::ReverseKl => 2.0 * largest_g + largest_p * (2.0 + 2.0 * total),
-        // g_i = p_i (Σ p e − e_i), e = (exp(−αa) − 1)/α: 2 |g_i| from p_i; from e, whose derivative exp(−αa) makes w = p^(1−α) q^α of p, at most
-        // 2 (w_i + p_i W) ≤ 4; and from the mean of e at most 2 p_i Σ p |e|, where p e = (w − p)/α, at most 1/α and near α = 0 about p |a|.
+        // g_i = p_i (Σ p e − e_i), e = (exp(−αa) − 1)/α: 2 |g_i| from p_i; from e, whose derivative exp(−αa) makes w =
+        // p^(1−α) q^α of p, at most 2 (w_i + p_i W) ≤ 4; and from the mean of e at most 2 p_i Σ p |e|, where p e = (w −
+        // p)/α, at most 1/α and near α = 0 about p |a|.
         Divergence::Alpha(alpha) => {
             let of_mean: f64 = exact
                 .policy
@@ -238,7 +246,8 @@ fn gradient_slope(divergence: Divergence, exact: &GroupLoss) -> f64 {
             let of_mean = if alpha > 0.0 { of_mean.min(1.0 / alpha) } else { of_mean };
             2.0 * largest_g + 4.0 + 2.0 * of_mean
         }
-        // g_i = p_i (φ'_i − Σ p φ'), |∂φ'/∂a| ≤ ½ and p |φ'| ≤ ½: 2 |g_i| ≤ 2 from p_i, and at most p_i (1 + 1 + 1) from φ' and its mean.
+        // g_i = p_i (φ'_i − Σ p φ'), |∂φ'/∂a| ≤ ½ and p |φ'| ≤ ½: 2 |g_i| ≤ 2 from p_i, and at most p_i (1 + 1 + 1)
+        // from φ' and its mean.
         Divergence::JensenShannon => 5.0,
     }
 }

@@ -1,4 +1,5 @@
-//! Sequence log-ratios: S_i = Σ_t (log π(y_t) − log π_ref(y_t)) over the scored rows of completion i (EXO; exo-paper section 1.3).
+//! Sequence log-ratios: S_i = Σ_t (log π(y_t) − log π_ref(y_t)) over the scored rows of completion i (EXO,
+//! the argument of Eq. 13's softmax before β_π).
 
 use crate::loss_options::LogRatio;
 

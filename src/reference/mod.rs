@@ -1,10 +1,11 @@
-//! The specification: every stage in f64, in plain loops, to be read beside the paper. It is what the backends are tested against.
+//! The specification: every stage in f64, in plain loops, to be read beside the paper. It is what the backends are
+//! tested against.
 //!
 //! It allocates freely, runs on one thread and checks nothing but lengths; it is for tests, not for training.
 //!
-//! Sources: *EXO* is Ji et al., "Towards Efficient Exact Optimization of Language Model Alignment", ICML 2024 (arXiv 2402.00856);
-//! *f-PO* is Han et al., "f-PO: Generalizing Preference Optimization with f-divergence Minimization" (arXiv 2410.21662). Sections of
-//! "exo-paper" are those of the notes this crate was designed from; the formula is always given in full beside the name.
+//! Sources: *EXO* is Ji et al., "Towards Efficient Exact Optimization of Language Model Alignment", ICML 2024 (arXiv
+//! 2402.00856); *f-PO* is Han et al., "f-PO: Generalizing Preference Optimization with f-divergence Minimization"
+//! (arXiv 2410.21662). A formula without a source is derived where it stands.
 
 pub mod bounds;
 pub mod log_ratio;

@@ -1,8 +1,9 @@
 //! The K-sample objectives, one group at a time, as their definitions.
 //!
-//! f_i = β_π S_i + c_i are the policy's logits and s_i the target's, with the proposal's offsets c_i on both (exo-paper 1.3, 1.9);
-//! p = softmax(f), q = softmax(s). Everything here is a direct transcription; where one sample has nearly all the weight its
-//! absolute errors are those of f64 and its relative ones are not. [`crate::Cpu`] has the form that keeps both.
+//! f_i = β_π S_i + c_i are the policy's logits and s_i the target's, with the proposal's offsets c_i on both; p =
+//! softmax(f), q = softmax(s). A proposal μ in place of π_ref multiplies both importance weights by π_ref/μ. Everything
+//! here is a direct transcription; where one sample has nearly all the weight its absolute errors are those of f64 and
+//! its relative ones are not. [`crate::Cpu`] has the form that keeps both.
 
 use crate::objective::{Divergence, Objective, Target};
 
@@ -80,7 +81,8 @@ pub fn group_loss(objective: &Objective, log_ratios: &[f64], rewards: &[f64], of
     GroupLoss { loss, gradient, policy: p, target: q }
 }
 
-/// EXO (Eq. 13): KL(p‖q) = Σ p (log p − log q). Gradient p_i (d_i − Σ p d), d = f − s (exo-paper 1.6).
+/// EXO (Eq. 13): KL(p‖q) = Σ p (log p − log q). Gradient p_i (d_i − Σ p d), d = f − s, in which both log-normalisers
+/// have cancelled.
 ///
 /// Written as Σ {p (log p − log q) − p + q}: the sum is the same, since Σ p = Σ q, and its terms are never negative.
 fn reverse_kl(f: &[f64], s: &[f64], p: &[f64], q: &[f64], log_p: &[f64], log_q: &[f64]) -> (f64, Vec<f64>) {
@@ -103,7 +105,7 @@ fn forward_kl(p: &[f64], q: &[f64], log_p: &[f64]) -> (f64, Vec<f64>) {
     (loss, (0..p.len()).map(|i| p[i] - q[i]).collect())
 }
 
-/// f-PO: L = (1 − W)/(α(1 − α)), W = Σ p^(1−α) q^α. Gradient (p W − p^(1−α) q^α)/α (exo-paper 1.6).
+/// f-PO: L = (1 − W)/(α(1 − α)), W = Σ p^(1−α) q^α. Gradient (p W − p^(1−α) q^α)/α, the derivative of W through p.
 fn alpha_divergence(
     alpha: f64,
     f: &[f64],
@@ -126,7 +128,8 @@ fn alpha_divergence(
     ((1.0 - total) / (alpha * (1.0 - alpha)), gradient)
 }
 
-/// ½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2. Gradient p_i (φ'_i − Σ p φ'), φ' = ½ log(p/m) (exo-paper 1.6).
+/// ½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2. Gradient p_i (φ'_i − Σ p φ'), φ' = ½ log(p/m): the general form
+/// for Σ q φ(p/q).
 fn jensen_shannon(p: &[f64], q: &[f64]) -> (f64, Vec<f64>) {
     let (mut loss, mut mean) = (0.0, 0.0);
     let slope = |i: usize| 0.5 * (2.0 * p[i] / (p[i] + q[i])).ln();

@@ -19,7 +19,8 @@ pub struct TokenLogProb {
     pub variance: f64,
 }
 
-/// The scaled logits z of a row: c·tanh(x/c)/T. A logit of −inf means "excluded" and stays −inf under a softcap, +inf stays +inf.
+/// The scaled logits z of a row: c·tanh(x/c)/T. A logit of −inf means "excluded" and stays −inf under a softcap, +inf
+/// stays +inf.
 pub fn scaled_logits<T: Element>(logits: &[T], options: &LogitOptions) -> Vec<f64> {
     let (temperature, softcap) = (options.temperature(), options.softcap());
     logits
@@ -32,8 +33,8 @@ pub fn scaled_logits<T: Element>(logits: &[T], options: &LogitOptions) -> Vec<f6
         .collect()
 }
 
-/// One row, forward. NaN in every field for a row with a NaN or +inf logit, with only −inf, or whose largest logit is 2³⁰ or more in size when scaled
-/// and written in base 2: the range that every backend promises.
+/// One row, forward. NaN in every field for a row with a NaN or +inf logit, with only −inf, or whose largest logit is
+/// 2³⁰ or more in size when scaled and written in base 2: the range that every backend promises.
 ///
 /// The sum is written as 1 + the tail behind the largest term, so that log-probs near 0 keep their digits.
 pub fn forward<T: Element>(logits: &[T], target: usize, options: &LogitOptions) -> TokenLogProb {

@@ -56,7 +56,8 @@ struct Groups {
     coefficients: Vec<f64>,
 }
 
-/// All outputs of a fixture, in the order of the pipeline, and the K-sample stage alone (fed with the expected log-ratios).
+/// All outputs of a fixture, in the order of the pipeline, and the K-sample stage alone (fed with the expected
+/// log-ratios).
 pub(crate) fn compare(fixture: &Fixture, backend: Backend) -> Vec<OutputError> {
     match &fixture.logits {
         StoredLogits::F32(logits) => compare_typed(fixture, logits, backend),

@@ -1,6 +1,8 @@
-//! Golden fixtures: one `.safetensors` file with the inputs of a step and what float64 automatic differentiation makes of them.
+//! Golden fixtures: one `.safetensors` file with the inputs of a step and what float64 automatic differentiation makes
+//! of them.
 //!
-//! `format` in the metadata is `exo-golden-1`. N rows, V columns, S sequences, G groups; expected values are F64 unless said otherwise.
+//! `format` in the metadata is `exo-golden-1`. N rows, V columns, S sequences, G groups; expected values are F64 unless
+//! said otherwise.
 //!
 //! | tensor | shape | |
 //! |---|---|---|
@@ -14,8 +16,8 @@
 //! | `expected_group_losses`, `expected_loss` | \[G\], \[1\] | |
 //! | `expected_grad_logits` | \[N, V\] | or `grad_rows` \[R\] I64 and `expected_grad_logits_rows` \[R, V\] F32 |
 //!
-//! Metadata, all strings: `objective` (`exo-rw`, `exo-pref`, `dpo-rw`, `dpo-pref`), `beta_pi`, `beta_r`, `label_smoothing` (a number or
-//! `official`), `temperature`, `softcap` (`0`: none).
+//! Metadata, all strings: `objective` (`exo-rw`, `exo-pref`, `dpo-rw`, `dpo-pref`), `beta_pi`, `beta_r`,
+//! `label_smoothing` (a number or `official`), `temperature`, `softcap` (`0`: none).
 
 use std::path::Path;
 

@@ -12,7 +12,8 @@ pub(crate) struct Row<T> {
     pub(crate) target: usize,
 }
 
-/// One row of every kind at this vocabulary. The logits are rounded to `T`; values that f16 cannot hold are left out there.
+/// One row of every kind at this vocabulary. The logits are rounded to `T`; values that f16 cannot hold are left out
+/// there.
 pub(crate) fn adversarial<T: Element>(vocab: usize, seed: u64) -> Vec<Row<T>> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut rows = Vec::new();
