@@ -1,4 +1,5 @@
-//! The objectives against printed values: fifty-digit ones, tables and limits of exo-paper sections 1.6 to 1.9, 5, and of peers C.
+//! The objectives against printed values: of fifty-digit arithmetic, of tables of slopes, and of the limits that the
+//! closed forms have.
 
 #![allow(clippy::excessive_precision, reason = "the digits are those that were printed")]
 
@@ -229,8 +230,8 @@ fn small_beta_pi_is_the_variance_loss() {
     let residual: Vec<f64> = log_ratios.iter().zip(&rewards).map(|(delta, r)| beta * delta - r).collect();
     let mean = residual.iter().sum::<f64>() / 5.0;
     let variance = residual.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 5.0;
-    // With t = 1/β_r, L(t)/t² is off by at most t/6 times the third derivative of L(t) = t E_p x + log mean exp(t·r) − log mean exp(t·βΔ) (for
-    // EXO), which is made of third cumulants of numbers with these ranges.
+    // With t = 1/β_r, L(t)/t² is off by at most t/6 times the third derivative of L(t) = t E_p x + log mean exp(t·r) −
+    // log mean exp(t·βΔ) (for EXO), which is made of third cumulants of numbers with these ranges.
     let range = |values: &[f64]| {
         values.iter().copied().fold(f64::MIN, f64::max) - values.iter().copied().fold(f64::MAX, f64::min)
     };
@@ -253,8 +254,8 @@ fn small_beta_pi_is_the_variance_loss() {
     }
 }
 
-/// Samples of the policy itself, corrected with c = log π_ref − log π, and β_π = 1: p_i = 1/K and the gradient is that of REINFORCE with
-/// the mean as baseline, g_i = −(R_i − mean R)/(K β_r), R = r − β_r·S.
+/// Samples of the policy itself, corrected with c = log π_ref − log π, and β_π = 1: p_i = 1/K and the gradient is that
+/// of REINFORCE with the mean as baseline, g_i = −(R_i − mean R)/(K β_r), R = r − β_r·S.
 #[test]
 fn on_policy_exo_is_reinforce_with_a_mean_baseline() {
     let (log_ratios, rewards, beta_r) = ([0.7, -2.3, 1.9, 0.05, -0.6], [1.2, -0.4, 0.3, 2.0, 0.9], 0.4);
@@ -276,8 +277,8 @@ fn a_group_of_one_has_nothing_to_learn() {
     }
 }
 
-/// f-PO's script has p·Σ(log p − log q) for Σ p (log p − log q), which is the same whoever has won. The right loss is lower by z*·tanh(z/2)
-/// when the policy's favourite has.
+/// f-PO's script has p·Σ(log p − log q) for Σ p (log p − log q), which is the same whoever has won. The right loss is
+/// lower by z*·tanh(z/2) when the policy's favourite has.
 #[test]
 fn the_loss_tells_winner_from_loser() {
     let epsilon = 1e-3f64;

@@ -1,4 +1,5 @@
-//! What the objectives do not depend on, that their gradient is their derivative, and what an impossible sample is worth: properties of any group.
+//! What the objectives do not depend on, that their gradient is their derivative, and what an impossible sample is
+//! worth: properties of any group.
 
 mod support {
     pub(crate) mod one_group;
@@ -62,7 +63,8 @@ fn moved(values: &[f64], by: f64) -> Vec<f64> {
     values.iter().map(|value| value + by).collect()
 }
 
-/// The derivative of `function` at 0 from seven points a distance of `STEP` apart: right to STEP⁶/140 times the seventh derivative.
+/// The derivative of `function` at 0 from seven points a distance of `STEP` apart: right to STEP⁶/140 times the seventh
+/// derivative.
 fn central_difference(function: impl Fn(f64) -> f64) -> f64 {
     let pair = |steps: f64| function(steps * STEP) - function(-steps * STEP);
     (45.0 * pair(1.0) - 9.0 * pair(2.0) + pair(3.0)) / (60.0 * STEP)
@@ -72,10 +74,11 @@ const STEP: f64 = 1.0 / 64.0;
 
 /// How far the difference quotient may be from the derivative in f.
 ///
-/// As a function of one f_i the loss is analytic in the disc of radius 1 around it: there Re e^z ≥ cos 1·|e^z|, so Σ e^f keeps away from 0, Σ |p| is at
-/// most 1/cos 1 < 1.9, and no log p moves by more than 3. So |L| there is below 1.9 (A + 3), A the largest |log p| or |log q|, or, for an order α
-/// strictly between 0 and 1, below (1 + 1.9 e)/(α(1 − α)). By Cauchy's estimate the seventh derivative is at most 7! times that. The values of
-/// the loss are off by their bound, and weigh in with 110/60 in all, over the step.
+/// As a function of one f_i the loss is analytic in the disc of radius 1 around it: there Re e^z ≥ cos 1·|e^z|, so Σ
+/// e^f keeps away from 0, Σ |p| is at most 1/cos 1 < 1.9, and no log p moves by more than 3. So |L| there is below 1.9
+/// (A + 3), A the largest |log p| or |log q|, or, for an order α strictly between 0 and 1, below (1 + 1.9 e)/(α(1 −
+/// α)). By Cauchy's estimate the seventh derivative is at most 7! times that. The values of the loss are off by their
+/// bound, and weigh in with 110/60 in all, over the step.
 fn difference_error(objective: &Objective, group: &reference::GroupLoss, loss_bound: f64) -> f64 {
     let smallest = group.policy.iter().chain(&group.target).copied().fold(1.0, f64::min);
     let largest_loss = match objective.divergence() {
@@ -105,8 +108,8 @@ proptest! {
         );
     }
 
-    /// Shifts by any number round f and s once more, by u times their size each: to first order the loss moves by Σ |g| times that, and
-    /// `bounds::group` has that term for inputs of the shifted size.
+    /// Shifts by any number round f and s once more, by u times their size each: to first order the loss moves by Σ |g|
+    /// times that, and `bounds::group` has that term for inputs of the shifted size.
     #[test]
     fn a_shift_that_rounds_stays_within_the_bounds(
         (log_ratios, rewards) in groups(), objective in objectives(), by in -1e4..1e4f64, reward_by in -1e4..1e4f64,
@@ -190,7 +193,8 @@ proptest! {
         }
     }
 
-    /// p = 0 for a log-ratio of −∞: no coefficient of its own, and the others' are those of the group with q spread over all.
+    /// p = 0 for a log-ratio of −∞: no coefficient of its own, and the others' are those of the group with q spread
+    /// over all.
     #[test]
     fn an_impossible_sample_is_a_limit((log_ratios, rewards) in groups(), objective in objectives(), which in any::<usize>()) {
         prop_assume!(log_ratios.len() > 1);

@@ -1,8 +1,10 @@
-//! The theorem: as K grows, the gradient of the K-sample EXO loss turns to that of the RLHF objective, whatever the policy is.
+//! The theorem: as K grows, the gradient of the K-sample EXO loss turns to that of the RLHF objective, whatever the
+//! policy is.
 //!
-//! A policy over twelve outcomes, not the optimum and not of its form. For K up to 8 the expectation over all samples y_1…y_K ~ π_ref is exact:
-//! every multiset of outcomes, weighted with how often it is drawn. For larger K it is a mean over random groups. The losses and gradients go
-//! through the CPU's objective stage; what they are held to is written out here from the distributions.
+//! A policy over twelve outcomes, not the optimum and not of its form. For K up to 8 the expectation over all samples
+//! y_1…y_K ~ π_ref is exact: every multiset of outcomes, weighted with how often it is drawn. For larger K it is a mean
+//! over random groups. The losses and gradients go through the CPU's objective stage; what they are held to is written
+//! out here from the distributions.
 
 use exo_kernels::{
     Batch, Betas, Cpu, GroupStatistics, Objective, ObjectiveInputs, ObjectiveOutputs, Reduction, Rewards,
@@ -180,8 +182,9 @@ fn the_multisets_are_all_there() {
     }
 }
 
-/// The leading term of what E[L_K] misses, −0.2220/K here: what is left then falls as K⁻², to a quarter for every doubling of K. A leading
-/// term that were wrong would leave something that halves; √8 and √32 are where a quarter is no longer nearer than a half and an eighth.
+/// The leading term of what E[L_K] misses, −0.2220/K here: what is left then falls as K⁻², to a quarter for every
+/// doubling of K. A leading term that were wrong would leave something that halves; √8 and √32 are where a quarter is
+/// no longer nearer than a half and an eighth.
 #[test]
 fn the_expected_loss_approaches_the_kl_as_predicted() {
     let problem = Problem::misspecified();
@@ -200,8 +203,8 @@ fn the_expected_loss_approaches_the_kl_as_predicted() {
     }
 }
 
-/// Length and direction of the mean gradient beside those of the limit, for K = 2, 4, 8 exactly, and for 32 and 1024 from 640000 samples, which leave
-/// each component off by about 1/√640000 of the gradient's size.
+/// Length and direction of the mean gradient beside those of the limit, for K = 2, 4, 8 exactly, and for 32 and 1024
+/// from 640000 samples, which leave each component off by about 1/√640000 of the gradient's size.
 fn approach(problem: &Problem, objective: &Objective, limit: &Numbers) -> Vec<(f64, f64)> {
     [2, 4, 8, 32, 1024]
         .into_iter()
@@ -246,8 +249,8 @@ fn the_two_limits_differ() {
     assert!(cosine < 0.98, "{cosine}");
 }
 
-/// Where π ∝ π_ref·exp(r/(β_r·β_π)), p = q in every group of any size: each loss and each coefficient is 0 up to the rounding of f and s,
-/// a few units each, which the loss squares.
+/// Where π ∝ π_ref·exp(r/(β_r·β_π)), p = q in every group of any size: each loss and each coefficient is 0 up to the
+/// rounding of f and s, a few units each, which the loss squares.
 #[test]
 fn at_the_optimum_nothing_is_left_for_any_group_size() {
     let start = Problem::misspecified();

@@ -5,7 +5,7 @@
 //!
 //! - d_i = (f_i − f_m) − (s_i − s_m). It is log p_i − log q_i but for one constant, in which both softmax normalisers
 //!   have cancelled;
-//! - a_i = log p_i − log q_i = d_i − c, with c = −log1p(Σ p_i expm1(−d_i)) where all d are small;
+//! - a_i = log p_i − log q_i = d_i − c, with c = −log1p(Σ p_i expm1(−d_i)) where all d, or what they weigh, are small;
 //! - every loss is a sum of terms that are never negative, each computed from a_i without cancellation near a_i = 0;
 //! - the gradient of the largest p is minus the sum of the others', so Σ g is 0 up to that sum's rounding.
 //!
@@ -194,7 +194,7 @@ impl Group {
             return;
         }
         self.d.extend((0..k).map(|i| f_from_top(i) - if i == top { 0.0 } else { s[i] - s[top] }));
-        let c = match small_shift(&self.p, &self.d, 1.0) {
+        let c = match small_shift(&self.p, &self.log_p, &self.d, 1.0) {
             Some(c) => c,
             // log q of the top is s[top] − s[s_top] − s_sum.
             None => f_sum + self.log_q[top],
@@ -260,7 +260,7 @@ impl Group {
         let k = self.f.len();
         let log_total = log_sum_exp_any((0..k).map(|i| weighted_logs(alpha, self.log_p[i], self.log_q[i])));
         // log p − log v = α·a + log W, and in centred form α·d − c'.
-        let shift = small_shift(&self.p, &self.d, alpha);
+        let shift = small_shift(&self.p, &self.log_p, &self.d, alpha);
         self.b.clear();
         self.b.extend((0..k).map(|i| match shift {
             Some(shift) => alpha * self.d[i] - shift,
@@ -313,12 +313,21 @@ fn preference(s: &mut Vec<f64>, k: usize, reward: impl Fn(usize) -> f64, winner:
     s.extend((0..k).map(|i| if reward(i) == best { shared.ln() } else { loser.ln() }));
 }
 
-/// −log Σ p e^(−α·d), where every α·d is so small that the sum next to 1 is what matters.
-fn small_shift(p: &[f64], d: &[f64], alpha: f64) -> Option<f64> {
-    if !d.iter().all(|d| (alpha * d).abs() < 0.5) {
-        return None;
+/// −log Σ p e^(−α·d), where every α·d is small, or its sample's part in the sum is: then what the sum has beside 1 is
+/// what matters.
+fn small_shift(p: &[f64], log_p: &[f64], d: &[f64], alpha: f64) -> Option<f64> {
+    let mut sum = 0.0;
+    for i in 0..p.len() {
+        let x = -alpha * d[i];
+        // p·e^x − p; a large x goes with a small p.
+        let term = if x < 1.0 { product(p[i], x.exp_m1()) } else { (log_p[i] + x).exp() - p[i] };
+        // Also false for NaN.
+        let harmless = x.abs() < 0.5 || term.abs() < 1e-3;
+        if !harmless {
+            return None;
+        }
+        sum += term;
     }
-    let sum: f64 = p.iter().zip(d).map(|(p, d)| p * (-alpha * d).exp_m1()).sum();
     Some(-sum.ln_1p())
 }
 

@@ -1,8 +1,8 @@
 //! The objectives as the textbook writes them, in arithmetic so long that rounding and cancellation do not matter.
 //!
-//! The inputs are the exact values of the f64 numbers; nothing is centred, shifted or rearranged. At least sixty digits are left after
-//! every cancellation that can occur: the significand grows with the spread of the logits, because 1 − p and p − q of a group in which one
-//! sample dominates lose as many digits as that spread has.
+//! The inputs are the exact values of the f64 numbers; nothing is centred, shifted or rearranged. At least sixty digits
+//! are left after every cancellation that can occur: the significand grows with the spread of the logits, because 1 − p
+//! and p − q of a group in which one sample dominates lose as many digits as that spread has.
 
 use dashu_float::FBig;
 use dashu_float::round::mode::HalfEven;
@@ -11,8 +11,8 @@ use exo_kernels::{Divergence, Objective, Target};
 /// A number of many binary digits.
 pub(crate) type Real = FBig<HalfEven, 2>;
 
-/// 320 bits are 96 decimal digits. The two largest cancellations are 1 − W, of the order α·d², for α = 1e-12 and d = 1e-8 (28 digits), and
-/// those that come with the spread, which has digits of its own.
+/// 320 bits are 96 decimal digits. The two largest cancellations are 1 − W, of the order α·d², for α = 1e-12 and d =
+/// 1e-8 (28 digits), and those that come with the spread, which has digits of its own.
 const BITS: usize = 320;
 
 /// The exact results of one group.
@@ -111,7 +111,8 @@ impl Digits {
 #[derive(Debug)]
 pub(crate) struct Group {
     digits: Digits,
-    /// log Σ of the target before its normalisation and without the proposal's offsets: log(1 + e^(−10)) for the official one.
+    /// log Σ of the target before its normalisation and without the proposal's offsets: log(1 + e^(−10)) for the
+    /// official one.
     log_total: Real,
     /// log p; `None` for p = 0.
     pub(crate) log_p: Vec<Option<Real>>,

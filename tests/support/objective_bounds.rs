@@ -1,17 +1,21 @@
 //! How far the objective's results in f64 may be from the exact ones, derived from the roundings on the way.
 //!
-//! u = 2^(−53) is the largest relative error of one operation; exp, expm1, log, log1p, sinh and cosh are right to one unit in the last place,
-//! 2u. Errors are added as if all had the same sign, to first order; `HIGHER_ORDER` makes room for the products of two.
+//! u = 2^(−53) is the largest relative error of one operation; exp, expm1, log, log1p, sinh and cosh are right to one
+//! unit in the last place, 2u. Errors are added as if all had the same sign, to first order; `HIGHER_ORDER` makes room
+//! for the products of two.
 //!
-//! **Inputs.** f = β·S + c and s = r/β_r + c are rounded, and so are the differences f_i − f_m, s_i − s_m (m the largest f) and d_i, which is the
-//! difference of those two. No algorithm that starts with these can do better than what these errors make of the result. They are not
-//! estimated: the error of a sum, a product and a quotient in f64 is itself a number that f64 operations give exactly. So where the
-//! inputs happen to be exact, the bound next to the optimum is a few u of the loss, and not u/d.
+//! **Inputs.** f = β·S + c and s = r/β_r + c are rounded, and so are the differences f_i − f_m, s_i − s_m (m the
+//! largest f) and d_i, which is the difference of those two. No algorithm that starts with these can do better than
+//! what these errors make of the result. They are not estimated: the error of a sum, a product and a quotient in f64 is
+//! itself a number that f64 operations give exactly. So where the inputs happen to be exact, the bound next to the
+//! optimum is a few u of the loss, and not u/d.
 //!
-//! **Evaluation.** From there every step of the centred form is followed: log p and log q (a sum of K exponentials and one logarithm), the
-//! shift c between d and a = log p − log q, the terms of the loss, each never negative, and the gradient's weighted mean.
+//! **Evaluation.** From there every step of the centred form is followed: log p and log q (a sum of K exponentials and
+//! one logarithm), the shift c between d and a = log p − log q, the terms of the loss, each never negative, and the
+//! gradient's weighted mean.
 //!
-//! Below the normal range of f64 relative accuracy ends; the smallest normal number, added to every bound, is 2^52 times that rounding.
+//! Below the normal range of f64 relative accuracy ends; the smallest normal number, added to every bound, is 2^52
+//! times that rounding.
 
 use exo_kernels::{Divergence, Objective, Target};
 
@@ -182,8 +186,8 @@ impl Analysis {
         self.d.iter().all(|d| (alpha * d).abs() < 0.5)
     }
 
-    /// Of the shift c = −log1p(Σ p expm1(−α·d)) from α·d to log p − log v, with v = p·exp(c − α·d): an error of d_j weighs in with v_j, and
-    /// the relative ones of p_j expm1(−α·d_j) with e^c times that, which is v_j − p_j e^c.
+    /// Of the shift c = −log1p(Σ p expm1(−α·d)) from α·d to log p − log v, with v = p·exp(c − α·d): an error of d_j
+    /// weighs in with v_j, and the relative ones of p_j expm1(−α·d_j) with e^c times that, which is v_j − p_j e^c.
     fn close_shift_error(&self, alpha: f64, v: &[f64], c: f64) -> f64 {
         let terms: f64 = (0..self.p.len())
             .map(|j| {
@@ -209,7 +213,8 @@ impl Analysis {
             .map(|i| {
                 let of_p = Weight { value: self.p[i], error: self.p_error[i] };
                 let of_q = Weight { value: self.q[i], error: self.q_error[i] };
-                let mixture = self.mixture_error(alpha, i);
+                let log = times(1.0 - alpha, self.log_p[i]) + times(alpha, self.log_q[i]);
+                let mixture = Weight { value: log.exp(), error: self.mixture_error(alpha, i) };
                 // The order 1 − α with p and q exchanged, as the terms are written for orders up to a half.
                 if alpha <= 0.5 {
                     alpha_term(alpha, of_p, of_q, mixture, self.a[i], self.a_error[i])
@@ -230,7 +235,8 @@ impl Analysis {
         let term = |i: usize| {
             let (p, q, a, a_error) = (self.p[i], self.q[i], self.a[i], self.a_error[i]);
             if a.abs() < 2.0 {
-                // √(pq)·G(y), G = y sinh y − cosh y·log cosh y, y = a/2; G' = y cosh y − sinh y·log cosh y. log cosh y comes from sinh²(y/2).
+                // √(pq)·G(y), G = y sinh y − cosh y·log cosh y, y = a/2; G' = y cosh y − sinh y·log cosh y. log cosh y
+                // comes from sinh²(y/2).
                 let y = 0.5 * a.abs();
                 let logs = self.log_p[i].abs() + self.log_q[i].abs();
                 let of_root = 0.5 * (self.log_p_error[i] + self.log_q_error[i] + U * logs) + FUNCTION + U;
@@ -309,7 +315,8 @@ impl Analysis {
         let log_total =
             if missing < 0.5 { (-missing).ln_1p() } else { logs.iter().map(|log| log.exp()).sum::<f64>().ln() };
         let v: Vec<f64> = logs.iter().map(|log| (log - log_total).exp()).collect();
-        // log Σ exp of the logs: their errors, those of the differences to the largest, of the exponentials, the sum and the logarithm.
+        // log Σ exp of the logs: their errors, those of the differences to the largest, of the exponentials, the sum
+        // and the logarithm.
         let largest = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let total_error: f64 = (0..k)
             .filter(|&i| v[i] > 0.0)
@@ -376,27 +383,29 @@ impl SoftmaxErrors {
     }
 }
 
-/// p or q with its relative error.
+/// p, q or p^(1−α) q^α with its relative error.
 #[derive(Clone, Copy)]
 struct Weight {
     value: f64,
     error: f64,
 }
 
-/// Of {(1−α)p + αq − p^(1−α) q^α}/(α(1−α)), α ≤ ½: with the weights fixed, an error of a moves it by (p^(1−α) q^α − q)/(1−α) times as much.
-fn alpha_term(alpha: f64, p: Weight, q: Weight, mixture_error: f64, a: f64, a_error: f64) -> f64 {
+/// Of {(1−α)p + αq − p^(1−α) q^α}/(α(1−α)), α ≤ ½: with the weights fixed, an error of a moves it by (p^(1−α) q^α −
+/// q)/(1−α) times as much.
+fn alpha_term(alpha: f64, p: Weight, q: Weight, mixture: Weight, a: f64, a_error: f64) -> f64 {
     let others = 1.0 - alpha;
-    if q.value == 0.0 || p.value == 0.0 {
+    if a.is_infinite() {
         let of_p = if alpha == 0.0 { 0.0 } else { p.value * (p.error + 8.0 * U) / alpha };
         return of_p + q.value * (q.error + 8.0 * U) / others;
     }
-    let v = (others * p.value.ln() + alpha * q.value.ln()).exp();
-    let slope = q.value * (others * a).exp_m1().abs() / others;
     if a.abs() < 0.1 {
+        let slope = q.value * (others * a).exp_m1().abs() / others;
         // The series: its first term is p·a²/2, the others are at most a twentieth of the one before. Ten operations.
         let of_weight = 0.55 * p.value * a * a * (p.error + 10.0 * U);
         return of_weight + slope * a_error + 2.0 * p.value.max(q.value) * a_error * a_error;
     }
+    let v = mixture.value;
+    let slope = (v - q.value).abs() / others;
     let direct = (alpha * a).abs() >= 1.0;
     let difference = if a > -1.0 { p.value * (-a).exp_m1() } else { q.value - p.value };
     let excess = match alpha {
@@ -404,7 +413,7 @@ fn alpha_term(alpha: f64, p: Weight, q: Weight, mixture_error: f64, a: f64, a_er
         _ if direct => (v - p.value) / alpha,
         _ => p.value * (-alpha * a).exp_m1() / alpha,
     };
-    let of_excess = if direct { (mixture_error * v + p.error * p.value) / alpha } else { 0.0 };
+    let of_excess = if direct { (mixture.error * v + p.error * p.value) / alpha } else { 0.0 };
     let inputs = match (a > -1.0, direct) {
         // Both parts are p times a function of a.
         (true, false) => p.error * (difference - excess).abs() / others + slope * a_error,
@@ -427,7 +436,8 @@ fn policy_logits(beta: f64, log_ratios: &[f64], offsets: &[f64]) -> (Vec<f64>, V
     log_ratios.iter().zip(offsets).map(logit).unzip()
 }
 
-/// s and its errors: of a quotient exactly; of a preference's logarithm from the up to four roundings of its argument and its own.
+/// s and its errors: of a quotient exactly; of a preference's logarithm from the up to four roundings of its argument
+/// and its own.
 fn target_logits(target: Target, rewards: &[f64], offsets: &[f64], group: &Group) -> (Vec<f64>, Vec<f64>) {
     let logit = |i: usize| {
         let (logit, error) = match target {
