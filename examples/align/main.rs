@@ -30,9 +30,9 @@ mod tiny_model;
 mod tokenizer;
 mod training;
 
-use std::fs;
 use std::process::ExitCode;
 use std::time::Instant;
+use std::{env, fs};
 
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -56,13 +56,24 @@ use crate::training::{Policy, Trainer};
 const EVALUATION_STREAM: u64 = 0x5EED;
 
 fn main() -> ExitCode {
-    match Options::parse().settings().and_then(|settings| align(&settings)) {
+    match Options::parse().settings().and_then(|settings| with_threads(&settings)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// candle's matrix products read their number of threads from the environment, and their threads spin while they wait. The
+/// tiny model's products are so small that a second thread does little else.
+fn with_threads(settings: &Settings) -> Result<()> {
+    const VARIABLE: &str = "RAYON_NUM_THREADS";
+    if settings.threads > 0 && env::var_os(VARIABLE).is_none() {
+        // SAFETY: this is the program's start, no other thread is there that could read the environment meanwhile.
+        unsafe { env::set_var(VARIABLE, settings.threads.to_string()) };
+    }
+    align(settings)
 }
 
 fn align(settings: &Settings) -> Result<()> {

@@ -87,6 +87,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 250)]
     pub fit_steps: usize,
 
+    /// Threads, unless the environment says it; 0 takes all cores [default: 0 with --model, 1 without]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+
     /// Seed of everything random
     #[arg(long, default_value_t = 1234)]
     pub seed: u64,
@@ -140,6 +144,7 @@ pub struct Settings {
     pub evaluate_every: usize,
     pub evaluation_samples: usize,
     pub fit_steps: usize,
+    pub threads: usize,
     pub seed: u64,
     #[serde(skip)]
     pub out: PathBuf,
@@ -170,6 +175,7 @@ impl Options {
             evaluate_every: self.evaluate_every.unwrap_or(steps.div_ceil(if real { 3 } else { 6 })),
             evaluation_samples: self.evaluation_samples,
             fit_steps: self.fit_steps,
+            threads: self.threads.unwrap_or(usize::from(!real)),
             seed: self.seed,
             out: self.out,
             model: self.model,

@@ -17,7 +17,7 @@ use crate::llama::{Config, Llama};
 use crate::scoring;
 use crate::training::Policy;
 
-const SENTENCES_PER_STEP: usize = 16;
+const SENTENCES_PER_STEP: usize = 32;
 const LEARNING_RATE: f64 = 4e-3;
 
 pub fn config() -> Config {
