@@ -25,12 +25,20 @@ pub(super) fn clamp_exponent(t: f32) -> f32 {
 }
 
 /// 2^t for −126 ≤ t ≤ 126, to [`EXP2_ERROR`] unit roundoffs; NaN for NaN.
+#[inline(always)]
+pub(super) fn exp2<const FMA: bool>(t: f32) -> f32 {
+    let (p, power) = exp2_factors::<FMA>(t);
+    p * power
+}
+
+/// The two factors of [`exp2`]: 2^f with |f| ≤ ½, and 2^n. Their product is exact unless it is subnormal, so that a sum
+/// may take it in by one fused multiply-add.
 ///
 /// t = n + f with n the nearest integer and |f| ≤ ½. Adding 1.5·2^23 + 127 rounds t to n and leaves n + 127, which is
 /// 2^n's exponent field, in the lowest bits. 2^f is a minimax polynomial of degree 6 (relative error 2.0e-9; the
 /// constant term is exactly 1, so 2^n is exact).
 #[inline(always)]
-pub(super) fn exp2<const FMA: bool>(t: f32) -> f32 {
+pub(super) fn exp2_factors<const FMA: bool>(t: f32) -> (f32, f32) {
     const ROUND: f32 = 12_582_912.0 + 127.0;
     let rounded = t + ROUND;
     let f = t - (rounded - ROUND);
@@ -41,8 +49,8 @@ pub(super) fn exp2<const FMA: bool>(t: f32) -> f32 {
     p = multiply_add::<FMA>(p, f, 2.402_264_8e-1);
     p = multiply_add::<FMA>(p, f, 6.931_472e-1);
     p = multiply_add::<FMA>(p, f, 1.0);
-    // A product, not an addition to the exponent bits: that could turn a NaN with a payload into a number.
-    p * f32::from_bits(rounded.to_bits() << 23)
+    // A factor, not an addition to the exponent bits: that could turn a NaN with a payload into a number.
+    (p, f32::from_bits(rounded.to_bits() << 23))
 }
 
 /// Largest relative error of [`exp2`] in unit roundoffs (2^-24), as the test below measures it.

@@ -1,17 +1,19 @@
 //! Token log-probs, forward, on the CPU: one read of the logits, three numbers a row written.
 //!
-//! A row is read in chunks of [`CHUNK`] columns: once for the maximum, which brings the chunk into the first-level
-//! cache, and once more, from there, for Σ 2^t with t = fma(x, log2 e/T, −r). r is the largest scaled logit so far,
-//! rounded up to an integer: when it grows, what has been summed is multiplied by a power of two, exactly. [`LANES`]
-//! partial sums run over [`BLOCK`] columns in f32 and are then added up in f64, so no f32 sum has more than
-//! [`SUM_ERROR`] roundings, however long the row.
+//! A row is read in chunks of [`CHUNK`] columns, in f32 from there on: once for the maximum, which brings the chunk
+//! into the first-level cache, and once more, from there, for Σ 2^t with t = fma(x, log2 e/T, −r). r is the largest
+//! scaled logit so far, rounded up to an integer: when it grows, what has been summed is multiplied by a power of two,
+//! exactly. [`LANES`] partial sums run over [`BLOCK`] columns in f32 and are then added up in f64, so no f32 sum has
+//! more than [`SUM_ERROR`] roundings, however long the row.
 
 use rayon::join;
 
 use super::Cpu;
 use super::dispatch::{Available, Kernel};
-use super::elementary::{SMALLEST_EXPONENT, clamp_exponent, exp2, fused_multiply_add, multiply_add, tanh};
-use crate::element::Element;
+use super::elementary::{
+    SMALLEST_EXPONENT, clamp_exponent, exp2, exp2_factors, fused_multiply_add, multiply_add, tanh,
+};
+use crate::element::{Dtype, Element};
 use crate::error::Result;
 use crate::logits::{LogitOptions, Logits};
 use crate::stages::{LARGEST_EXPONENT, SoftmaxState, TokenLogProbs, check_length};
@@ -137,7 +139,9 @@ impl<T: Element, const SOFTCAP: bool, const ENTROPY: bool> Kernel for SliceSums<
     #[inline(always)]
     fn run<const FMA: bool>(self) -> PartialSums {
         let mut sums = PartialSums::EMPTY;
+        let mut buffer = [0.0; CHUNK];
         for chunk in self.logits.chunks(CHUNK) {
+            let chunk = widen(chunk, &mut buffer);
             let largest = largest(chunk);
             let scaled = self.scale.exponent::<FMA, SOFTCAP>(largest, 0.0).0.ceil();
             // A chunk of only −inf (and NaN) leaves r where it is.
@@ -148,12 +152,12 @@ impl<T: Element, const SOFTCAP: bool, const ENTROPY: bool> Kernel for SliceSums<
                 let (groups, rest) = block.as_chunks::<LANES>();
                 let (mut sum, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
                 for group in groups {
-                    add::<T, FMA, SOFTCAP, ENTROPY>(group, self.scale, sums.r, &mut sum, &mut weighted);
+                    add::<FMA, SOFTCAP, ENTROPY>(group, self.scale, sums.r, &mut sum, &mut weighted);
                 }
                 if !rest.is_empty() {
-                    let mut padded = [T::NEG_INFINITY; LANES];
+                    let mut padded = [f32::NEG_INFINITY; LANES];
                     padded[..rest.len()].copy_from_slice(rest);
-                    add::<T, FMA, SOFTCAP, ENTROPY>(&padded, self.scale, sums.r, &mut sum, &mut weighted);
+                    add::<FMA, SOFTCAP, ENTROPY>(&padded, self.scale, sums.r, &mut sum, &mut weighted);
                 }
                 sums.sum += f64::from(across_lanes(sum));
                 if ENTROPY {
@@ -167,38 +171,52 @@ impl<T: Element, const SOFTCAP: bool, const ENTROPY: bool> Kernel for SliceSums<
 
 /// Adds one group of lanes to the partial sums.
 #[inline(always)]
-fn add<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bool>(
-    group: &[T; LANES],
+fn add<const FMA: bool, const SOFTCAP: bool, const ENTROPY: bool>(
+    group: &[f32; LANES],
     scale: &Scale,
     r: f32,
     sum: &mut [f32; LANES],
     weighted: &mut [f32; LANES],
 ) {
     for lane in 0..LANES {
-        let (t, _) = scale.exponent::<FMA, SOFTCAP>(group[lane].to_f32(), r);
-        let power = exp2::<FMA>(clamp_exponent(t));
-        sum[lane] += power;
+        let (t, _) = scale.exponent::<FMA, SOFTCAP>(group[lane], r);
+        let (p, power) = exp2_factors::<FMA>(clamp_exponent(t));
+        sum[lane] = multiply_add::<FMA>(p, power, sum[lane]);
         if ENTROPY {
             // An excluded column adds nothing, where t·2^t would be −inf·0.
             let t = if t < SMALLEST_EXPONENT { 0.0 } else { t };
-            weighted[lane] = multiply_add::<FMA>(t, power, weighted[lane]);
+            weighted[lane] = multiply_add::<FMA>(t, p * power, weighted[lane]);
         }
     }
 }
 
+/// A chunk in f32: itself, or a copy in the buffer, which stays in the first-level cache.
+///
+/// A loop that does nothing but convert becomes vector code for every type. Inside the loops over the maximum and the
+/// sum, the conversion kept the compiler from that, and was done twice.
+#[inline(always)]
+fn widen<'a, T: Element>(chunk: &'a [T], buffer: &'a mut [f32; CHUNK]) -> &'a [f32] {
+    if T::DTYPE == Dtype::F32 {
+        return bytemuck::cast_slice(chunk);
+    }
+    let buffer = &mut buffer[..chunk.len()];
+    for (wide, x) in buffer.iter_mut().zip(chunk) {
+        *wide = x.to_f32();
+    }
+    buffer
+}
+
 /// The largest logit that is a number; −inf if there is none.
 #[inline(always)]
-fn largest<T: Element>(chunk: &[T]) -> f32 {
+fn largest(chunk: &[f32]) -> f32 {
     let mut largest = [f32::NEG_INFINITY; LANES];
     let (groups, rest) = chunk.as_chunks::<LANES>();
     for group in groups {
         for lane in 0..LANES {
-            let x = group[lane].to_f32();
-            largest[lane] = if x > largest[lane] { x } else { largest[lane] };
+            largest[lane] = if group[lane] > largest[lane] { group[lane] } else { largest[lane] };
         }
     }
-    for (lane, x) in rest.iter().enumerate() {
-        let x = x.to_f32();
+    for (lane, &x) in rest.iter().enumerate() {
         largest[lane] = if x > largest[lane] { x } else { largest[lane] };
     }
     let mut all = f32::NEG_INFINITY;

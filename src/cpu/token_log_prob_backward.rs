@@ -100,7 +100,7 @@ impl<T: Element, const SOFTCAP: bool, const ENTROPY: bool> Kernel for SliceGradi
                 for (group, grad) in groups.iter().zip(grad_groups) {
                     *grad = gradients::<T, FMA, SOFTCAP, ENTROPY>(group, scale, factors);
                 }
-                write_rest(rest, grad_rest, |group| gradients::<T, FMA, SOFTCAP, ENTROPY>(group, scale, factors));
+                write_rest::<T, FMA, SOFTCAP, ENTROPY>(rest, grad_rest, scale, factors);
             }
             Place::InPlace(logits) => {
                 let (groups, rest) = logits.as_chunks_mut::<LANES>();
@@ -110,21 +110,27 @@ impl<T: Element, const SOFTCAP: bool, const ENTROPY: bool> Kernel for SliceGradi
                 let mut copy = [T::NEG_INFINITY; LANES];
                 copy[..rest.len()].copy_from_slice(rest);
                 let length = rest.len();
-                write_rest(&copy[..length], rest, |group| gradients::<T, FMA, SOFTCAP, ENTROPY>(group, scale, factors));
+                write_rest::<T, FMA, SOFTCAP, ENTROPY>(&copy[..length], rest, scale, factors);
             }
         }
     }
 }
 
-/// The last, incomplete group of lanes.
+/// The last, incomplete group of lanes. Takes no closure: that would be compiled apart, without the vector instructions.
 #[inline(always)]
-fn write_rest<T: Element>(rest: &[T], grad: &mut [T], gradients: impl Fn(&[T; LANES]) -> [T; LANES]) {
+fn write_rest<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bool>(
+    rest: &[T],
+    grad: &mut [T],
+    scale: &Scale,
+    factors: &RowFactors,
+) {
     if rest.is_empty() {
         return;
     }
     let mut padded = [T::NEG_INFINITY; LANES];
     padded[..rest.len()].copy_from_slice(rest);
-    grad.copy_from_slice(&gradients(&padded)[..rest.len()]);
+    let gradients = gradients::<T, FMA, SOFTCAP, ENTROPY>(&padded, scale, factors);
+    grad.copy_from_slice(&gradients[..rest.len()]);
 }
 
 #[inline(always)]
@@ -133,16 +139,23 @@ fn gradients<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bo
     scale: &Scale,
     factors: &RowFactors,
 ) -> [T; LANES] {
-    let mut grad = [T::NEG_INFINITY; LANES];
+    // Three loops: widening, arithmetic and rounding in one is more than the compiler makes vectors of for every type.
+    let (mut wide, mut values, mut grad) = ([0.0; LANES], [0.0; LANES], [T::NEG_INFINITY; LANES]);
     for lane in 0..LANES {
-        let (t, slope) = scale.exponent::<FMA, SOFTCAP>(group[lane].to_f32(), factors.r);
+        wide[lane] = group[lane].to_f32();
+    }
+    for lane in 0..LANES {
+        let (t, slope) = scale.exponent::<FMA, SOFTCAP>(wide[lane], factors.r);
         let clamped = clamp_exponent(t);
         // Exactly 0 for an excluded column, whose clamped power is not.
         let power = if t < SMALLEST_EXPONENT { 0.0 } else { exp2::<FMA>(clamped) };
         let factor =
             if ENTROPY { multiply_add::<FMA>(clamped, factors.slope, factors.constant) } else { factors.constant };
         let value = power * factor;
-        grad[lane] = T::from_f32(if SOFTCAP { value * slope } else { value });
+        values[lane] = if SOFTCAP { value * slope } else { value };
+    }
+    for lane in 0..LANES {
+        grad[lane] = T::from_f32(values[lane]);
     }
     grad
 }
