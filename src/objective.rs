@@ -41,7 +41,8 @@ pub enum Target {
         label_smoothing: f64,
     },
     /// The official code's preference target: log targets 0 for the winner and −10 for the loser, not normalised, pairs
-    /// only. The gradient is that of ε = e⁻¹⁰/(1 + e⁻¹⁰); the reverse KL is lower by log(1 + e⁻¹⁰) = 4.54e-5.
+    /// only. The gradient is that of ε = e⁻¹⁰/(1 + e⁻¹⁰); the reverse KL is lower by log(1 + e⁻¹⁰) = 4.54e-5,
+    /// with or without a proposal.
     OfficialPreference,
     /// The caller's: what is given as rewards is log q, normalised here within each group. −inf is allowed where the
     /// divergence is finite at q = 0.

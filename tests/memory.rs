@@ -54,8 +54,10 @@ fn forward_allocates_per_row_and_backward_in_place_nothing() {
         PreferenceLoss::new(Cpu::default(), Objective::exo(Betas { policy: 0.5, reward: 0.5 }).expect("valid"))
             .with_entropy(true);
 
-    // Within a pool: handing work to one from outside goes through a queue that allocates now and then.
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
+    // Within a pool: handing work to one from outside goes through a queue that allocates now and then. And of one
+    // thread: a thread that takes work from another for the first time makes itself known to the memory reclamation of
+    // rayon's queues.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
     pool.install(|| {
         let mut forward = |logits: &[f32]| {
             let logits = Logits::new(logits, vocab).expect("rows");
@@ -83,6 +85,17 @@ fn forward_allocates_per_row_and_backward_in_place_nothing() {
         assert_eq!(allocations, 0, "backward in place");
     });
     assert!(logits == grad, "in place and out of place give the same gradient");
+
+    // On several threads nothing but what rayon keeps per thread.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("a pool");
+    let (_, bytes) = pool.install(|| {
+        count(|| {
+            let view = Logits::new(&grad, vocab).expect("rows");
+            loss.forward(view, &targets, &batch, Reference::PerToken(&reference), &rewards).expect("forward");
+            loss.backward_in_place(LogitsMut::new(&mut logits, vocab).expect("rows")).expect("backward");
+        })
+    });
+    assert!(bytes * 100 < logit_bytes, "{bytes} bytes on three threads");
 
     // That the counter counts at all.
     assert_eq!(count(|| drop(std::hint::black_box(vec![0u8; 100]))), (1, 100));

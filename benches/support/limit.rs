@@ -34,8 +34,9 @@ impl Limit {
         let read = stopwatch::time(&mut group, pool, (&id("read"), dtype, shape), bytes, || {
             black_box(memory::read(buffer));
         });
-        let copy =
-            stopwatch::time(&mut group, pool, (&id("copy"), dtype, shape), 2 * bytes, || memory::copy(buffer, other));
+        let copy = stopwatch::time(&mut group, pool, (&id("copy"), dtype, shape), 2 * bytes, || {
+            memory::copy(buffer, other, black_box(1))
+        });
         let change = stopwatch::time(&mut group, pool, (&id("change"), dtype, shape), 2 * bytes, || {
             memory::change(other, black_box(1));
         });
