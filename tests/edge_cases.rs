@@ -165,3 +165,23 @@ fn logits_at_the_end_of_f32() {
         assert!(log_prob([fill, 0.0], 0, &options) <= f64::from(fill) * 0.999_999, "{fill}");
     }
 }
+
+/// A NaN of the caller's, with bits that rounding to bf16 would carry into the sign.
+#[test]
+fn a_gradient_of_nan_stays_nan_whatever_its_bits() {
+    let logits = [bf16::from_f32(0.5), bf16::from_f32(-1.0), bf16::NEG_INFINITY];
+    let view = Logits::new(&logits, 3).expect("one");
+    let rows = forward(view, &[0], &LogitOptions::default());
+    let saved = SavedRows { states: &rows.states, entropies: Some(&rows.entropies) };
+    let nan = [f32::from_bits(0x7fff_ffff)];
+    for gradients in
+        [RowGradients { log_probs: &nan, entropies: None }, RowGradients { log_probs: &[1.0], entropies: Some(&nan) }]
+    {
+        let mut grad = [bf16::from_f32(0.0); 3];
+        let out = LogitsMut::new(&mut grad, 3).expect("one");
+        Cpu::default()
+            .token_log_probs_backward(view, &[0i64], &LogitOptions::default(), saved, gradients, out)
+            .expect("backward");
+        assert!(grad.iter().all(|grad| grad.to_f32().is_nan()), "{grad:?}");
+    }
+}

@@ -35,7 +35,7 @@ impl Limit {
             black_box(memory::read(buffer));
         });
         let copy = stopwatch::time(&mut group, pool, (&id("copy"), dtype, shape), 2 * bytes, || {
-            memory::copy(buffer, other, black_box(1))
+            memory::copy(buffer, other, black_box(1));
         });
         let change = stopwatch::time(&mut group, pool, (&id("change"), dtype, shape), 2 * bytes, || {
             memory::change(other, black_box(1));

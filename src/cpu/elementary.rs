@@ -14,17 +14,18 @@ pub(super) fn fused_multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32
     if FMA { a.mul_add(b, c) } else { (f64::from(a) * f64::from(b) + f64::from(c)) as f32 }
 }
 
-/// Below this exponent 2^t is no normal f32. Terms that small are nothing beside a softmax's largest, which is at least
-/// ½.
-pub(super) const SMALLEST_EXPONENT: f32 = -126.0;
+/// The exponent whose exponent field is 0: 2^t is 0 here. Below −126 it would be no normal f32, and terms that small
+/// are nothing beside a softmax's largest, which is at least ½.
+const ZERO_EXPONENT: f32 = -127.0;
 
-/// max(t, −126), and NaN for NaN (which `f32::max` would drop).
+/// max(t, −127), and NaN for NaN (which `f32::max` would drop). [`exp2`] of an excluded column's −inf is then exactly 0,
+/// and so is t·2^t.
 #[inline(always)]
 pub(super) fn clamp_exponent(t: f32) -> f32 {
-    if t < SMALLEST_EXPONENT { SMALLEST_EXPONENT } else { t }
+    if t < ZERO_EXPONENT { ZERO_EXPONENT } else { t }
 }
 
-/// 2^t for −126 ≤ t ≤ 126, to [`EXP2_ERROR`] unit roundoffs; NaN for NaN.
+/// 2^t for −126 ≤ t ≤ 126, to [`EXP2_ERROR`] unit roundoffs; 0 from −127 to −126.5; NaN for NaN.
 #[inline(always)]
 pub(super) fn exp2<const FMA: bool>(t: f32) -> f32 {
     let (p, power) = exp2_factors::<FMA>(t);
@@ -110,6 +111,7 @@ mod tests {
             let error = largest_error(1e-8, 125.9, exp2, f64::exp2);
             println!("exp2, {name}: {error:.3} unit roundoffs");
             assert!(error <= EXP2_ERROR, "{name}: {error}");
+            assert_eq!(exp2(clamp_exponent(f32::NEG_INFINITY)), 0.0, "{name}: nothing is left of an excluded column");
             for n in -126..=126 {
                 assert_eq!(exp2(n as f32), f32::from_bits(((n + 127) as u32) << 23), "{name}: 2^{n} is exact");
             }

@@ -10,9 +10,7 @@ use rayon::join;
 
 use super::Cpu;
 use super::dispatch::{Available, Kernel};
-use super::elementary::{
-    SMALLEST_EXPONENT, clamp_exponent, exp2, exp2_factors, fused_multiply_add, multiply_add, tanh,
-};
+use super::elementary::{clamp_exponent, exp2, exp2_factors, fused_multiply_add, multiply_add, tanh};
 use crate::element::{Dtype, Element};
 use crate::error::Result;
 use crate::logits::{LogitOptions, Logits};
@@ -179,12 +177,10 @@ fn add<const FMA: bool, const SOFTCAP: bool, const ENTROPY: bool>(
     weighted: &mut [f32; LANES],
 ) {
     for lane in 0..LANES {
-        let (t, _) = scale.exponent::<FMA, SOFTCAP>(group[lane], r);
-        let (p, power) = exp2_factors::<FMA>(clamp_exponent(t));
+        let t = clamp_exponent(scale.exponent::<FMA, SOFTCAP>(group[lane], r).0);
+        let (p, power) = exp2_factors::<FMA>(t);
         sum[lane] = multiply_add::<FMA>(p, power, sum[lane]);
         if ENTROPY {
-            // An excluded column adds nothing, where t·2^t would be −inf·0.
-            let t = if t < SMALLEST_EXPONENT { 0.0 } else { t };
             weighted[lane] = multiply_add::<FMA>(t, p * power, weighted[lane]);
         }
     }
@@ -307,7 +303,7 @@ pub(super) fn target_power(instructions: Available, scale: &Scale, x: f32, r: f3
             } else {
                 self.scale.exponent::<FMA, false>(self.x, self.r)
             };
-            if t < SMALLEST_EXPONENT { 0.0 } else { exp2::<FMA>(t) }
+            exp2::<FMA>(clamp_exponent(t))
         }
     }
 

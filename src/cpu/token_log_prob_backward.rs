@@ -12,7 +12,7 @@ use rayon::join;
 
 use super::Cpu;
 use super::dispatch::{Available, Kernel};
-use super::elementary::{SMALLEST_EXPONENT, clamp_exponent, exp2, multiply_add};
+use super::elementary::{clamp_exponent, exp2, multiply_add};
 use super::token_log_prob::{GRAIN, LANES, SLICE, Scale, target_power};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -146,16 +146,14 @@ fn gradients<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bo
     }
     for lane in 0..LANES {
         let (t, slope) = scale.exponent::<FMA, SOFTCAP>(wide[lane], factors.r);
-        let clamped = clamp_exponent(t);
-        // Exactly 0 for an excluded column, whose clamped power is not.
-        let power = if t < SMALLEST_EXPONENT { 0.0 } else { exp2::<FMA>(clamped) };
-        let factor =
-            if ENTROPY { multiply_add::<FMA>(clamped, factors.slope, factors.constant) } else { factors.constant };
+        let t = clamp_exponent(t);
+        let power = exp2::<FMA>(t);
+        let factor = if ENTROPY { multiply_add::<FMA>(t, factors.slope, factors.constant) } else { factors.constant };
         let value = power * factor;
         values[lane] = if SOFTCAP { value * slope } else { value };
     }
     for lane in 0..LANES {
-        grad[lane] = T::from_f32(values[lane]);
+        grad[lane] = T::from_f32_result(values[lane]);
     }
     grad
 }
@@ -200,6 +198,10 @@ impl<I: TokenId> Backward<'_, I> {
             (Some(gradients), Some(entropies)) => (f64::from(gradients[row]), f64::from(entropies[row])),
             _ => (0.0, 0.0),
         };
+        if g.is_nan() || e.is_nan() || (e != 0.0 && entropy.is_nan()) {
+            // And so that no NaN of the caller's, with whatever bits, goes through the loop.
+            return place.gradient().fill(T::NAN);
+        }
         if g == 0.0 && e == 0.0 {
             return place.gradient().fill(T::from_f32(0.0));
         }
