@@ -138,6 +138,8 @@ pub enum Error {
     EntropiesNotKept,
     /// A backward pass or a report before any forward pass.
     NoForward,
+    /// A second backward pass after one in place, which has put the gradient where the logits were.
+    LogitsOverwritten,
     /// An instruction set that this processor does not have.
     InstructionSet {
         /// Its name.
@@ -215,6 +217,9 @@ impl fmt::Display for Error {
                 write!(f, "entropy gradient given, but no entropies of the forward pass")
             }
             Error::NoForward => write!(f, "no forward pass has been made yet"),
+            Error::LogitsOverwritten => {
+                write!(f, "the backward pass in place has overwritten the logits; another needs a forward pass first")
+            }
             Error::InstructionSet { name } => write!(f, "instruction set: this processor has no {name}"),
         }
     }

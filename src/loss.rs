@@ -26,6 +26,8 @@ pub struct PreferenceLoss<B> {
     loss_scale: f64,
     /// Of the last forward pass that was not refused.
     shape: Option<Shape>,
+    /// Whether its logits have been overwritten with their gradient.
+    overwritten: bool,
 }
 
 /// Per row (N), per sequence (S) and per group (G): never anything of the size of the logits.
@@ -53,6 +55,7 @@ impl<B> PreferenceLoss<B> {
             report: Report::default(),
             loss_scale: 1.0,
             shape: None,
+            overwritten: false,
         }
     }
 
@@ -198,13 +201,15 @@ impl PreferenceLoss<Cpu> {
             },
         );
         self.shape = Some(logits.shape());
+        self.overwritten = false;
         Ok(())
     }
 
     /// Writes loss scale × d loss / d logits, `[N, V]`, to `grad`.
     ///
     /// # Errors
-    /// [`Error::NoForward`]; [`Error::Length`] if logits or gradient have not the N and V of the forward pass.
+    /// [`Error::NoForward`]; [`Error::LogitsOverwritten`] after a backward pass in place; [`Error::Length`] if logits or
+    /// gradient have not the N and V of the forward pass.
     pub fn backward<T: Element>(&mut self, logits: Logits<'_, T>, grad: LogitsMut<'_, T>) -> Result<()> {
         self.prepare_backward(logits.shape())?;
         let work = &self.workspace;
@@ -213,7 +218,8 @@ impl PreferenceLoss<Cpu> {
         self.backend.token_log_probs_backward(logits, &work.targets, &self.options.logits, saved, gradients, grad)
     }
 
-    /// Overwrites the logits with loss scale × d loss / d logits; the bits are those of [`backward`](Self::backward).
+    /// Overwrites the logits with loss scale × d loss / d logits; the bits are those of [`backward`](Self::backward). It
+    /// is the step's last: a second one would take the gradient for logits, and is refused.
     ///
     /// # Errors
     /// As [`backward`](Self::backward).
@@ -222,11 +228,17 @@ impl PreferenceLoss<Cpu> {
         let work = &self.workspace;
         let saved = SavedRows { states: &work.states, entropies: None };
         let gradients = RowGradients { log_probs: &work.row_gradients, entropies: None };
-        self.backend.token_log_probs_backward_in_place(logits, &work.targets, &self.options.logits, saved, gradients)
+        let options = &self.options.logits;
+        self.backend.token_log_probs_backward_in_place(logits, &work.targets, options, saved, gradients)?;
+        self.overwritten = true;
+        Ok(())
     }
 
     fn prepare_backward(&mut self, shape: Shape) -> Result<()> {
         let forward = self.shape.ok_or(Error::NoForward)?;
+        if self.overwritten {
+            return Err(Error::LogitsOverwritten);
+        }
         check_length("rows of the backward pass", shape.rows, forward.rows)?;
         check_length("vocabulary of the backward pass", shape.vocab, forward.vocab)?;
         let (work, scale) = (&mut self.workspace, self.loss_scale);

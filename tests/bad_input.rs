@@ -112,6 +112,21 @@ fn lengths_and_strides_that_do_not_fit() {
     assert_eq!(refused, Error::Length { what: "rows of the backward pass", given: 5, expected: 8 });
 }
 
+/// The gradient taken for logits: a second backward pass that goes wrong without a word (OpenRLHF #857, Unsloth #5002).
+#[test]
+fn a_second_backward_pass_after_one_in_place() {
+    let mut step = Step::new();
+    let mut loss = PreferenceLoss::new(Cpu::default(), exo());
+    let expected = step.run(&mut loss).expect("valid");
+    loss.backward_in_place(LogitsMut::new(&mut step.logits, VOCAB).expect("valid")).expect("the first");
+    assert_eq!(step.logits, expected);
+    let refused = loss.backward_in_place(LogitsMut::new(&mut step.logits, VOCAB).expect("valid"));
+    assert_eq!(refused, Err(Error::LogitsOverwritten));
+    assert_eq!(step.logits, expected, "a refused call has written");
+    assert!(loss.report().is_ok());
+    step.run(&mut loss).expect("a forward pass starts afresh");
+}
+
 #[test]
 fn offsets_that_do_not_fit() {
     let batch = |sequences: &[i64], groups: &[i64]| Batch::new(sequences, groups).unwrap_err();
