@@ -63,7 +63,8 @@ pub fn samples(run: &Run) -> Table {
 
 fn shown(sample: &Sample) -> String {
     let words = sample.completion.split_whitespace();
-    let text = words.collect::<Vec<_>>().join(" ");
+    // A model of bytes writes control characters too, and a terminal would obey them.
+    let text = words.collect::<Vec<_>>().join(" ").replace(char::is_control, "\u{fffd}");
     format!("[{:+.2}] {text}", sample.reward)
 }
 
