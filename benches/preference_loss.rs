@@ -1,10 +1,10 @@
 //! The whole loss, and its K-sample stage alone: `cargo bench --bench preference_loss`.
 //!
-//! - `preference_loss/direction/dtype/NxV`: EXO over groups of four completions of 16 rows each. Throughput is in bytes of logits:
-//!   read once by the forward pass; read once and a gradient written once by the backward pass.
-//!   `memory/...` reads and copies the same bytes on the same threads, and a table gives every result as a share of that.
-//! - `objective/name/f64/GxK`: log-ratios and rewards of G groups of K to losses and coefficients, on one thread. Throughput is
-//!   in bytes read and written: a few dozen a sequence.
+//! - `preference_loss/direction/dtype/NxV`: EXO over groups of four completions of 16 rows each. Throughput is in bytes
+//!   of logits: read once by the forward pass; read once and a gradient written once by the backward pass. `memory/...`
+//!   reads and copies the same bytes on the same threads, and a table gives every result as a share of that.
+//! - `objective/name/f64/GxK`: log-ratios and rewards of G groups of K to losses and coefficients, on one thread.
+//!   Throughput is in bytes read and written: a few dozen a sequence.
 //!
 //! A whole run takes less than a minute. Nothing is asserted of times.
 

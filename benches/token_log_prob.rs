@@ -1,9 +1,9 @@
 //! Token log-probs, forward and backward: `cargo bench --bench token_log_prob`.
 //!
-//! Ids are `token_log_prob/direction/dtype/NxV`. Throughput is in bytes of logits: read once by the forward pass; read once and a
-//! gradient written once by the backward pass. `memory/...` reads, copies, or changes in place the same bytes on the same threads,
-//! and a table after each group gives every result as a share of that. `_1_thread`: in a pool of one thread.
-//! A whole run takes about a minute and a half. Nothing is asserted of times.
+//! Ids are `token_log_prob/direction/dtype/NxV`. Throughput is in bytes of logits: read once by the forward pass; read
+//! once and a gradient written once by the backward pass. `memory/...` reads, copies, or changes in place the same
+//! bytes on the same threads, and a table after each group gives every result as a share of that. `_1_thread`: in a
+//! pool of one thread. A whole run takes about a minute and a half. Nothing is asserted of times.
 
 #[path = "support/stage.rs"]
 mod stage;

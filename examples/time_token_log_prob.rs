@@ -1,17 +1,17 @@
-//! A stopwatch on a leash: times the token log-prob stage when told to on standard input, so that another program can take turns with
-//! it on one machine. `scripts/compare-pytorch` is that program; by hand:
+//! A stopwatch on a leash: times the token log-prob stage when told to on standard input, so that another program can
+//! take turns with it on one machine. `scripts/compare-pytorch` is that program; by hand:
 //!
 //!     echo forward f32 256 128256 5 | cargo run --release --example time_token_log_prob
 //!
 //! Options: `--threads T` (default: all cores), `--instructions avx512|avx2|portable` (default: the widest there is).
 //! Commands, one a line; each is answered by one line of JSON:
 //!
-//! - `PASS DTYPE N V REPEATS` times PASS over N rows of V logits and answers `{"seconds": [...]}`, one number per repeat. DTYPE is f32,
-//!   f16 or bf16. PASS is `forward`, `backward`, `forward_backward`, each also with `_entropy`; `backward_in_place`,
-//!   `forward_backward_in_place`; and over the same bytes a plain `read`, `copy` or `change` (in place).
-//!   The buffers are kept until another DTYPE, N or V is asked for.
-//! - `check DTYPE N V FOLDER` reads FOLDER/logits (`[N, V]` of DTYPE), targets (`[N]` i64) and upstream (`[N]` f32), and writes
-//!   FOLDER/log_probs (`[N]` f32) and gradient (`[N, V]` of DTYPE): raw, in the machine's byte order.
+//! - `PASS DTYPE N V REPEATS` times PASS over N rows of V logits and answers `{"seconds": [...]}`, one number per
+//!   repeat. DTYPE is f32, f16 or bf16. PASS is `forward`, `backward`, `forward_backward`, each also with `_entropy`;
+//!   `backward_in_place`, `forward_backward_in_place`; and over the same bytes a plain `read`, `copy` or `change` (in
+//!   place). The buffers are kept until another DTYPE, N or V is asked for.
+//! - `check DTYPE N V FOLDER` reads FOLDER/logits (`[N, V]` of DTYPE), targets (`[N]` i64) and upstream (`[N]` f32),
+//!   and writes FOLDER/log_probs (`[N]` f32) and gradient (`[N, V]` of DTYPE): raw, in the machine's byte order.
 //! - `about` answers with the threads and the instruction set.
 
 #[path = "../benches/support/inputs.rs"]
@@ -75,8 +75,8 @@ impl<T: Element> Timed for Stage<T> {
             "change" => |stage| memory::change(bytemuck::cast_slice_mut(&mut stage.logits), black_box(1)),
             _ => bail!("no such pass: {pass}"),
         };
-        // Pages and caches in the state that later repeats find. A pass in place leaves other logits for the next: putting
-        // the first ones back in between disturbs what is timed, and the time does not depend on the values.
+        // Pages and caches in the state that later repeats find. A pass in place leaves other logits for the next:
+        // putting the first ones back in between disturbs what is timed, and the time does not depend on the values.
         run(self);
         let seconds = (0..repeats).map(|_| {
             let start = Instant::now();

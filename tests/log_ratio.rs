@@ -1,7 +1,7 @@
 //! Sequence log-ratios: differences per token first, then a sum in f64; masked rows left out; every kind of reference.
 //!
-//! Log-probs here are multiples of 2⁻²⁰ below 8 in size: f32 holds them, and f64 their sums, exactly. So the results must be
-//! exact, and any f32 on the way shows.
+//! Log-probs here are multiples of 2⁻²⁰ below 8 in size: f32 holds them, and f64 their sums, exactly. So the results
+//! must be exact, and any f32 on the way shows.
 
 use exo_kernels::{Batch, Cpu, IGNORE_INDEX, LogRatio, Reference};
 use rand::rngs::StdRng;

@@ -117,7 +117,8 @@ fn within_bounds_on_every_instruction_set() {
     }
 }
 
-/// Next to p = 1 the target's gradient is g·(1 − p), not what is left of g after subtracting a rounded g·p (Liger-Kernel
+/// Next to p = 1 the target's gradient is g·(1 − p), not what is left of g after subtracting a rounded g·p
+/// (Liger-Kernel
 /// #1329).
 #[test]
 fn target_gradient_keeps_its_digits_near_one() {

@@ -19,7 +19,8 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
-    /// Measures the three passes as `memory/read`, `/copy` and `/change`, each with `suffix`. Leaves anything in `other`.
+    /// Measures the three passes as `memory/read`, `/copy` and `/change`, each with `suffix`. Leaves anything in
+    /// `other`.
     pub(crate) fn measure(
         criterion: &mut Criterion,
         pool: &ThreadPool,

@@ -1,5 +1,5 @@
-//! The machine's limit: the same bytes read, copied, and changed in place, on rayon's current threads, with no arithmetic to
-//! speak of. What a kernel reaches of it is the part of the memory's speed that it uses.
+//! The machine's limit: the same bytes read, copied, and changed in place, on rayon's current threads, with no
+//! arithmetic to speak of. What a kernel reaches of it is the part of the memory's speed that it uses.
 
 use rayon::prelude::*;
 

@@ -17,8 +17,8 @@ pub(crate) fn group<'a>(criterion: &'a mut Criterion, stage: &str) -> BenchmarkG
     group
 }
 
-/// Times `routine` in `pool` as `stage/direction/dtype/shape`, which moves `bytes`. Returns the median seconds of a call over
-/// criterion's samples; `None` where the command line's filter leaves the benchmark out.
+/// Times `routine` in `pool` as `stage/direction/dtype/shape`, which moves `bytes`. Returns the median seconds of a
+/// call over criterion's samples; `None` where the command line's filter leaves the benchmark out.
 pub(crate) fn time(
     group: &mut BenchmarkGroup<'_, WallTime>,
     pool: &ThreadPool,

@@ -1,7 +1,7 @@
 //! Review-like sentences for the tiny model, with positive, negative and neutral words in equal measure.
 //!
-//! An opening such as `The pacing of this comedy` is the prompt, the rest of the sentence the completion. With 10 subjects
-//! and 8 kinds of film there are 80 openings; those whose two indices agree in a fixed pattern are held out.
+//! An opening such as `The pacing of this comedy` is the prompt, the rest of the sentence the completion. With 10
+//! subjects and 8 kinds of film there are 80 openings; those whose two indices agree in a fixed pattern are held out.
 
 use rand::Rng;
 use rand::rngs::StdRng;

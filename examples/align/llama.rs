@@ -1,8 +1,9 @@
-//! A small Llama: token ids `[B, T]` in, hidden states `[B, T, H]` out, and logits only for the rows that are asked for.
+//! A small Llama: token ids `[B, T]` in, hidden states `[B, T, H]` out, and logits only for the rows that are asked
+//! for.
 //!
 //! Everything is made of candle's elementary operations. The fused ones (rms norm, rotary embedding, softmax) are
-//! faster but have no backward pass on every device, and some of them return no gradient without saying so.
-//! The tests at the end hold each parameter's gradient to a finite difference.
+//! faster but have no backward pass on every device, and some of them return no gradient without saying so. The tests
+//! at the end hold each parameter's gradient to a finite difference.
 //!
 //! Shapes: B sequences, T positions, H hidden width, A query heads, C key/value heads, D head width, V vocabulary.
 
@@ -176,7 +177,8 @@ impl Llama {
         Self::new(&self.config, |_, _| Ok(tensors.next().expect("the same configuration").1.detach()))
     }
 
-    /// Hidden states `[B, T, H]` of `tokens` `[B, T]`, before the final norm. With a cache, `tokens` continue what it holds.
+    /// Hidden states `[B, T, H]` of `tokens` `[B, T]`, before the final norm. With a cache, `tokens` continue what it
+    /// holds.
     pub fn hidden(&self, tokens: &Tensor, mut cache: Option<&mut Cache>) -> Result<Tensor> {
         let (batch, length) = tokens.dims2()?;
         let start = match &cache {

@@ -1,5 +1,5 @@
-//! Aligns a real causal language model on the CPU, as the paper's controlled-generation experiment does: openings of film
-//! reviews, K completions each from the frozen model, a sentiment reward, the EXO loss of this crate, `AdamW`.
+//! Aligns a real causal language model on the CPU, as the paper's controlled-generation experiment does: openings of
+//! film reviews, K completions each from the frozen model, a sentiment reward, the EXO loss of this crate, `AdamW`.
 //!
 //! ```text
 //! cargo run --release --features candle --example align -- --help
@@ -65,8 +65,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// candle's matrix products read their number of threads from the environment, and their threads spin while they wait. The
-/// tiny model's products are so small that a second thread does little else.
+/// candle's matrix products read their number of threads from the environment, and their threads spin while they wait.
+/// The tiny model's products are so small that a second thread does little else.
 fn with_threads(settings: &Settings) -> Result<()> {
     const VARIABLE: &str = "RAYON_NUM_THREADS";
     if settings.threads > 0 && env::var_os(VARIABLE).is_none() {

@@ -9,13 +9,14 @@ use serde::Serialize;
 
 /// Aligns a causal language model with EXO (or DPO) towards positive film reviews, on the CPU.
 ///
-/// Completions are sampled from the frozen model, rewarded by a sentiment lexicon, and the policy is trained on them with
-/// the loss of `exo-kernels`. Held-out prompts are evaluated before, during and after. Without --model a tiny byte-level
-/// model is made on the spot, so the program needs no file and no network.
+/// Completions are sampled from the frozen model, rewarded by a sentiment lexicon, and the policy is trained on them
+/// with the loss of `exo-kernels`. Held-out prompts are evaluated before, during and after. Without --model a tiny
+/// byte-level model is made on the spot, so the program needs no file and no network.
 #[derive(Debug, Parser)]
 #[command(name = "align", version, allow_negative_numbers = true)]
 pub struct Options {
-    /// GGUF file of a small Llama with the tokenizer `smollm`, say the one that scripts/align fetches [default: a tiny embedded model]
+    /// GGUF file of a small Llama with the tokenizer `smollm`, say the one that scripts/align fetches [default: a tiny
+    /// embedded model]
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
 
@@ -75,7 +76,8 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 192)]
     pub batch: usize,
 
-    /// Gradient steps between evaluations on held-out prompts; 0 evaluates only before and after [default: a third of the steps with --model, a sixth without]
+    /// Gradient steps between evaluations on held-out prompts; 0 evaluates only before and after [default: a third of
+    /// the steps with --model, a sixth without]
     #[arg(long, value_name = "N")]
     pub evaluate_every: Option<usize>,
 

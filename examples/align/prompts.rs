@@ -1,7 +1,7 @@
 //! Openings of film reviews, written for this project; a language model continues them.
 //!
-//! Each is short and breaks off where the verdict comes, so that the first few tokens of a completion decide its reward:
-//! what a few minutes on a CPU can learn from. The held-out ones are never trained on.
+//! Each is short and breaks off where the verdict comes, so that the first few tokens of a completion decide its
+//! reward: what a few minutes on a CPU can learn from. The held-out ones are never trained on.
 
 pub const TRAINING: [&str; 64] = [
     "I thought this film was",

@@ -3,8 +3,8 @@
 //! All sequences of a batch march in step, one position per forward pass. Where a prompt is longer than the shortest of
 //! the batch, its next token is given instead of drawn. So no position is padding, and one causal mask serves all.
 //!
-//! Pure sampling at one temperature, nothing truncated: the groups' weights p and q are importance weights under exactly
-//! this distribution, and a top-k or top-p cut would have no density to put into them.
+//! Pure sampling at one temperature, nothing truncated: the groups' weights p and q are importance weights under
+//! exactly this distribution, and a top-k or top-p cut would have no density to put into them.
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};

@@ -1,8 +1,8 @@
 //! From prompts and completions to the packed logits that the loss takes.
 //!
-//! Sequences go through the model side by side, padded at the end, where a causal model cannot see the padding. Then the
-//! hidden states that predict a completion's tokens are gathered, and only those N rows meet the head: prompt positions
-//! and padding cost no row of V logits.
+//! Sequences go through the model side by side, padded at the end, where a causal model cannot see the padding. Then
+//! the hidden states that predict a completion's tokens are gathered, and only those N rows meet the head: prompt
+//! positions and padding cost no row of V logits.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};

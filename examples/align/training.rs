@@ -153,8 +153,8 @@ impl Trainer<'_> {
         Ok(norm)
     }
 
-    /// A cosine from the full rate to 0, as in the official code, but after a short linear warm-up: `AdamW`'s first steps
-    /// have the length of the rate whatever the gradient, and few steps need a high rate.
+    /// A cosine from the full rate to 0, as in the official code, but after a short linear warm-up: `AdamW`'s first
+    /// steps have the length of the rate whatever the gradient, and few steps need a high rate.
     fn learning_rate_at(&self, step: usize) -> f64 {
         let done = step as f64 / self.steps as f64;
         let warm_up = ((done + 1.0 / self.steps as f64) / WARM_UP).min(1.0);
