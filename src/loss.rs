@@ -213,8 +213,7 @@ impl PreferenceLoss<Cpu> {
     pub fn backward<T: Element>(&mut self, logits: Logits<'_, T>, grad: LogitsMut<'_, T>) -> Result<()> {
         self.prepare_backward(logits.shape())?;
         let work = &self.workspace;
-        let saved = SavedRows { states: &work.states, entropies: None };
-        let gradients = RowGradients { log_probs: &work.row_gradients, entropies: None };
+        let (saved, gradients) = work.for_backward();
         self.backend.token_log_probs_backward(logits, &work.targets, &self.options.logits, saved, gradients, grad)
     }
 
@@ -226,8 +225,7 @@ impl PreferenceLoss<Cpu> {
     pub fn backward_in_place<T: Element>(&mut self, logits: LogitsMut<'_, T>) -> Result<()> {
         self.prepare_backward(logits.shape())?;
         let work = &self.workspace;
-        let saved = SavedRows { states: &work.states, entropies: None };
-        let gradients = RowGradients { log_probs: &work.row_gradients, entropies: None };
+        let (saved, gradients) = work.for_backward();
         let options = &self.options.logits;
         self.backend.token_log_probs_backward_in_place(logits, &work.targets, options, saved, gradients)?;
         self.overwritten = true;
@@ -250,6 +248,14 @@ impl PreferenceLoss<Cpu> {
 }
 
 impl Workspace {
+    /// What the token log-prob stage takes back: the loss has no entropy term.
+    fn for_backward(&self) -> (SavedRows<'_>, RowGradients<'_>) {
+        (
+            SavedRows { states: &self.states, entropies: None },
+            RowGradients { log_probs: &self.row_gradients, entropies: None },
+        )
+    }
+
     fn resize(&mut self, rows: usize, batch: &Batch, entropy: bool) {
         self.log_probs.resize(rows, 0.0);
         self.states.resize(rows, SoftmaxState::default());

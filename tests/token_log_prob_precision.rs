@@ -36,13 +36,34 @@ fn share(computed: f64, expected: f64, bound: f64) -> f64 {
     if error.is_nan() { f64::INFINITY } else { error / bound }
 }
 
+/// Log-prob, state and entropy of one row.
+fn forward<T: Element>(cpu: Cpu, row: &Row<T>, options: &LogitOptions) -> ([f32; 1], [SoftmaxState; 1], [f32; 1]) {
+    let logits = Logits::new(&row.logits, row.logits.len()).expect("one row");
+    let (mut log_probs, mut states, mut entropies) = ([f32::NAN], [SoftmaxState::default()], [f32::NAN]);
+    let outputs = TokenLogProbs { log_probs: &mut log_probs, states: &mut states, entropies: Some(&mut entropies) };
+    cpu.token_log_probs(logits, &[row.target as i64], options, outputs).expect("forward");
+    (log_probs, states, entropies)
+}
+
+/// The gradient of one row's logits.
+fn backward<T: Element>(
+    cpu: Cpu,
+    row: &Row<T>,
+    options: &LogitOptions,
+    saved: SavedRows<'_>,
+    gradients: RowGradients<'_>,
+) -> Vec<T> {
+    let vocab = row.logits.len();
+    let mut grad = vec![T::NAN; vocab];
+    let logits = Logits::new(&row.logits, vocab).expect("one row");
+    let out = LogitsMut::new(&mut grad, vocab).expect("one row");
+    cpu.token_log_probs_backward(logits, &[row.target as i64], options, saved, gradients, out).expect("backward");
+    grad
+}
+
 fn check_row<T: Element>(cpu: Cpu, row: &Row<T>, options: &LogitOptions, shares: &mut Shares) {
     let vocab = row.logits.len();
-    let logits = Logits::new(&row.logits, vocab).expect("one row");
-    let targets = [row.target as i64];
-    let (mut log_prob, mut state, mut entropy) = ([f32::NAN], [SoftmaxState::default()], [f32::NAN]);
-    let outputs = TokenLogProbs { log_probs: &mut log_prob, states: &mut state, entropies: Some(&mut entropy) };
-    cpu.token_log_probs(logits, &targets, options, outputs).expect("forward");
+    let (log_prob, state, entropy) = forward(cpu, row, options);
 
     let exact = token_log_prob::forward(&row.logits, row.target, options);
     let bound = bounds::row(Arithmetic::BACKEND, &exact, options);
@@ -59,18 +80,8 @@ fn check_row<T: Element>(cpu: Cpu, row: &Row<T>, options: &LogitOptions, shares:
 
     // d loss / d log-prob alone: the bound of the gradient has no entropy term.
     let g = -0.37f32;
-    let mut grad = vec![T::NAN; vocab];
     let saved = SavedRows { states: &state, entropies: None };
-    let gradients = RowGradients { log_probs: &[g], entropies: None };
-    cpu.token_log_probs_backward(
-        logits,
-        &targets,
-        options,
-        saved,
-        gradients,
-        LogitsMut::new(&mut grad, vocab).expect("V"),
-    )
-    .expect("backward");
+    let grad = backward(cpu, row, options, saved, RowGradients { log_probs: &[g], entropies: None });
     let expected = token_log_prob::backward(&row.logits, row.target, options, g.into(), 0.0);
     let scaled = token_log_prob::scaled_logits(&row.logits, options);
     for column in 0..vocab {
@@ -168,23 +179,9 @@ fn entropy_gradient_is_within_bounds() {
 
 fn entropy_gradient(cpu: Cpu, row: &Row<f32>, options: &LogitOptions, g: f32, e: f32) {
     let vocab = row.logits.len();
-    let targets = [row.target as i64];
-    let logits = Logits::new(&row.logits, vocab).expect("one row");
-    let (mut log_prob, mut state, mut entropy) = ([f32::NAN], [SoftmaxState::default()], [f32::NAN]);
-    let outputs = TokenLogProbs { log_probs: &mut log_prob, states: &mut state, entropies: Some(&mut entropy) };
-    cpu.token_log_probs(logits, &targets, options, outputs).expect("forward");
-    let mut grad = vec![f32::NAN; vocab];
+    let (_, state, entropy) = forward(cpu, row, options);
     let saved = SavedRows { states: &state, entropies: Some(&entropy) };
-    let gradients = RowGradients { log_probs: &[g], entropies: Some(&[e]) };
-    cpu.token_log_probs_backward(
-        logits,
-        &targets,
-        options,
-        saved,
-        gradients,
-        LogitsMut::new(&mut grad, vocab).expect("V"),
-    )
-    .expect("backward");
+    let grad = backward(cpu, row, options, saved, RowGradients { log_probs: &[g], entropies: Some(&[e]) });
 
     let exact = token_log_prob::forward(&row.logits, row.target, options);
     let bound = bounds::row(Arithmetic::BACKEND, &exact, options);

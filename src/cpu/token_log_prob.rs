@@ -153,9 +153,7 @@ impl<T: Element, const SOFTCAP: bool, const ENTROPY: bool> Kernel for SliceSums<
                     add::<FMA, SOFTCAP, ENTROPY>(group, self.scale, sums.r, &mut sum, &mut weighted);
                 }
                 if !rest.is_empty() {
-                    let mut padded = [f32::NEG_INFINITY; LANES];
-                    padded[..rest.len()].copy_from_slice(rest);
-                    add::<FMA, SOFTCAP, ENTROPY>(&padded, self.scale, sums.r, &mut sum, &mut weighted);
+                    add::<FMA, SOFTCAP, ENTROPY>(&padded(rest), self.scale, sums.r, &mut sum, &mut weighted);
                 }
                 sums.sum += f64::from(across_lanes(sum));
                 if ENTROPY {
@@ -165,6 +163,20 @@ impl<T: Element, const SOFTCAP: bool, const ENTROPY: bool> Kernel for SliceSums<
         }
         sums
     }
+}
+
+/// An incomplete group of lanes, filled up with excluded columns.
+#[inline(always)]
+pub(super) fn padded<T: Element>(rest: &[T]) -> [T; LANES] {
+    let mut group = [T::NEG_INFINITY; LANES];
+    group[..rest.len()].copy_from_slice(rest);
+    group
+}
+
+/// Where a row of more than [`SLICE`] columns is divided: by its length alone, so that the bits are the same on any number
+/// of threads.
+pub(super) fn middle(columns: usize) -> usize {
+    columns.div_ceil(SLICE) / 2 * SLICE
 }
 
 /// Adds one group of lanes to the partial sums.
@@ -250,8 +262,7 @@ impl RowForward<'_> {
     /// threads.
     fn sums<T: Element>(&self, logits: &[T]) -> PartialSums {
         if logits.len() > SLICE {
-            let middle = logits.len().div_ceil(SLICE) / 2 * SLICE;
-            let (left, right) = logits.split_at(middle);
+            let (left, right) = logits.split_at(middle(logits.len()));
             let (left, right) = join(|| self.sums(left), || self.sums(right));
             return left.merge(right);
         }

@@ -13,7 +13,7 @@ use rayon::join;
 use super::Cpu;
 use super::dispatch::{Available, Kernel};
 use super::elementary::{clamp_exponent, exp2, multiply_add};
-use super::token_log_prob::{GRAIN, LANES, SLICE, Scale, target_power};
+use super::token_log_prob::{GRAIN, LANES, SLICE, Scale, middle, padded, target_power};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::logits::{LogitOptions, Logits, LogitsMut};
@@ -100,37 +100,23 @@ impl<T: Element, const SOFTCAP: bool, const ENTROPY: bool> Kernel for SliceGradi
                 for (group, grad) in groups.iter().zip(grad_groups) {
                     *grad = gradients::<T, FMA, SOFTCAP, ENTROPY>(group, scale, factors);
                 }
-                write_rest::<T, FMA, SOFTCAP, ENTROPY>(rest, grad_rest, scale, factors);
+                if !rest.is_empty() {
+                    let gradients = gradients::<T, FMA, SOFTCAP, ENTROPY>(&padded(rest), scale, factors);
+                    grad_rest.copy_from_slice(&gradients[..rest.len()]);
+                }
             }
             Place::InPlace(logits) => {
                 let (groups, rest) = logits.as_chunks_mut::<LANES>();
                 for group in groups {
                     *group = gradients::<T, FMA, SOFTCAP, ENTROPY>(group, scale, factors);
                 }
-                let mut copy = [T::NEG_INFINITY; LANES];
-                copy[..rest.len()].copy_from_slice(rest);
-                let length = rest.len();
-                write_rest::<T, FMA, SOFTCAP, ENTROPY>(&copy[..length], rest, scale, factors);
+                if !rest.is_empty() {
+                    let gradients = gradients::<T, FMA, SOFTCAP, ENTROPY>(&padded(rest), scale, factors);
+                    rest.copy_from_slice(&gradients[..rest.len()]);
+                }
             }
         }
     }
-}
-
-/// The last, incomplete group of lanes. Takes no closure: that would be compiled apart, without the vector instructions.
-#[inline(always)]
-fn write_rest<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bool>(
-    rest: &[T],
-    grad: &mut [T],
-    scale: &Scale,
-    factors: &RowFactors,
-) {
-    if rest.is_empty() {
-        return;
-    }
-    let mut padded = [T::NEG_INFINITY; LANES];
-    padded[..rest.len()].copy_from_slice(rest);
-    let gradients = gradients::<T, FMA, SOFTCAP, ENTROPY>(&padded, scale, factors);
-    grad.copy_from_slice(&gradients[..rest.len()]);
 }
 
 #[inline(always)]
@@ -172,7 +158,7 @@ impl<I: TokenId> Backward<'_, I> {
     fn slices<T: Element>(&self, place: Place<'_, T>, factors: RowFactors, entropy: bool) {
         let columns = place.columns();
         if columns > SLICE {
-            let (left, right) = place.split_at(columns.div_ceil(SLICE) / 2 * SLICE);
+            let (left, right) = place.split_at(middle(columns));
             join(|| self.slices(left, factors, entropy), || self.slices(right, factors, entropy));
             return;
         }
