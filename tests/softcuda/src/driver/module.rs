@@ -1,0 +1,308 @@
+//! Modules: from a PTX text or a fat binary to kernels and variables.
+
+use super::entry::{In, Out, Outcome, Text, entry_points};
+use super::error::Code;
+use super::state::{Function, Handle, Module, State, state};
+use super::work::synchronise_context;
+use crate::fatbin;
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::sync::PoisonError;
+
+/// The latest PTX version that is read, major x 10 + minor.
+const PTX_VERSION: u32 = 90;
+
+/// First bytes of a fat binary, of the structure that points to one, and of an object file with machine code.
+const FAT_BINARY: u32 = 0xba55_ed50;
+const FAT_BINARY_WRAPPER: u32 = 0x4662_43b1;
+const OBJECT_FILE: u32 = u32::from_le_bytes(*b"\x7fELF");
+
+/// The header of a fat binary in bytes, from which its length is known.
+const FAT_BINARY_HEADER: usize = 16;
+
+/// Options of the just-in-time compiler (`CUjit_option`) that give the caller something back.
+const INFO_LOG: u32 = 3;
+const INFO_LOG_BYTES: u32 = 4;
+const ERROR_LOG: u32 = 5;
+const ERROR_LOG_BYTES: u32 = 6;
+
+/// Why an image was not loaded: the error, and what the compiler would write to its log.
+pub(super) struct Failure {
+    code: Code,
+    log: String,
+}
+
+impl From<Code> for Failure {
+    fn from(code: Code) -> Self {
+        Self { code, log: String::new() }
+    }
+}
+
+/// Options of the just-in-time compiler as the caller gives them: values are passed in the pointers themselves.
+pub(super) struct Options {
+    values: HashMap<u32, u64>,
+    places: In<u64>,
+    order: Vec<u32>,
+}
+
+impl Options {
+    pub(super) fn none() -> Self {
+        Self { values: HashMap::new(), places: In::null(), order: Vec::new() }
+    }
+
+    pub(super) fn read(count: u32, options: In<u32>, values: In<u64>) -> Outcome<Self> {
+        if count == 0 {
+            return Ok(Self::none());
+        }
+        let order = options.list(count as usize)?;
+        let given = values.list(count as usize)?;
+        Ok(Self { values: order.iter().copied().zip(given).collect(), places: values, order })
+    }
+
+    /// Writes a log into the caller's buffer, cut to its size, and how long it became.
+    fn put_log(&self, buffer: u32, size: u32, log: &str) {
+        let (Some(&address), Some(&room)) = (self.values.get(&buffer), self.values.get(&size)) else { return };
+        // The size is 32 bits wide in the caller's 64.
+        let room = (room & 0xffff_ffff) as usize;
+        if address == 0 || room == 0 {
+            return;
+        }
+        let kept = &log.as_bytes()[..log.len().min(room - 1)];
+        let _ = super::host_memory::write_host(address, &[kept, &[0]].concat());
+        if let Some(index) = self.order.iter().position(|&option| option == size) {
+            self.places.put_at(index, kept.len() as u64);
+        }
+    }
+}
+
+/// The value of a directive of a PTX text: what follows it up to the end of the line.
+fn directive<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.trim_start().strip_prefix(name)).map(str::trim)
+}
+
+/// Whether PTX of this version and target runs on the device.
+fn check_target(text: &str, capability: (u32, u32)) -> Result<(), Failure> {
+    let version = directive(text, ".version ").and_then(|version| {
+        let (major, minor) = version.split_once('.')?;
+        let digits = minor.split(|letter: char| !letter.is_ascii_digit()).next()?;
+        Some(major.trim().parse::<u32>().ok()? * 10 + digits.parse::<u32>().ok()?)
+    });
+    if let Some(version) = version.filter(|&version| version > PTX_VERSION) {
+        let log = format!(
+            "PTX version {}.{} is later than {}.{}",
+            version / 10,
+            version % 10,
+            PTX_VERSION / 10,
+            PTX_VERSION % 10
+        );
+        return Err(Failure { code: Code::UNSUPPORTED_PTX_VERSION, log });
+    }
+    let target = directive(text, ".target ").and_then(|target| target.strip_prefix("sm_"));
+    let Some(target) = target else { return Ok(()) };
+    let digits: String = target.chars().take_while(char::is_ascii_digit).collect();
+    let Ok(number) = digits.parse::<u32>() else { return Ok(()) };
+    let own = capability.0 * 10 + capability.1;
+    // `a`: code for one capability alone; `f`: for its family, of the same major version.
+    let fits = match target[digits.len()..].chars().next() {
+        Some('a') => number == own,
+        Some('f') => number <= own && number / 10 == own / 10,
+        _ => number <= own,
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(Failure { code: Code::INVALID_PTX, log: format!("PTX for sm_{} does not run on sm_{own}", target.trim()) })
+}
+
+/// The PTX text of an image.
+fn text_of(image: In<u8>, capability: (u32, u32)) -> Result<String, Failure> {
+    let bytes = |count| image.list(count);
+    let mut first = [0; 4];
+    for (index, byte) in first.iter_mut().enumerate() {
+        *byte = image.at(index)?;
+        if *byte == 0 {
+            break;
+        }
+    }
+    match u32::from_le_bytes(first) {
+        FAT_BINARY => {
+            let length = fatbin::image_length(&bytes(FAT_BINARY_HEADER)?).ok_or(Code::INVALID_IMAGE)?;
+            fatbin::ptx(&bytes(length)?, capability)
+                .map_err(|error| Failure { code: Code::NO_BINARY_FOR_GPU, log: error.to_string() })
+        }
+        FAT_BINARY_WRAPPER => {
+            // Magic, version, then the address of the fat binary.
+            let address = bytes(16)?[8..16].try_into().map(u64::from_le_bytes).map_err(|_| Code::INVALID_IMAGE)?;
+            text_of(In::at_place(address), capability)
+        }
+        OBJECT_FILE => {
+            Err(Failure { code: Code::NO_BINARY_FOR_GPU, log: "machine code; softcuda runs PTX only".to_owned() })
+        }
+        _ => {
+            // SAFETY: the C interface asks the caller for a NUL-terminated text where the image is neither of the above; not null, since
+            // its first byte was read.
+            let text = unsafe { CStr::from_ptr(image.address().cast()) };
+            text.to_str().map(str::to_owned).map_err(|_| Code::INVALID_IMAGE.into())
+        }
+    }
+}
+
+/// Loads an image into the current context.
+pub(super) fn load(image: In<u8>, options: &Options) -> Outcome<Handle> {
+    let (context, machine, capability) = {
+        let mut state = state();
+        (state.current()?, state.machine(), state.settings.compute_capability)
+    };
+    image.get()?;
+    let loaded = text_of(image, capability).and_then(|text| {
+        check_target(&text, capability)?;
+        let machine = machine.read().unwrap_or_else(PoisonError::into_inner);
+        machine.load(&text).map_err(|error| Failure { code: Code::INVALID_PTX, log: error.to_string() })
+    });
+    match loaded {
+        Ok(program) => {
+            options.put_log(INFO_LOG, INFO_LOG_BYTES, "");
+            options.put_log(ERROR_LOG, ERROR_LOG_BYTES, "");
+            let mut state = state();
+            let handle = state.handle();
+            state.modules.insert(handle, Module { context, program, functions: HashMap::new() });
+            Ok(handle)
+        }
+        Err(failure) => {
+            options.put_log(ERROR_LOG, ERROR_LOG_BYTES, &failure.log);
+            if !failure.log.is_empty() {
+                eprintln!("softcuda: a module was not loaded: {}", failure.log);
+            }
+            Err(failure.code)
+        }
+    }
+}
+
+/// Loads an image from a file.
+pub(super) fn load_file(name: Text, options: &Options) -> Outcome<Handle> {
+    let name = name.get()?;
+    state().current()?;
+    let mut image = std::fs::read(name).map_err(|_| Code::FILE_NOT_FOUND)?;
+    image.push(0);
+    load(In::of(&image), options)
+}
+
+/// Unloads a module after all work of its context.
+pub(super) fn unload(module: Handle) -> Outcome {
+    let context = {
+        let state = state();
+        state.check_initialised()?;
+        state.modules.get(&module).ok_or(Code::INVALID_HANDLE)?.context
+    };
+    let outcome = synchronise_context(context);
+    state().unload(module);
+    outcome
+}
+
+impl State {
+    /// Takes a module and its functions out of the tables.
+    pub(super) fn unload(&mut self, module: Handle) {
+        let Some(entry) = self.modules.remove(&module) else { return };
+        self.functions.retain(|_, function| function.module != module);
+        let machine = self.machine();
+        machine.read().unwrap_or_else(PoisonError::into_inner).unload(&entry.program);
+    }
+
+    pub(super) fn module(&self, module: Handle) -> Outcome<&Module> {
+        self.check_initialised()?;
+        let entry = self.modules.get(&module).ok_or(Code::INVALID_HANDLE)?;
+        self.check_fault(entry.context)?;
+        Ok(entry)
+    }
+
+    /// The handle of a kernel, the same each time.
+    pub(super) fn function_of(&mut self, module: Handle, kernel: usize) -> Outcome<Handle> {
+        let entry = self.module(module)?;
+        if let Some(&function) = entry.functions.get(&kernel) {
+            return Ok(function);
+        }
+        let (context, program) = (entry.context, std::sync::Arc::clone(&entry.program));
+        let name = CString::new(program.kernels()[kernel].name.clone()).map_err(|_| Code::NOT_FOUND)?;
+        let handle = self.handle();
+        let function = Function {
+            context,
+            module,
+            program,
+            kernel,
+            name,
+            max_dynamic_shared: None,
+            carveout: -1,
+            non_portable_cluster: false,
+        };
+        self.functions.insert(handle, function);
+        if let Some(entry) = self.modules.get_mut(&module) {
+            entry.functions.insert(kernel, handle);
+        }
+        Ok(handle)
+    }
+
+    /// A kernel by its name.
+    pub(super) fn function_named(&mut self, module: Handle, name: &str) -> Outcome<Handle> {
+        let kernel = self.module(module)?.program.kernel(name).ok_or(Code::NOT_FOUND)?;
+        self.function_of(module, kernel)
+    }
+}
+
+/// Address and size of a variable.
+pub(super) fn variable(address: Out<u64>, bytes: Out<usize>, module: Handle, name: Text) -> Outcome {
+    let state = state();
+    let module = state.module(module)?;
+    let (place, size) = module.program.global(&name.get()?).ok_or(Code::NOT_FOUND)?;
+    address.put_if_wanted(place);
+    bytes.put_if_wanted(size as usize);
+    Ok(())
+}
+
+entry_points! {
+    fn cuModuleLoad(module: Out<Handle>, name: Text) {
+        module.check()?;
+        module.put(load_file(name, &Options::none())?)
+    }
+    fn cuModuleLoadData(module: Out<Handle>, image: In<u8>) {
+        module.check()?;
+        module.put(load(image, &Options::none())?)
+    }
+    fn cuModuleLoadDataEx(module: Out<Handle>, image: In<u8>, count: u32, options: In<u32>, values: In<u64>) {
+        module.check()?;
+        module.put(load(image, &Options::read(count, options, values)?)?)
+    }
+    fn cuModuleLoadFatBinary(module: Out<Handle>, image: In<u8>) {
+        module.check()?;
+        module.put(load(image, &Options::none())?)
+    }
+    fn cuModuleUnload(module: Handle) {
+        unload(module)
+    }
+    fn cuModuleGetLoadingMode(mode: Out<u32>) {
+        state().check_initialised()?;
+        mode.put(1)
+    }
+    fn cuModuleGetFunction(function: Out<Handle>, module: Handle, name: Text) {
+        function.check()?;
+        let name = name.get()?;
+        let handle = state().function_named(module, &name)?;
+        function.put(handle)
+    }
+    fn cuModuleGetFunctionCount(count: Out<u32>, module: Handle) {
+        let state = state();
+        count.put(state.module(module)?.program.kernels().len() as u32)
+    }
+    fn cuModuleEnumerateFunctions(functions: Out<Handle>, room: u32, module: Handle) {
+        functions.check()?;
+        let mut state = state();
+        let count = state.module(module)?.program.kernels().len();
+        for kernel in 0..count.min(room as usize) {
+            let handle = state.function_of(module, kernel)?;
+            functions.put_at(kernel, handle)?;
+        }
+        Ok(())
+    }
+    fn cuModuleGetGlobal_v2(address: Out<u64>, bytes: Out<usize>, module: Handle, name: Text) {
+        variable(address, bytes, module, name)
+    }
+}

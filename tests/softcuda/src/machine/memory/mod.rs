@@ -1,0 +1,90 @@
+//! Memory: the device's as the host sees it (`global`) and as a launch does (`launch`), a block's (`shared`), and how an access can go
+//! wrong.
+
+mod allocation;
+mod bits;
+pub mod global;
+pub mod launch;
+mod mapping;
+pub mod shared;
+
+use crate::check::clock::TeamClocks;
+use crate::report::{FaultKind, OtherAccess};
+
+/// Why an access was refused, in the terms of a fault report; the caller adds who and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which check.
+    pub kind: FaultKind,
+    /// What happened, in words.
+    pub message: String,
+    /// The earlier access of a race, without its source text.
+    pub other: Option<Box<Earlier>>,
+}
+
+/// The earlier access of a race.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Earlier {
+    /// Whether it wrote.
+    pub wrote: bool,
+    /// Linear index of its block in the grid.
+    pub block: u32,
+    /// Linear index of its thread in the block (the first, of several).
+    pub thread: u32,
+    /// The index of its instruction among those of the program.
+    pub instruction: u32,
+}
+
+impl Refusal {
+    /// A refusal that is not a race.
+    pub fn new(kind: FaultKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), other: None }
+    }
+
+    /// A race on a byte. `wrote`: whether the later access writes.
+    #[cold]
+    fn race(byte: &str, wrote: bool, earlier: Earlier) -> Self {
+        let verb = |wrote| if wrote { "written" } else { "read" };
+        let message = format!(
+            "{byte} is {} here and {} by thread {} of block {} (linear indices); nothing orders the two",
+            verb(wrote),
+            verb(earlier.wrote),
+            earlier.thread,
+            earlier.block
+        );
+        Self { kind: FaultKind::Race, message, other: Some(Box::new(earlier)) }
+    }
+
+    #[cold]
+    fn misaligned(what: &str, at: u64, width: usize) -> Self {
+        Self::new(FaultKind::Misaligned, format!("{what} {at:#x} is not a multiple of the access's {width} bytes"))
+    }
+}
+
+/// The largest atomic access in bytes.
+const WIDEST_ATOMIC: usize = 16;
+
+fn check_atomic_width(bytes: u32) -> Result<(), Refusal> {
+    if bytes.is_power_of_two() && bytes as usize <= WIDEST_ATOMIC {
+        return Ok(());
+    }
+    Err(Refusal::new(FaultKind::InvalidOperation, format!("no atomic operation has {bytes} bytes")))
+}
+
+/// The report of an earlier access, once its place and text are known.
+pub type Other = OtherAccess;
+
+/// One lane that accesses memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Who<'a> {
+    /// Its index in the team (see [`TeamClocks`]).
+    pub thread: usize,
+    /// The team's clocks.
+    pub clocks: &'a TeamClocks,
+    /// The index of the instruction among those of the program; below 2^30.
+    pub instruction: u32,
+    /// A volatile, relaxed, acquire or release access: strong ones do not race with each other. Atomics are strong whatever this says.
+    pub strong: bool,
+    /// `ld.global.nc`.
+    pub read_only: bool,
+}

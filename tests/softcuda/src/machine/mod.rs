@@ -1,0 +1,16 @@
+//! The machine: registers, memory, scheduling, execution.
+
+pub mod block;
+pub mod device;
+pub mod execute;
+pub mod launch;
+pub mod memory;
+pub mod program;
+pub mod registers;
+pub mod run;
+pub mod snippet;
+pub mod step;
+pub mod stuck;
+pub mod team;
+pub mod warp;
+pub mod window;

@@ -1,0 +1,428 @@
+//! A loaded module: decoded functions, variables in device memory, the layout of each kernel's shared memory.
+
+use super::memory::global::GlobalMemory;
+use super::window;
+use crate::ptx::decode::code::{CallSite, Code, Decoded, Operation, Target, place_in_frame};
+use crate::ptx::decode::scope::{Binding, Frame, Scope};
+use crate::ptx::syntax::{Error, Function, Initial, Module, Statement, Variable};
+use crate::ptx::types::Space;
+use std::collections::{HashMap, HashSet};
+
+/// A kernel or a device function, decoded.
+#[derive(Clone, Debug, Default)]
+pub struct FunctionCode {
+    /// Its name.
+    pub name: String,
+    /// Its first instruction; `None` for a function that is only declared.
+    pub entry: Option<u32>,
+    /// Its registers and constants.
+    pub frame: Frame,
+    /// Offset and size in the frame of each parameter (of a device function).
+    pub parameters: Vec<(u64, u64)>,
+    /// Offset and size in the frame of each result.
+    pub results: Vec<(u64, u64)>,
+}
+
+/// What is known of a kernel before it runs.
+#[derive(Clone, Debug, Default)]
+pub struct KernelInfo {
+    /// Its name.
+    pub name: String,
+    /// Offset and size of each parameter in bytes.
+    pub parameters: Vec<(u32, u32)>,
+    /// Bytes of the parameter block.
+    pub parameter_bytes: u32,
+    /// Static shared memory in bytes.
+    pub static_shared_bytes: u32,
+    /// Local memory of a thread in bytes.
+    pub local_bytes: u32,
+    /// Constant memory of the module in bytes.
+    pub constant_bytes: u32,
+    /// Registers of a thread: PTX registers, of which there are more than ptxas would keep; at most 255.
+    pub registers: u32,
+    /// `.maxntid` multiplied out, or 1024.
+    pub max_threads: u32,
+    /// `.reqntid`.
+    pub required_threads: Option<[u32; 3]>,
+    /// `.reqnctapercluster`.
+    pub required_cluster: Option<[u32; 3]>,
+    /// The PTX version, major x 10 + minor.
+    pub ptx_version: u32,
+    /// The target's compute capability, major x 10 + minor.
+    pub target: u32,
+    /// Its place among the program's functions.
+    pub function: u32,
+}
+
+/// A loaded module.
+#[derive(Default)]
+pub struct Program {
+    /// The instructions of all functions.
+    pub instructions: Vec<Decoded>,
+    /// `brx.idx` tables.
+    pub tables: Vec<Vec<u32>>,
+    /// Call sites.
+    pub calls: Vec<CallSite>,
+    /// Kernels and device functions in the order of the text.
+    pub functions: Vec<FunctionCode>,
+    kernels: Vec<KernelInfo>,
+    globals: Vec<(String, u64, u64)>,
+    lines: Vec<String>,
+}
+
+impl Program {
+    /// The index of a kernel.
+    pub fn kernel(&self, name: &str) -> Option<usize> {
+        self.kernels.iter().position(|kernel| kernel.name == name)
+    }
+
+    /// The kernels, in order.
+    pub fn kernels(&self) -> &[KernelInfo] {
+        &self.kernels
+    }
+
+    /// Address and size in bytes of a `.global` or `.const` variable.
+    pub fn global(&self, name: &str) -> Option<(u64, u64)> {
+        self.globals.iter().find(|global| global.0 == name).map(|global| (global.1, global.2))
+    }
+
+    /// Addresses of all its variables.
+    pub fn global_addresses(&self) -> impl Iterator<Item = u64> {
+        self.globals.iter().map(|global| global.1)
+    }
+
+    /// A line of the PTX text, without its margins.
+    pub fn line(&self, line: u32) -> &str {
+        self.lines.get((line as usize).wrapping_sub(1)).map_or("", |line| line.trim())
+    }
+}
+
+/// Decodes a module and places its variables in `memory`.
+///
+/// # Errors
+/// What is wrong with the text, and where; no memory left.
+pub fn link(text: &str, module: &Module, memory: &GlobalMemory) -> Result<Program, Error> {
+    let mut program = Program { lines: text.lines().map(str::to_owned).collect(), ..Program::default() };
+    let functions = distinct_functions(module);
+    let mut names = HashMap::new();
+    for (index, function) in functions.iter().enumerate() {
+        names.insert(function.name.clone(), Binding::Function(index as u32));
+    }
+    let placed = place_variables(module, memory, &mut names, &mut program)?;
+    if let Err(error) =
+        initialise(&placed, memory, &names).and_then(|()| decode(module, &functions, &names, &mut program))
+    {
+        for address in program.global_addresses() {
+            // The module is refused as a whole; what it had placed goes back.
+            let _ = memory.free(address);
+        }
+        return Err(error);
+    }
+    Ok(program)
+}
+
+/// Declarations and their definitions are one function.
+fn distinct_functions(module: &Module) -> Vec<&Function> {
+    let mut functions: Vec<&Function> = Vec::new();
+    for function in &module.functions {
+        match functions.iter_mut().find(|other| other.name == function.name) {
+            Some(known) if known.body.is_none() => *known = function,
+            Some(_) => {}
+            None => functions.push(function),
+        }
+    }
+    functions
+}
+
+fn place_variables<'a>(
+    module: &'a Module,
+    memory: &GlobalMemory,
+    names: &mut HashMap<String, Binding>,
+    program: &mut Program,
+) -> Result<Vec<(&'a Variable, u64)>, Error> {
+    let mut placed = Vec::new();
+    for variable in &module.variables {
+        let constant = match variable.space {
+            Space::Global => false,
+            Space::Const => true,
+            _ => continue,
+        };
+        let elements = variable.elements.unwrap_or(variable.initial.len() as u64);
+        let size = elements.saturating_mul(u64::from(variable.ty.bytes())).max(1);
+        if variable.external {
+            return Err(Error::new(
+                variable.line,
+                format!("{} is extern: linking several modules is not supported", variable.name),
+            ));
+        }
+        let address = if constant { memory.allocate_constant(size) } else { memory.allocate(size) };
+        let Some(address) = address else {
+            return Err(Error::new(variable.line, format!("no memory left for {} ({size} bytes)", variable.name)));
+        };
+        program.globals.push((variable.name.clone(), address, size));
+        names
+            .insert(variable.name.clone(), Binding::Variable { space: variable.space, address, of_kernel: true, size });
+        placed.push((variable, address));
+    }
+    Ok(placed)
+}
+
+fn initialise(
+    placed: &[(&Variable, u64)],
+    memory: &GlobalMemory,
+    names: &HashMap<String, Binding>,
+) -> Result<(), Error> {
+    for (variable, address) in placed {
+        let failed = |_| Error::new(variable.line, format!("{} cannot be written", variable.name));
+        // PTX: variables without an initial value are zero.
+        memory.fill(*address, &[0], variable.bytes().max(1)).map_err(failed)?;
+        let width = variable.ty.bytes() as usize;
+        let mut bytes = Vec::with_capacity(variable.initial.len() * width);
+        for value in &variable.initial {
+            let bits = match value {
+                Initial::Bits(bits) => *bits,
+                Initial::Address { name, offset } => {
+                    let base = match names.get(name) {
+                        Some(Binding::Variable { address, .. }) => *address,
+                        Some(Binding::Function(index)) => window::function_address(*index),
+                        _ => return Err(Error::new(variable.line, format!("{name} has no address"))),
+                    };
+                    base.wrapping_add(*offset as u64)
+                }
+            };
+            bytes.extend_from_slice(&u128::from(bits).to_le_bytes()[..width]);
+        }
+        if !bytes.is_empty() {
+            memory.write(*address, &bytes).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Shared memory of one kernel, or of all device functions together.
+#[derive(Clone, Debug)]
+struct SharedLayout {
+    end: u32,
+    align: u32,
+    most: u32,
+}
+
+impl SharedLayout {
+    fn new(start: u32) -> Self {
+        Self { end: start, align: 16, most: 0 }
+    }
+
+    fn place(&mut self, variable: &Variable) -> Result<u64, Error> {
+        let align = variable.align.max(1);
+        self.align = self.align.max(align);
+        let offset = self.end.next_multiple_of(align);
+        let bytes = u32::try_from(variable.bytes()).unwrap_or(u32::MAX);
+        self.end = offset.saturating_add(bytes);
+        self.most = self.most.max(self.end);
+        if self.end > 1 << 20 {
+            return Err(Error::new(
+                variable.line,
+                format!("{}: more shared memory than any device has", variable.name),
+            ));
+        }
+        Ok(u64::from(offset))
+    }
+}
+
+fn decode(
+    module: &Module,
+    functions: &[&Function],
+    names: &HashMap<String, Binding>,
+    program: &mut Program,
+) -> Result<(), Error> {
+    let mut code = Code::default();
+    let constant_bytes =
+        module.variables.iter().filter(|v| v.space == Space::Const).map(Variable::bytes).sum::<u64>() as u32;
+    // Variables that device functions use have one place in every kernel, before the kernel's own.
+    let mut common = SharedLayout::new(window::RESERVED_SHARED);
+    let mut common_names = names.clone();
+    let in_functions: HashSet<&str> =
+        functions.iter().filter(|f| !f.is_entry).flat_map(|f| f.body.iter()).flat_map(|b| mentioned(b)).collect();
+    for variable in
+        module.variables.iter().filter(|v| v.space == Space::Shared && in_functions.contains(v.name.as_str()))
+    {
+        if variable.elements.is_none() {
+            return Err(Error::new(
+                variable.line,
+                format!("{}: dynamic shared memory in a device function is not supported", variable.name),
+            ));
+        }
+        bind_shared(variable, common.place(variable)?, &mut common_names);
+    }
+    program.functions =
+        functions.iter().map(|f| FunctionCode { name: f.name.clone(), ..FunctionCode::default() }).collect();
+    // Device functions first: their bodies can declare shared variables, which every kernel must know.
+    for (index, function) in functions.iter().enumerate().filter(|(_, f)| !f.is_entry) {
+        let mut scope = Scope::new(common_names.clone());
+        scope.open();
+        let results: Vec<_> = function.returns.iter().map(|v| (place_in_frame(v, &mut scope), v.bytes())).collect();
+        let parameters: Vec<_> =
+            function.parameters.iter().map(|v| (place_in_frame(v, &mut scope), v.bytes())).collect();
+        let entry = code.instructions.len() as u32;
+        if let Some(body) = &function.body {
+            code.append(body, &mut scope, &mut |variable| common.place(variable), function.line)?;
+        }
+        let known = &mut program.functions[index];
+        (known.entry, known.frame) = (function.body.as_ref().map(|_| entry), scope.frame);
+        (known.parameters, known.results) = (parameters, results);
+    }
+    for (index, function) in functions.iter().enumerate().filter(|(_, f)| f.is_entry) {
+        let Some(body) = &function.body else { continue };
+        let (frame, entry, info) = kernel(module, function, body, &mut code, (names, &common_names, &common))?;
+        let known = &mut program.functions[index];
+        (known.entry, known.frame) = (Some(entry), frame);
+        program.kernels.push(KernelInfo { constant_bytes, function: index as u32, ..info });
+    }
+    for call in &code.calls {
+        if let Target::Function(index) = call.target {
+            let callee = &program.functions[index as usize];
+            if callee.entry.is_none() && callee.name != ASSERT {
+                return Err(Error::new(0, format!("function {} is called and has no body", callee.name)));
+            }
+        }
+    }
+    (program.instructions, program.tables, program.calls) = (code.instructions, code.tables, code.calls);
+    Ok(())
+}
+
+/// The one system function that is known: a failed `assert`.
+pub const ASSERT: &str = "__assertfail";
+
+fn bind_shared(variable: &Variable, address: u64, names: &mut HashMap<String, Binding>) {
+    let binding = Binding::Variable { space: Space::Shared, address, of_kernel: true, size: variable.bytes() };
+    names.insert(variable.name.clone(), binding);
+}
+
+fn kernel(
+    module: &Module,
+    function: &Function,
+    body: &[Statement],
+    code: &mut Code,
+    (names, common_names, common): (&HashMap<String, Binding>, &HashMap<String, Binding>, &SharedLayout),
+) -> Result<(Frame, u32, KernelInfo), Error> {
+    let mentioned: HashSet<&str> = mentioned(body).into_iter().collect();
+    // A kernel that calls nothing does not pay for what device functions share.
+    let calls = has_calls(body) && common.end > window::RESERVED_SHARED;
+    let (mut names, mut layout) = if calls {
+        (common_names.clone(), common.clone())
+    } else {
+        (names.clone(), SharedLayout::new(window::RESERVED_SHARED))
+    };
+    for variable in module.variables.iter().filter(|v| v.space == Space::Shared && mentioned.contains(v.name.as_str()))
+    {
+        if variable.elements.is_some() && !names.contains_key(&variable.name) {
+            let address = layout.place(variable)?;
+            bind_shared(variable, address, &mut names);
+        }
+    }
+    // Variables in the body come after those of the module, and dynamic shared memory after all.
+    let mut inner = layout.clone();
+    place_inner(body, &mut inner)?;
+    let dynamic: Vec<_> =
+        module.variables.iter().filter(|v| v.space == Space::Shared && v.elements.is_none()).collect();
+    let align =
+        dynamic.iter().filter(|v| mentioned.contains(v.name.as_str())).map(|v| v.align).max().unwrap_or(1).max(16);
+    let static_end = inner.end;
+    let start = if static_end == window::RESERVED_SHARED { static_end } else { static_end.next_multiple_of(align) };
+    for variable in dynamic {
+        bind_shared(variable, u64::from(start), &mut names);
+    }
+    let mut scope = Scope::new(names);
+    scope.open();
+    let mut parameters = Vec::new();
+    let mut end = 0_u32;
+    for variable in &function.parameters {
+        let offset = end.next_multiple_of(variable.align.max(1));
+        let size = u32::try_from(variable.bytes()).unwrap_or(u32::MAX);
+        end = offset.saturating_add(size);
+        parameters.push((offset, size));
+        let binding = Binding::Variable {
+            space: Space::Param,
+            address: u64::from(offset),
+            of_kernel: true,
+            size: u64::from(size),
+        };
+        scope.bind(&variable.name, binding);
+    }
+    if end > 32764 {
+        return Err(Error::new(function.line, "more than 32764 bytes of parameters"));
+    }
+    let entry = code.instructions.len() as u32;
+    code.append(body, &mut scope, &mut |variable| layout.place(variable), function.line)?;
+    let target: u32 =
+        module.target.trim_start_matches("sm_").trim_end_matches(char::is_alphabetic).parse().unwrap_or(0);
+    let info = KernelInfo {
+        name: function.name.clone(),
+        parameters,
+        parameter_bytes: end,
+        static_shared_bytes: start - window::RESERVED_SHARED,
+        local_bytes: scope.frame.local_bytes as u32,
+        registers: scope.frame.rows.min(255),
+        max_threads: function
+            .max_threads
+            .or(function.required_threads)
+            .map_or(1024, |n| n.iter().product::<u32>().clamp(1, 1024)),
+        required_threads: function.required_threads,
+        required_cluster: function.required_cluster,
+        ptx_version: module.version.0 * 10 + module.version.1,
+        target,
+        ..KernelInfo::default()
+    };
+    Ok((scope.frame, entry, info))
+}
+
+fn place_inner(body: &[Statement], layout: &mut SharedLayout) -> Result<(), Error> {
+    for statement in body {
+        match statement {
+            Statement::Variable(variable) if variable.space == Space::Shared => {
+                layout.place(variable)?;
+            }
+            Statement::Scope(inner) => place_inner(inner, layout)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn has_calls(body: &[Statement]) -> bool {
+    body.iter().any(|statement| match statement {
+        Statement::Instruction(instruction) => instruction.opcode.first().is_some_and(|word| &**word == "call"),
+        Statement::Scope(inner) => has_calls(inner),
+        _ => false,
+    })
+}
+
+/// Every name that stands in an operand of the body.
+fn mentioned(body: &[Statement]) -> Vec<&str> {
+    use crate::ptx::syntax::Operand;
+    fn operand<'a>(operand_: &'a Operand, names: &mut Vec<&'a str>) {
+        match operand_ {
+            Operand::Name(name) | Operand::Offset(name, _) | Operand::Address { base: Some(name), .. } => {
+                names.push(name);
+            }
+            Operand::Vector(list) | Operand::List(list) => list.iter().for_each(|inner| operand(inner, names)),
+            _ => {}
+        }
+    }
+    let mut names = Vec::new();
+    for statement in body {
+        match statement {
+            Statement::Instruction(instruction) => instruction.operands.iter().for_each(|o| operand(o, &mut names)),
+            Statement::Scope(inner) => names.extend(mentioned(inner)),
+            _ => {}
+        }
+    }
+    names
+}
+
+impl Program {
+    /// Whether an instruction ends the straight line it stands in.
+    pub fn is_control(&self, place: u32) -> bool {
+        matches!(self.instructions[place as usize].operation, Operation::Control(_))
+    }
+}

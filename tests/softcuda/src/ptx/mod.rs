@@ -1,0 +1,10 @@
+//! PTX: text to syntax (`lexer`, `parser`), syntax to the decoded form that the machine runs (`decode`).
+
+pub mod decode;
+pub mod lexer;
+pub mod parser;
+pub mod syntax;
+pub mod types;
+
+pub use parser::parse;
+pub use syntax::Error;

@@ -1,0 +1,376 @@
+//! Planted faults of lanes and threads that do not come where others wait for them, and of copies that are not waited for.
+
+#[path = "support/planted.rs"]
+mod planted;
+
+use planted::{Argument, Planted};
+use softcuda::report::FaultKind;
+
+fn words(number: u32) -> Argument {
+    Argument::Bytes((0..number).flat_map(u32::to_le_bytes).collect())
+}
+
+#[test]
+fn a_barrier_that_half_a_warp_reaches_is_found() {
+    let kernel = |condition: &str, mark: &str| {
+        format!(
+            r".visible .entry half_barrier()
+{{
+    .reg .b32 %r<3>;
+    .reg .pred %p<2>;
+    mov.u32 %r1, %tid.x;
+    setp.ge.u32 %p1, %r1, {condition};
+    @%p1 bra AFTER;
+    bar.sync 0; {mark}
+AFTER:
+    mov.u32 %r2, 0;
+    bar.sync 1;
+    ret;
+}}
+"
+        )
+    };
+    let text = kernel("16", "// FAULT");
+    let fault = Planted::new(&text, vec![]).has(FaultKind::DivergentBarrier);
+    assert_eq!(fault.thread, [0; 3], "{fault}");
+    let text = kernel("32", "");
+    assert_eq!(Planted::new(&text, vec![]).is_clean().counters.block_barriers, 2);
+}
+
+#[test]
+fn a_barrier_that_some_warps_never_reach_is_found() {
+    let kernel = |condition: &str, mark: &str| {
+        format!(
+            r".visible .entry some_warps()
+{{
+    .reg .b32 %r<2>;
+    .reg .pred %p<2>;
+    mov.u32 %r1, %tid.x;
+    setp.ge.u32 %p1, %r1, {condition};
+    @%p1 ret;
+    bar.sync 0; {mark}
+    ret;
+}}
+"
+        )
+    };
+    let text = kernel("32", "// FAULT");
+    let fault = Planted { block: 128, ..Planted::new(&text, vec![]) }.has(FaultKind::DivergentBarrier);
+    assert_eq!(fault.thread, [0; 3], "{fault}");
+    let text = kernel("128", "");
+    Planted { block: 128, ..Planted::new(&text, vec![]) }.is_clean();
+}
+
+#[test]
+fn barriers_with_counts_and_numbers_work() {
+    // Two warps produce, two consume; the consumers wait at barrier 1 for 128 threads, at which the producers only arrive.
+    let text = r".visible .entry producers(.param .u64 out)
+{
+    .shared .align 4 .b8 words[256];
+    .reg .b32 %r<6>;
+    .reg .b64 %rd<3>;
+    .reg .pred %p<2>;
+    ld.param.u64 %rd1, [out];
+    mov.u32 %r1, %tid.x;
+    mov.u32 %r2, words;
+    and.b32 %r3, %r1, 63;
+    shl.b32 %r4, %r3, 2;
+    add.u32 %r2, %r2, %r4;
+    setp.ge.u32 %p1, %r1, 64;
+    @%p1 bra CONSUMER;
+    st.shared.u32 [%r2], %r1;
+    bar.arrive 1, 128;
+    ret;
+CONSUMER:
+    bar.sync 1, 128;
+    ld.shared.u32 %r5, [%r2];
+    mul.wide.u32 %rd2, %r3, 4;
+    add.s64 %rd1, %rd1, %rd2;
+    st.global.u32 [%rd1], %r5;
+    ret;
+}
+";
+    let planted = Planted { block: 128, ..Planted::new(text, vec![Argument::Fresh(256)]) };
+    planted.is_clean();
+    let (_, addresses, device) = planted.run(&softcuda::Settings::default());
+    let mut bytes = vec![0; 256];
+    device.memory.read(addresses[0], &mut bytes).expect("read");
+    let expected: Vec<u8> = (0..64_u32).flat_map(u32::to_le_bytes).collect();
+    assert_eq!(bytes, expected);
+}
+
+#[test]
+fn reducing_barriers_count_and_vote() {
+    let text = r".visible .entry ballot(.param .u64 out)
+{
+    .reg .b32 %r<6>;
+    .reg .b64 %rd<3>;
+    .reg .pred %p<5>;
+    ld.param.u64 %rd1, [out];
+    mov.u32 %r1, %tid.x;
+    setp.lt.u32 %p1, %r1, 37;
+    bar.red.popc.u32 %r2, 0, %p1;
+    bar.red.and.pred %p2, 0, %p1;
+    bar.red.or.pred %p3, 0, %p1;
+    selp.u32 %r3, 1, 0, %p2;
+    selp.u32 %r4, 1, 0, %p3;
+    mul.wide.u32 %rd2, %r1, 12;
+    add.s64 %rd1, %rd1, %rd2;
+    st.global.u32 [%rd1], %r2;
+    st.global.u32 [%rd1+4], %r3;
+    st.global.u32 [%rd1+8], %r4;
+    ret;
+}
+";
+    let planted = Planted { block: 96, ..Planted::new(text, vec![Argument::Fresh(96 * 12)]) };
+    planted.is_clean();
+    let (_, addresses, device) = planted.run(&softcuda::Settings::default());
+    let mut bytes = vec![0; 96 * 12];
+    device.memory.read(addresses[0], &mut bytes).expect("read");
+    for thread in bytes.chunks(12) {
+        let words: Vec<u32> =
+            thread.chunks(4).map(|word| u32::from_le_bytes(word.try_into().expect("four bytes"))).collect();
+        assert_eq!(words, [37, 0, 1]);
+    }
+}
+
+/// A shuffle by the lanes below `lanes` with this member mask.
+fn shuffle(lanes: u32, mask: &str, mark: &str) -> String {
+    format!(
+        r".visible .entry shuffle(.param .u64 out)
+{{
+    .reg .b32 %r<5>;
+    .reg .b64 %rd<3>;
+    .reg .pred %p<2>;
+    ld.param.u64 %rd1, [out];
+    mov.u32 %r1, %tid.x;
+    setp.ge.u32 %p1, %r1, {lanes};
+    @%p1 bra DONE;
+    shfl.sync.bfly.b32 %r2, %r1, 1, 31, {mask}; {mark}
+    mul.wide.u32 %rd2, %r1, 4;
+    add.s64 %rd1, %rd1, %rd2;
+    st.global.u32 [%rd1], %r2;
+DONE:
+    bar.warp.sync -1;
+    ret;
+}}
+"
+    )
+}
+
+#[test]
+fn shuffles_with_lanes_missing_from_or_beyond_the_mask_are_found() {
+    let buffer = || vec![Argument::Fresh(128)];
+    // The mask names lanes that never come.
+    Planted::new(&shuffle(16, "-1", "// FAULT"), buffer()).has(FaultKind::MissingLanes);
+    // The mask leaves out lanes that execute it.
+    let fault = Planted::new(&shuffle(32, "0x0000ffff", "// FAULT"), buffer()).has(FaultKind::MissingLanes);
+    assert_eq!(fault.thread, [16, 0, 0], "{fault}");
+    // A lane reads from one that is not in the mask.
+    Planted::new(&shuffle(1, "1", "// FAULT"), buffer()).has(FaultKind::MissingLanes);
+    Planted::new(&shuffle(16, "0x0000ffff", ""), buffer()).is_clean();
+    Planted::new(&shuffle(32, "-1", ""), buffer()).is_clean();
+}
+
+#[test]
+fn votes_with_lanes_missing_are_found() {
+    let kernel = |mask: &str, mark: &str| {
+        format!(
+            r".visible .entry vote()
+{{
+    .reg .b32 %r<3>;
+    .reg .pred %p<3>;
+    mov.u32 %r1, %tid.x;
+    setp.ge.u32 %p1, %r1, 8;
+    @%p1 bra DONE;
+    vote.sync.ballot.b32 %r2, %p1, {mask}; {mark}
+DONE:
+    bar.warp.sync -1;
+    ret;
+}}
+"
+        )
+    };
+    Planted::new(&kernel("0x1ff", "// FAULT"), vec![]).has(FaultKind::MissingLanes);
+    Planted::new(&kernel("0xff", ""), vec![]).is_clean();
+}
+
+#[test]
+fn diverged_lanes_meet_at_a_shuffle() {
+    // Both sides of the branch come to the same shuffle later: independent thread scheduling lets them meet there.
+    let text = r".visible .entry meet(.param .u64 out)
+{
+    .reg .b32 %r<6>;
+    .reg .b64 %rd<3>;
+    .reg .pred %p<3>;
+    ld.param.u64 %rd1, [out];
+    mov.u32 %r1, %tid.x;
+    and.b32 %r2, %r1, 1;
+    setp.eq.u32 %p1, %r2, 0;
+    mov.u32 %r3, 0;
+    @%p1 bra EVEN;
+ODD:
+    add.u32 %r3, %r3, 1;
+    setp.lt.u32 %p2, %r3, %r1;
+    @%p2 bra ODD;
+    bra JOIN;
+EVEN:
+    mov.u32 %r3, 100;
+JOIN:
+    shfl.sync.idx.b32 %r4, %r3, 0, 31, -1;
+    mul.wide.u32 %rd2, %r1, 4;
+    add.s64 %rd1, %rd1, %rd2;
+    st.global.u32 [%rd1], %r4;
+    ret;
+}
+";
+    let planted = Planted::new(text, vec![Argument::Fresh(128)]);
+    let report = planted.is_clean();
+    assert!(report.counters.divergent_branches > 0);
+    let (_, addresses, device) = planted.run(&softcuda::Settings::default());
+    let mut bytes = vec![0; 128];
+    device.memory.read(addresses[0], &mut bytes).expect("read");
+    assert_eq!(bytes, 100_u32.to_le_bytes().repeat(32));
+}
+
+/// Each thread copies its 16 bytes asynchronously and reads them.
+fn asynchronous(wait: &str, mark: &str) -> String {
+    format!(
+        r".visible .entry in_flight(.param .u64 in, .param .u64 out)
+{{
+    .shared .align 16 .b8 stage[512];
+    .reg .b32 %r<8>;
+    .reg .b64 %rd<5>;
+    ld.param.u64 %rd1, [in];
+    ld.param.u64 %rd2, [out];
+    mov.u32 %r1, %tid.x;
+    mul.wide.u32 %rd3, %r1, 16;
+    add.s64 %rd1, %rd1, %rd3;
+    add.s64 %rd2, %rd2, %rd3;
+    mov.u32 %r2, stage;
+    shl.b32 %r3, %r1, 4;
+    add.u32 %r2, %r2, %r3;
+    cp.async.cg.shared.global [%r2], [%rd1], 16;
+    cp.async.commit_group;
+    {wait}
+    ld.shared.v4.u32 {{%r4, %r5, %r6, %r7}}, [%r2]; {mark}
+    st.global.v4.u32 [%rd2], {{%r4, %r5, %r6, %r7}};
+    ret;
+}}
+"
+    )
+}
+
+#[test]
+fn reading_a_copy_in_flight_is_found() {
+    for wait in ["", "cp.async.wait_group 1;"] {
+        Planted::new(&asynchronous(wait, "// FAULT"), vec![words(128), Argument::Fresh(512)]).has(FaultKind::InFlight);
+    }
+    for wait in ["cp.async.wait_group 0;", "cp.async.wait_all;"] {
+        let text = asynchronous(wait, "");
+        let planted = Planted::new(&text, vec![words(128), Argument::Fresh(512)]);
+        planted.is_clean();
+        let (_, addresses, device) = planted.run(&softcuda::Settings::default());
+        let mut bytes = vec![0; 512];
+        device.memory.read(addresses[1], &mut bytes).expect("read");
+        let expected: Vec<u8> = (0..128_u32).flat_map(u32::to_le_bytes).collect();
+        assert_eq!(bytes, expected);
+    }
+}
+
+#[test]
+fn waiting_for_ones_own_copies_does_not_order_the_others() {
+    // Thread t reads what thread t ^ 1 copied: after wait_group it still takes a barrier.
+    let other = |barrier: &str| {
+        asynchronous("cp.async.wait_group 0;", "// FAULT")
+            .replace("ld.shared.v4", &format!("{barrier}\n    xor.b32 %r2, %r2, 16;\n    ld.shared.v4"))
+            .replace(
+                "cp.async.cg.shared.global [%r2], [%rd1], 16;",
+                "cp.async.cg.shared.global [%r2], [%rd1], 16; // OTHER",
+            )
+    };
+    let (report, _, _) = Planted { block: 32, ..Planted::new(&other(""), vec![words(128), Argument::Fresh(512)]) }
+        .run(&softcuda::Settings::default());
+    let fault = report.fault.expect("a fault");
+    assert!(matches!(fault.kind, FaultKind::Race | FaultKind::InFlight), "{fault}");
+    Planted::new(&other("bar.warp.sync -1;"), vec![words(128), Argument::Fresh(512)]).is_clean();
+}
+
+/// A bulk copy that an `mbarrier` counts.
+fn bulk(wait: &str, mark: &str) -> String {
+    format!(
+        r".visible .entry bulk(.param .u64 in, .param .u64 out)
+{{
+    .shared .align 16 .b8 stage[512];
+    .shared .align 8 .b8 barrier[8];
+    .reg .b32 %r<8>;
+    .reg .b64 %rd<6>;
+    .reg .pred %p<3>;
+    ld.param.u64 %rd1, [in];
+    ld.param.u64 %rd2, [out];
+    mov.u32 %r1, %tid.x;
+    setp.ne.u32 %p1, %r1, 0;
+    mov.u32 %r2, stage;
+    mov.u32 %r3, barrier;
+    @!%p1 mbarrier.init.shared::cta.b64 [%r3], 1;
+    bar.sync 0;
+    @%p1 bra WAIT;
+    mbarrier.arrive.expect_tx.shared::cta.b64 %rd5, [%r3], 512;
+    cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%rd1], 512, [%r3];
+WAIT:
+    {wait}
+    mul.wide.u32 %rd3, %r1, 16;
+    add.s64 %rd2, %rd2, %rd3;
+    shl.b32 %r4, %r1, 4;
+    add.u32 %r2, %r2, %r4;
+    ld.shared.v4.u32 {{%r4, %r5, %r6, %r7}}, [%r2]; {mark}
+    st.global.v4.u32 [%rd2], {{%r4, %r5, %r6, %r7}};
+    ret;
+}}
+"
+    )
+}
+
+#[test]
+fn bulk_copies_must_be_waited_for_at_their_barrier() {
+    let text = bulk("bar.warp.sync -1;", "// FAULT");
+    Planted::new(&text, vec![words(128), Argument::Fresh(512)]).has(FaultKind::InFlight);
+    let text = bulk("mbarrier.try_wait.parity.shared::cta.b64 %p2, [%r3], 0;\n    @!%p2 bra WAIT;", "");
+    let planted = Planted::new(&text, vec![words(128), Argument::Fresh(512)]);
+    planted.is_clean();
+    let (_, addresses, device) = planted.run(&softcuda::Settings::default());
+    let mut bytes = vec![0; 512];
+    device.memory.read(addresses[1], &mut bytes).expect("read");
+    let expected: Vec<u8> = (0..128_u32).flat_map(u32::to_le_bytes).collect();
+    assert_eq!(bytes, expected);
+}
+
+#[test]
+fn an_mbarrier_must_be_initialised() {
+    let text = bulk("bar.warp.sync -1;", "")
+        .replace("@!%p1 mbarrier.init.shared::cta.b64 [%r3], 1;", "")
+        .replace("%rd5, [%r3], 512;", "%rd5, [%r3], 512; // FAULT");
+    Planted::new(&text, vec![words(128), Argument::Fresh(512)]).has(FaultKind::InvalidOperation);
+}
+
+#[test]
+fn matrix_instructions_need_the_whole_warp() {
+    let kernel = |condition: u32, mark: &str| {
+        format!(
+            r".visible .entry part()
+{{
+    .reg .b32 %r<3>;
+    .reg .pred %p;
+    mov.u32 %r1, %tid.x;
+    setp.ge.u32 %p, %r1, {condition};
+    @%p bra DONE;
+    movmatrix.sync.aligned.m8n8.trans.b16 %r2, %r1; {mark}
+DONE:
+    ret;
+}}
+"
+        )
+    };
+    Planted::new(&kernel(8, "// FAULT"), vec![]).has(FaultKind::MissingLanes);
+    Planted::new(&kernel(32, ""), vec![]).is_clean();
+}

@@ -1,0 +1,309 @@
+//! Planted races: each must be found whichever thread comes first, and its repaired twin must be clean.
+
+#[path = "support/planted.rs"]
+mod planted;
+
+use planted::{Argument, Planted};
+use softcuda::report::FaultKind;
+
+fn words(number: u32) -> Argument {
+    Argument::Bytes((0..number).flat_map(u32::to_le_bytes).collect())
+}
+
+/// Every thread writes its word of shared memory and reads that of thread `63 - tid`.
+fn reverse(barrier: &str) -> String {
+    format!(
+        r".visible .entry reverse(.param .u64 out)
+{{
+    .shared .align 4 .b8 words[256];
+    .reg .b32 %r<6>;
+    .reg .b64 %rd<3>;
+    ld.param.u64 %rd1, [out];
+    mov.u32 %r1, %tid.x;
+    mov.u32 %r2, words;
+    shl.b32 %r3, %r1, 2;
+    add.u32 %r4, %r2, %r3;
+    st.shared.u32 [%r4], %r1; // OTHER
+    {barrier}
+    sub.u32 %r4, %r2, %r3;
+    ld.shared.u32 %r5, [%r4+252]; // FAULT
+    mul.wide.u32 %rd2, %r1, 4;
+    add.s64 %rd1, %rd1, %rd2;
+    st.global.u32 [%rd1], %r5;
+    ret;
+}}
+"
+    )
+}
+
+#[test]
+fn a_missing_block_barrier_is_found() {
+    // Without the barrier a thread also reads what nobody has written yet, if it comes first: initialise, then race.
+    let text = reverse("").replace(
+        "st.shared.u32 [%r4], %r1; // OTHER",
+        "st.shared.u32 [%r4], 0;\n    bar.sync 0;\n    st.shared.u32 [%r4], %r1; // OTHER",
+    );
+    let planted = Planted { block: 64, ..Planted::new(&text, vec![Argument::Fresh(256)]) };
+    let fault = planted.has(FaultKind::Race);
+    assert!(fault.address.is_some());
+    let text = reverse("bar.sync 0;");
+    Planted { block: 64, ..Planted::new(&text, vec![Argument::Fresh(256)]) }.is_clean();
+}
+
+#[test]
+fn lanes_of_one_warp_race_too() {
+    // 32 threads: bar.warp.sync is enough, nothing is not.
+    let within = |barrier: &str| reverse(barrier).replace("252", "124");
+    let text = within("").replace(
+        "st.shared.u32 [%r4], %r1; // OTHER",
+        "st.shared.u32 [%r4], 0;\n    bar.warp.sync -1;\n    st.shared.u32 [%r4], %r1; // OTHER",
+    );
+    Planted::new(&text, vec![Argument::Fresh(256)]).has(FaultKind::Race);
+    Planted::new(&within("bar.warp.sync -1;"), vec![Argument::Fresh(256)]).is_clean();
+}
+
+#[test]
+fn a_barrier_of_the_warp_does_not_order_the_block() {
+    let text = reverse("bar.warp.sync -1;").replace(
+        "st.shared.u32 [%r4], %r1; // OTHER",
+        "st.shared.u32 [%r4], 0;\n    bar.sync 0;\n    st.shared.u32 [%r4], %r1; // OTHER",
+    );
+    Planted { block: 64, ..Planted::new(&text, vec![Argument::Fresh(256)]) }.has(FaultKind::Race);
+}
+
+/// A loop of two rounds in which thread 0 publishes a word that all read: the second barrier keeps round 2's write behind round 1's reads.
+fn broadcast(second: &str) -> String {
+    format!(
+        r".visible .entry broadcast(.param .u64 out)
+{{
+    .shared .align 4 .b8 word[4];
+    .reg .b32 %r<6>;
+    .reg .b64 %rd<3>;
+    .reg .pred %p<3>;
+    ld.param.u64 %rd1, [out];
+    mov.u32 %r1, %tid.x;
+    mul.wide.u32 %rd2, %r1, 4;
+    add.s64 %rd1, %rd1, %rd2;
+    setp.ne.u32 %p1, %r1, 0;
+    mov.u32 %r2, 0;
+ROUND:
+    @%p1 bra READ;
+    st.shared.u32 [word], %r2; // FAULT
+READ:
+    bar.sync 0;
+    ld.shared.u32 %r3, [word]; // OTHER
+    {second}
+    add.u32 %r2, %r2, 1;
+    setp.lt.u32 %p2, %r2, 3;
+    @%p2 bra ROUND;
+    st.global.u32 [%rd1], %r3;
+    ret;
+}}
+"
+    )
+}
+
+#[test]
+fn a_missing_second_barrier_in_a_loop_is_found() {
+    let text = broadcast("");
+    Planted { block: 128, ..Planted::new(&text, vec![Argument::Fresh(512)]) }.has(FaultKind::Race);
+    let text = broadcast("bar.sync 0;");
+    Planted { block: 128, ..Planted::new(&text, vec![Argument::Fresh(512)]) }.is_clean();
+}
+
+#[test]
+fn blocks_that_write_one_word_race_and_atomics_do_not() {
+    let kernel = |verb: &str| {
+        format!(
+            r".visible .entry total(.param .u64 out)
+{{
+    .reg .b32 %r<3>;
+    .reg .b64 %rd<2>;
+    .reg .pred %p;
+    ld.param.u64 %rd1, [out];
+    mov.u32 %r1, %tid.x;
+    setp.ne.u32 %p, %r1, 0;
+    @%p bra DONE;
+    {verb}
+DONE:
+    ret;
+}}
+"
+        )
+    };
+    let text = kernel("st.global.u32 [%rd1], %r1; // FAULT");
+    let fault = Planted { grid: 4, ..Planted::new(&text, vec![words(1)]) }.has(FaultKind::Race);
+    let other = fault.other.expect("the other access");
+    assert!(other.wrote && other.block != fault.block, "{:?} and {:?}", other.block, fault.block);
+    let text = kernel("red.global.add.u32 [%rd1], 1;");
+    Planted { grid: 4, ..Planted::new(&text, vec![words(1)]) }.is_clean();
+    // An atomic and a plain write race.
+    let text = kernel("red.global.add.u32 [%rd1], 1; // FAULT\n    st.global.u32 [%rd1], %r1; // OTHER");
+    Planted { grid: 4, ..Planted::new(&text, vec![words(1)]) }
+        .run(&softcuda::Settings::default())
+        .0
+        .fault
+        .expect("a race");
+}
+
+#[test]
+fn neighbouring_bytes_do_not_race() {
+    let text = r".visible .entry bytes(.param .u64 out)
+{
+    .reg .b32 %r<3>;
+    .reg .b64 %rd<4>;
+    ld.param.u64 %rd1, [out];
+    mov.u32 %r1, %tid.x;
+    mov.u32 %r2, %ctaid.x;
+    mad.lo.u32 %r1, %r1, 4, %r2;
+    cvt.u64.u32 %rd2, %r1;
+    add.s64 %rd3, %rd1, %rd2;
+    st.global.u8 [%rd3], %r2;
+    ret;
+}
+";
+    Planted { grid: 4, ..Planted::new(text, vec![Argument::Fresh(128)]) }.is_clean();
+}
+
+/// Each block writes its word; the last to count itself reads all.
+fn last_block(fence: &str) -> String {
+    format!(
+        r".visible .entry last_block(.param .u64 partial, .param .u64 counter, .param .u64 out)
+{{
+    .reg .b32 %r<8>;
+    .reg .b64 %rd<8>;
+    .reg .pred %p<4>;
+    ld.param.u64 %rd1, [partial];
+    ld.param.u64 %rd2, [counter];
+    ld.param.u64 %rd3, [out];
+    mov.u32 %r1, %tid.x;
+    setp.ne.u32 %p1, %r1, 0;
+    @%p1 bra DONE;
+    mov.u32 %r2, %ctaid.x;
+    mov.u32 %r3, %nctaid.x;
+    mul.wide.u32 %rd4, %r2, 4;
+    add.s64 %rd5, %rd1, %rd4;
+    st.global.u32 [%rd5], %r2; // OTHER
+    {fence}
+    atom.global.add.u32 %r4, [%rd2], 1;
+    sub.u32 %r5, %r3, 1;
+    setp.ne.u32 %p2, %r4, %r5;
+    @%p2 bra DONE;
+    mov.u32 %r6, 0;
+    mov.u32 %r7, 0;
+SUM:
+    mul.wide.u32 %rd4, %r6, 4;
+    add.s64 %rd5, %rd1, %rd4;
+    ld.global.u32 %r4, [%rd5]; // FAULT
+    add.u32 %r7, %r7, %r4;
+    add.u32 %r6, %r6, 1;
+    setp.lt.u32 %p3, %r6, %r3;
+    @%p3 bra SUM;
+    st.global.u32 [%rd3], %r7;
+DONE:
+    ret;
+}}
+"
+    )
+}
+
+#[test]
+fn a_missing_fence_before_the_ticket_is_found() {
+    let arguments = || vec![words(8), Argument::Bytes(vec![0; 4]), Argument::Fresh(4)];
+    let text = last_block("");
+    Planted { grid: 8, ..Planted::new(&text, arguments()) }.has(FaultKind::Race);
+    for fence in ["membar.gl;", "fence.acq_rel.gpu;", "fence.sc.gpu;"] {
+        let text = last_block(fence);
+        let planted = Planted { grid: 8, ..Planted::new(&text, arguments()) };
+        planted.is_clean();
+        let (_, addresses, device) = planted.run(&softcuda::Settings::default());
+        let mut sum = [0; 4];
+        device.memory.read(addresses[2], &mut sum).expect("read");
+        assert_eq!(u32::from_le_bytes(sum), 28);
+    }
+}
+
+#[test]
+fn a_flag_passed_with_release_and_acquire_orders_two_blocks() {
+    let kernel = |set: &str, get: &str| {
+        format!(
+            r".visible .entry flag(.param .u64 data, .param .u64 flag)
+{{
+    .reg .b32 %r<4>;
+    .reg .b64 %rd<3>;
+    .reg .pred %p<4>;
+    ld.param.u64 %rd1, [data];
+    ld.param.u64 %rd2, [flag];
+    mov.u32 %r1, %tid.x;
+    setp.ne.u32 %p1, %r1, 0;
+    @%p1 bra DONE;
+    mov.u32 %r2, %ctaid.x;
+    setp.ne.u32 %p2, %r2, 0;
+    @%p2 bra READER;
+    st.global.u32 [%rd1], 42; // OTHER
+    {set} [%rd2], 1;
+    bra DONE;
+READER:
+    {get} %r3, [%rd2];
+    setp.eq.u32 %p3, %r3, 0;
+    @%p3 bra READER;
+    ld.global.u32 %r3, [%rd1]; // FAULT
+DONE:
+    ret;
+}}
+"
+        )
+    };
+    let run = |text: &str| {
+        Planted { grid: 2, ..Planted::new(text, vec![words(1), Argument::Bytes(vec![0; 4])]) }.has(FaultKind::Race)
+    };
+    run(&kernel("st.relaxed.gpu.global.u32", "ld.acquire.gpu.global.u32"));
+    run(&kernel("st.volatile.global.u32", "ld.volatile.global.u32"));
+    let text = kernel("st.release.gpu.global.u32", "ld.acquire.gpu.global.u32");
+    Planted { grid: 2, ..Planted::new(&text, vec![words(1), Argument::Bytes(vec![0; 4])]) }.is_clean();
+}
+
+#[test]
+fn blocks_of_a_cluster_are_ordered_by_its_barrier() {
+    let kernel = |barrier: &str| {
+        format!(
+            r".visible .entry exchange(.param .u64 out)
+{{
+    .shared .align 4 .b8 word[4];
+    .reg .b32 %r<6>;
+    .reg .b64 %rd<3>;
+    .reg .pred %p<2>;
+    ld.param.u64 %rd1, [out];
+    mov.u32 %r1, %tid.x;
+    setp.ne.u32 %p1, %r1, 0;
+    mov.u32 %r2, %cluster_ctarank;
+    @!%p1 st.shared.u32 [word], 0;
+    barrier.cluster.arrive.aligned;
+    barrier.cluster.wait.aligned;
+    @!%p1 st.shared.u32 [word], %r2; // OTHER
+    {barrier}
+    xor.b32 %r3, %r2, 1;
+    mov.u32 %r4, word;
+    mapa.shared::cluster.u32 %r4, %r4, %r3;
+    @!%p1 ld.shared::cluster.u32 %r5, [%r4]; // FAULT
+    mul.wide.u32 %rd2, %r2, 4;
+    add.s64 %rd1, %rd1, %rd2;
+    @!%p1 st.global.u32 [%rd1], %r5;
+    barrier.cluster.arrive.aligned;
+    barrier.cluster.wait.aligned;
+    ret;
+}}
+"
+        )
+    };
+    let text = kernel("");
+    Planted { grid: 2, cluster: 2, ..Planted::new(&text, vec![Argument::Fresh(8)]) }.has(FaultKind::Race);
+    let text = kernel("barrier.cluster.arrive.aligned;\n    barrier.cluster.wait.aligned;");
+    let planted = Planted { grid: 2, cluster: 2, ..Planted::new(&text, vec![Argument::Fresh(8)]) };
+    let report = planted.is_clean();
+    assert_eq!(report.counters.cluster_barriers, 3);
+    let (_, addresses, device) = planted.run(&softcuda::Settings::default());
+    let mut both = [0; 8];
+    device.memory.read(addresses[0], &mut both).expect("read");
+    assert_eq!(both, [1, 0, 0, 0, 0, 0, 0, 0]);
+}
