@@ -1,7 +1,7 @@
 //! What a test can ask of the loaded library: settings, launch reports, faults, memory.
 //!
-//! The test and the library each have their own copy of this crate's statics, so they talk through two functions that the library
-//! exports, in JSON.
+//! The test and the library each have their own copy of this crate's statics, so they talk through two functions that
+//! the library exports, in JSON.
 
 use crate::report::{Fault, LaunchReport};
 use crate::settings::Settings;
@@ -29,8 +29,8 @@ pub struct Control {
     release: extern "C" fn(*mut c_char),
 }
 
-/// The control of the software device, if [`crate::install`] has loaded it into this process; `None` where a real driver is used. From the
-/// first call on, launch reports are kept for [`Control::take_launches`].
+/// The control of the software device, if [`crate::install`] has loaded it into this process; `None` where a real
+/// driver is used. From the first call on, launch reports are kept for [`Control::take_launches`].
 pub fn control() -> Option<Control> {
     static FIRST: std::sync::Once = std::sync::Once::new();
     let request = crate::install::symbol(c"softcuda_request")?;
@@ -80,7 +80,8 @@ impl Control {
         self.ask(&Request::TakeFault).flatten()
     }
 
-    /// Forgets the last fault and takes the sticky error from every context, so that a test can go on. No real device can do that.
+    /// Forgets the last fault and takes the sticky error from every context, so that a test can go on. No real device
+    /// can do that.
     pub fn clear_fault(&self) {
         self.ask::<()>(&Request::ClearFault);
     }

@@ -1,7 +1,7 @@
 //! Putting the software driver where cudarc finds it.
 //!
-//! The library's DT_SONAME is `libcuda.so`. Once it is loaded, glibc answers a `dlopen` of that name, which is the first that cudarc
-//! tries, with it. Nothing outside of the process changes.
+//! The library's DT_SONAME is `libcuda.so`. Once it is loaded, glibc answers a `dlopen` of that name, which is the
+//! first that cudarc tries, with it. Nothing outside of the process changes.
 
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
@@ -46,8 +46,8 @@ impl std::error::Error for InstallError {}
 /// The file that cargo makes of this crate.
 const FILE: &str = "libsoftcuda.so";
 
-/// Makes CUDA work in this process: with the machine's driver if it has one with a device, else with the software driver. Call it in a
-/// test's set-up, before the first use of CUDA; calling it again does nothing.
+/// Makes CUDA work in this process: with the machine's driver if it has one with a device, else with the software
+/// driver. Call it in a test's set-up, before the first use of CUDA; calling it again does nothing.
 ///
 /// # Errors
 /// When there is no real device and the software driver cannot be loaded.
@@ -108,7 +108,8 @@ mod system {
 
     /// Whether a real driver is here and has a device.
     pub(super) fn has_real_device() -> bool {
-        // SAFETY: a driver library may be loaded at any time, and stays loaded; the two functions have these signatures in every version.
+        // SAFETY: a driver library may be loaded at any time, and stays loaded; the two functions have these signatures
+        // in every version.
         unsafe {
             let library = dlopen(c"libcuda.so.1".as_ptr(), RTLD_LAZY | RTLD_LOCAL);
             if library.is_null() {

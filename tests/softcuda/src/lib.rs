@@ -1,8 +1,9 @@
 //! A CUDA device in software.
 //!
-//! Tests link this crate and call [`install`] in their set-up: where the machine has no CUDA device, the driver library that is built from
-//! this crate takes its place, and CUDA host code over cudarc runs unchanged, its kernels interpreted from their PTX. [`control`] gives
-//! access to the device's settings, to the counters of each launch and to the faults that the checks found. README.md has an example.
+//! Tests link this crate and call [`install`] in their set-up: where the machine has no CUDA device, the driver library
+//! that is built from this crate takes its place, and CUDA host code over cudarc runs unchanged, its kernels
+//! interpreted from their PTX. [`control`] gives access to the device's settings, to the counters of each launch and to
+//! the faults that the checks found. README.md has an example.
 
 pub mod check;
 mod control;

@@ -15,7 +15,7 @@ pub struct Settings {
     pub memory_bytes: u64,
     /// `Some(seed)`: the order of blocks and of warps is shuffled, the same way for the same seed. `None`: in ascending order.
     pub shuffle: Option<u64>,
-    /// The most thread-instructions of one launch; beyond it the kernel is stopped with a fault.
+    /// The most warp instructions of one launch; beyond it the kernel is stopped with a fault. The default takes minutes to spend.
     pub instruction_budget: u64,
     /// Host threads that run blocks; 0 for one per core.
     pub host_threads: usize,
@@ -34,7 +34,7 @@ impl Default for Settings {
             devices: 1,
             memory_bytes: 80 << 30,
             shuffle: None,
-            instruction_budget: 1 << 38,
+            instruction_budget: 1 << 31,
             host_threads: 0,
             delay_streams: false,
             checks: Checks::default(),

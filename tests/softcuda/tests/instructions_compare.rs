@@ -169,7 +169,7 @@ fn packed_halves_have_an_outcome_each() {
                         u64::from(holds(comparison, order))
                     };
                     let (low, high) = (is(0), is(16));
-                    let word = |value: u64| low * value | (high * value) << 16;
+                    let word = |value: u64| (low * value) | ((high * value) << 16);
                     assert_eq!(found, [low, high, word(one), word(0xffff), word(0xffff)], "{text} of {row:x?}");
                 }
             }
@@ -229,7 +229,7 @@ fn outcomes_are_combined_with_a_predicate() {
                 let [yes, no] = [is, !is].map(|outcome| u64::from(connected(connective, outcome, other)));
                 // The high halves are zero and zero, of which neither is less.
                 let high = u64::from(connected(connective, false, other));
-                let halves = yes * 0x3c00 | high * 0x3c00_0000;
+                let halves = (yes * 0x3c00) | (high * 0x3c00_0000);
                 assert_eq!(found, [yes, no, yes * 0x3f80_0000, yes, high, halves, no, yes], "{text} of {row:?}");
             }
         }

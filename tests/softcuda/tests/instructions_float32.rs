@@ -5,7 +5,7 @@ mod floating;
 use floating::exact::{BF16, F16, F32, Format, MODES, Mode};
 use floating::oracle::{Extremum, Operator, compute, saturate};
 use floating::samples::{self, Random};
-use floating::{apply, assert_refused};
+use floating::{REGISTERS, apply, assert_refused};
 use softcuda::machine::snippet::Snippet;
 
 const F: &str = "f32";
@@ -145,7 +145,8 @@ fn sixteen_bit_operands_are_widened_exactly_before_f32_arithmetic() {
             );
         }
         let [a, b] = samples::pairs(format, 3000, &mut random);
-        let c: Vec<u64> = a.iter().map(|_| if random.bits() & 3 == 0 { 0 } else { random.number(F32) }).collect();
+        let c: Vec<u64> =
+            a.iter().map(|_| if random.bits().is_multiple_of(4) { 0 } else { random.number(F32) }).collect();
         for (word, mode) in MODES {
             for sat in [false, true] {
                 let finish = |bits| if sat { saturate(F32, bits) } else { bits };
@@ -226,10 +227,13 @@ fn minimum_and_maximum_of_zeros_and_nan() {
     }
 }
 
+/// A word of `testp`, and the host's name for it.
+type Row = (&'static str, fn(f32) -> bool);
+
 #[test]
 fn properties() {
     let values = &operands(1, 7)[0];
-    let rows: &[(&str, fn(f32) -> bool)] = &[
+    let rows: &[Row] = &[
         ("finite", f32::is_finite),
         ("infinite", f32::is_infinite),
         ("number", |value| !value.is_nan()),
@@ -260,8 +264,9 @@ fn lanes_whose_guard_fails_keep_their_value() {
 
 #[test]
 fn immediate_operands() {
-    let text = ".reg .f32 %f<2>; .reg .f64 %d<2>; fma.rn.f32 %f1, %f0, 0f40000000, 0fBF800000; add.f64 %d1, %d0, 0d3FF8000000000000;";
-    let mut snippet = Snippet::new(text).unwrap();
+    let single = "fma.rn.f32 %f1, %f0, 0f40000000, 0fBF800000;";
+    let double = "add.f64 %d1, %d0, 0d3FF8000000000000;";
+    let mut snippet = Snippet::new(&format!("{REGISTERS}{single}{double}")).unwrap();
     snippet.set("%f0", &[u64::from(5f32.to_bits()); 32]);
     snippet.set("%d0", &[5f64.to_bits(); 32]);
     snippet.run();

@@ -78,10 +78,13 @@ fn signs_are_bits() {
     assert_results("copysign.f64", &operands(2, 4), |row| row[0] & 1 << 63 | row[1] & !(1 << 63));
 }
 
+/// A word of `testp`, and the host's name for it.
+type Row = (&'static str, fn(f64) -> bool);
+
 #[test]
 fn properties() {
     let values = &operands(1, 5)[0];
-    let rows: &[(&str, fn(f64) -> bool)] = &[
+    let rows: &[Row] = &[
         ("finite", f64::is_finite),
         ("infinite", f64::is_infinite),
         ("number", |value| !value.is_nan()),

@@ -38,7 +38,7 @@ fn unary(name: &str, types: &[&str], reference: impl Fn(i128) -> i128) {
 
 /// The product's bits from the width on; numbers below zero never exceed i128.
 fn high(a: i128, b: i128, bits: u32) -> i128 {
-    if a >= 0 && b >= 0 { ((a as u128 * b as u128) >> bits) as i128 } else { a * b >> bits }
+    if a >= 0 && b >= 0 { ((a as u128 * b as u128) >> bits) as i128 } else { (a * b) >> bits }
 }
 
 fn saturate(value: i128) -> i128 {
@@ -101,7 +101,7 @@ fn products_of_24_bits() {
         ternary("mad24.hi", &[ty], |a, b, c, _| (product(a, b) >> 16) + c);
     }
     ternary("mad24.hi.sat", &["s32"], |a, b, c, _| {
-        let high = i128::from((low24(a, true) * low24(b, true) >> 16) as i32);
+        let high = i128::from(((low24(a, true) * low24(b, true)) >> 16) as i32);
         saturate(high + c)
     });
 }
@@ -244,7 +244,7 @@ fn lanes_that_a_guard_leaves_out_keep_registers_and_flag() {
     let found = run(text, &["p", "%a", "%d", "%m"], &rows, &["%d", "%l", "%c"]);
     for (row, found) in rows.iter().zip(found) {
         let expected = match row[0] {
-            1 => [2 * row[1] & 0xffff_ffff, 0, 1],
+            1 => [(2 * row[1]) & 0xffff_ffff, 0, 1],
             _ => [7, row[3] + 1, 0],
         };
         assert_eq!(found, expected, "{row:x?}");

@@ -85,7 +85,7 @@ fn permutation_by_every_control() {
     }
     // Bits above the sixteenth say nothing.
     let rows: Vec<Vec<u64>> = [0xffff_3210, 0x0001_7654].iter().map(|control| vec![1, 2, *control]).collect();
-    check("prmt.b32", "b32", &["b32"; 3], &rows, |row| if row[2] & 15 == 0 { row[0] } else { row[1] });
+    check("prmt.b32", "b32", &["b32"; 3], &rows, |row| if row[2] % 16 == 0 { row[0] } else { row[1] });
 }
 
 /// The manual's table: mode, then for the control's low two bits the source bytes from the highest place down.

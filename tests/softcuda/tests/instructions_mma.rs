@@ -249,11 +249,10 @@ fn multiply(layout: &Layout, words: &str, types: [(&str, u32); 4], (a, b, c): (&
     let (a_names, a_declared, a_operand) = operand('a', layout.a_elements, a_bits, a_type);
     let (b_names, b_declared, b_operand) = operand('b', layout.b_elements, b_bits, b_type);
     let (c_names, c_declared, c_operand) = operand('c', layout.c_elements, d_bits, d_type);
-    let text = format!(
-        "{d_declared} {a_declared} {b_declared} {c_declared} mma.sync.aligned.{}.row.col{words}.{d_type}.{a_type}.{b_type}.{d_type} \
-         {d_operand}, {a_operand}, {b_operand}, {c_operand};",
-        layout.shape
-    );
+    let shape = layout.shape;
+    let opcode = format!("mma.sync.aligned.{shape}.row.col{words}.{d_type}.{a_type}.{b_type}.{d_type}");
+    let declared = [d_declared, a_declared, b_declared, c_declared].join(" ");
+    let text = format!("{declared} {opcode} {d_operand}, {a_operand}, {b_operand}, {c_operand};");
     let mut program = Program::new(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
     for (names, matrix, place, bits) in
         [(a_names, a, layout.a, a_bits), (b_names, b, layout.b, b_bits), (c_names, c, layout.c, d_bits)]
@@ -559,7 +558,7 @@ fn other_matrix_instructions_are_refused() {
         ),
         (
             "mma.sync.aligned.m16n8k16.row.col.f16.bf16.bf16.f16",
-            format!("{{r0, r1}}, {{r0, r1, r2, r3}}, {{r0, r1}}, {{r0, r1}}"),
+            "{r0, r1}, {r0, r1, r2, r3}, {r0, r1}, {r0, r1}".to_owned(),
             "f16",
         ),
         (

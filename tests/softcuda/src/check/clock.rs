@@ -1,26 +1,30 @@
 //! Happens-before between threads, by vector clocks.
 //!
-//! Every thread has a clock that starts at 1 and advances whenever others may learn of what it did: at barriers, fences and releases. An access
-//! is stamped with its thread's *epoch* (block, thread, clock). Each thread has a view of all others: the latest clock of theirs whose accesses
-//! are ordered before its own next one. An earlier access with epoch e is ordered before a thread's access when the view of that thread holds
-//! a clock of at least e's ([`TeamClocks::has_seen`]); otherwise the two are concurrent, in whichever order the interpreter ran them.
+//! Every thread has a clock that starts at 1 and advances whenever others may learn of what it did: at barriers, fences
+//! and releases. An access is stamped with its thread's *epoch* (block, thread, clock). Each thread has a view of all
+//! others: the latest clock of theirs whose accesses are ordered before its own next one. An earlier access with epoch
+//! e is ordered before a thread's access when the view of that thread holds a clock of at least e's
+//! ([`TeamClocks::has_seen`]); otherwise the two are concurrent, in whichever order the interpreter ran them.
 //!
-//! Threads of one *team* (the blocks of a cluster; usually one block) meet at barriers all the time, so their views are rows of one table,
-//! and threads whose views are the same share a row. What is known of other teams arrives through flags in memory and is a persistent map.
+//! Threads of one *team* (the blocks of a cluster; usually one block) meet at barriers all the time, so their views are
+//! rows of one table, and threads whose views are the same share a row. What is known of other teams arrives through
+//! flags in memory and is a persistent map.
 //!
-//! Flags: a release operation publishes everything that its thread knows. A relaxed (or volatile, or atomic) write publishes only what the
-//! thread knew at its last fence: without the fence the device may make the flag visible before the data, and with the flag's reader ordered
-//! only behind what was fenced, that missing `__threadfence` is reported as a race on the data. What threads have fenced travels through
-//! barriers like the rest (threads write and fence, the block meets, one thread sets the flag: a common and working pattern).
+//! Flags: a release operation publishes everything that its thread knows. A relaxed (or volatile, or atomic) write
+//! publishes only what the thread knew at its last fence: without the fence the device may make the flag visible before
+//! the data, and with the flag's reader ordered only behind what was fenced, that missing `__threadfence` is reported
+//! as a race on the data. What threads have fenced travels through barriers like the rest (threads write and fence, the
+//! block meets, one thread sets the flag: a common and working pattern).
 //!
-//! Reading is lenient: any relaxed, volatile or atomic read of a flag acquires what was published there at once, without asking for the fence
-//! that the PTX memory model wants behind it. Kernels in the field leave it out where a branch or barrier follows; devices do not reorder there.
+//! Reading is lenient: any relaxed, volatile or atomic read of a flag acquires what was published there at once,
+//! without asking for the fence that the PTX memory model wants behind it. Kernels in the field leave it out where a
+//! branch or barrier follows; devices do not reorder there.
 //!
-//! Limits: scopes are not told apart (a fence of block scope counts as one of device scope). Blocks are told apart modulo 2^28. A clock stops
-//! at 2^26 - 1: a thread with that many synchronisations may have races missed. None of these reports a race that is not there.
+//! Limits: scopes are not told apart (a fence of block scope counts as one of device scope). Blocks are told apart
+//! modulo 2^28. A clock stops at 2^26 - 1: a thread with that many synchronisations may have races missed. None of
+//! these reports a race that is not there.
 
 use super::known::BlockMap;
-use std::sync::Arc;
 
 const CLOCK_BITS: u32 = 26;
 const THREAD_BITS: u32 = 10;
@@ -181,7 +185,8 @@ impl Rows {
     }
 }
 
-/// The clocks of a team. A thread is named by its index in the team: block in the team x threads of a block + linear index in the block.
+/// The clocks of a team. A thread is named by its index in the team: block in the team x threads of a block + linear
+/// index in the block.
 #[derive(Clone, Debug)]
 pub struct TeamClocks {
     /// Linear indices of the blocks, cut to the bits that epochs have.
@@ -259,7 +264,8 @@ impl TeamClocks {
         clock.is_some_and(|&clock| clock >= epoch.clock())
     }
 
-    /// The first of several lanes, all with the clock of `warp` (an epoch of the warp's first thread), that the thread has not seen.
+    /// The first of several lanes, all with the clock of `warp` (an epoch of the warp's first thread), that the thread
+    /// has not seen.
     #[inline]
     pub fn first_unseen(&self, thread: usize, warp: Epoch, lanes: u32) -> Option<u32> {
         let state = &self.threads[thread];
@@ -275,8 +281,8 @@ impl TeamClocks {
             .find(|&lane| lane as usize != own && clocks.get(lane as usize).is_none_or(|&seen| seen < clock))
     }
 
-    /// A barrier among threads, given as warps (index in the team of the warp's first thread) and masks of their lanes: each learns all that any
-    /// of them knew, and what each did before is ordered before what all of them do next.
+    /// A barrier among threads, given as warps (index in the team of the warp's first thread) and masks of their lanes:
+    /// each learns all that any of them knew, and what each did before is ordered before what all of them do next.
     pub fn join(&mut self, groups: &[(usize, u32)]) {
         merge(&mut self.threads, &mut self.rows, groups, |thread| &mut thread.now);
         if self.any_fence {
@@ -297,34 +303,69 @@ impl TeamClocks {
         self.any_fence = true;
     }
 
-    /// What a write to a flag carries: with `release` all that the thread knows, otherwise (a relaxed, volatile or atomic write) what the
-    /// thread knew at its last fence, or `None` when neither it nor a thread that it met at a barrier has fenced.
+    /// What a write to a flag carries: with `release` all that the thread knows, otherwise (a relaxed, volatile or
+    /// atomic write) what the thread knew at its last fence, or `None` when neither it nor a thread that it met at a
+    /// barrier has fenced.
     pub fn publish(&mut self, thread: usize, release: bool) -> Option<Knowledge> {
+        self.publish_lanes(thread, 1, release)
+    }
+
+    /// What lanes of a warp carry together, as when they arrive at a barrier: far cheaper than one after the other.
+    /// `first`: the warp's first thread.
+    pub fn publish_lanes(&mut self, first: usize, lanes: u32, release: bool) -> Option<Knowledge> {
         if !release && !self.any_fence {
             return None;
         }
-        let state = &mut self.threads[thread];
-        let view = if release { &state.now } else { &state.fenced };
-        if view.clock == 0 && view.row == NOTHING && view.far.is_empty() {
-            return None;
+        let of_lane = |lane: u32| {
+            let state = &self.threads[first + lane as usize];
+            (first + lane as usize, if release { &state.now } else { &state.fenced })
+        };
+        let says_nothing = |view: &View| view.clock == 0 && view.row == NOTHING && view.far.is_empty();
+        let mut views = each_lane(lanes).map(of_lane).filter(|(_, view)| !says_nothing(view));
+        let (_, one) = views.next()?;
+        let (mut row, mut last, mut known) = (self.rows.row(one.row).to_vec(), one.row, one.far.clone());
+        for (_, view) in views {
+            if view.row != last {
+                row.iter_mut().zip(self.rows.row(view.row)).for_each(|(mine, theirs)| *mine = (*mine).max(*theirs));
+                last = view.row;
+            }
+            if !view.far.is_same(&known) {
+                known.learn(&view.far);
+            }
         }
-        let mut known = view.far.clone();
-        let row = self.rows.row(view.row);
-        let per_block = self.threads_per_block as usize;
-        for (index, (&block, clocks)) in self.blocks.iter().zip(row.chunks(per_block.max(1))).enumerate() {
-            let own = thread.checked_sub(index * per_block).filter(|&own| own < per_block);
-            if own.is_some() || clocks.iter().any(|&clock| clock != 0) {
-                let mut clocks = Arc::<[u32]>::from(clocks);
-                if let (Some(own), Some(clocks)) = (own, Arc::get_mut(&mut clocks)) {
-                    clocks[own] = clocks[own].max(view.clock);
-                }
-                known.insert(block, clocks);
+        for (thread, view) in each_lane(lanes).map(of_lane) {
+            row[thread] = row[thread].max(view.clock);
+        }
+        for (&block, clocks) in self.blocks.iter().zip(row.chunks(self.threads_per_block.max(1) as usize)) {
+            if clocks.iter().any(|&clock| clock != 0) {
+                known.insert(block, clocks.into());
             }
         }
         if release {
-            advance(&mut state.now);
+            each_lane(lanes).for_each(|lane| advance(&mut self.threads[first + lane as usize].now));
         }
         Some(Knowledge(known))
+    }
+
+    /// Lanes of a warp learn what was published. `first`: the warp's first thread.
+    pub fn acquire_lanes(&mut self, first: usize, lanes: u32, knowledge: &Knowledge) {
+        // Lanes that knew the same know the same afterwards: they go on sharing a row.
+        let mut last: Option<(View, View)> = None;
+        for lane in each_lane(lanes) {
+            let thread = first + lane as usize;
+            let before = self.threads[thread].now.clone();
+            let is_like = |other: &View| other.row == before.row && other.far.is_same(&before.far);
+            if let Some((_, after)) = last.as_ref().filter(|(old, new)| is_like(old) && new.row != old.row) {
+                self.rows.retain(after.row);
+                self.rows.give_back(before.row);
+                let now = &mut self.threads[thread].now;
+                now.row = after.row;
+                now.far = after.far.clone();
+            } else {
+                self.acquire(thread, knowledge);
+                last = Some((before, self.threads[thread].now.clone()));
+            }
+        }
     }
 
     /// The thread learns what was published.

@@ -8,13 +8,13 @@ use std::sync::{Mutex, PoisonError};
 
 const STRIPES: usize = 16;
 
-/// The records of one launch (global memory) or block (shared memory): at an address, the knowledge that was published with the values
-/// written there.
+/// The records of one launch (global memory) or block (shared memory): at an address, the knowledge that was published
+/// with the values written there.
 ///
-/// A record is published before its value can be seen (for an atomic: in the closure that computes the new value) and looked up after the
-/// value was read; then whoever reads the value finds the record. Records accumulate: a later write adds to what the earlier ones published,
-/// although a plain store starts anew in the PTX memory model. So a missed race is possible where a flag is used again and a reader takes the
-/// value of an unfenced write; a false race is not.
+/// A record is published before its value can be seen (for an atomic: in the closure that computes the new value) and
+/// looked up after the value was read; then whoever reads the value finds the record. Records accumulate: a later write
+/// adds to what the earlier ones published, although a plain store starts anew in the PTX memory model. So a missed
+/// race is possible where a flag is used again and a reader takes the value of an unfenced write; a false race is not.
 #[derive(Debug, Default)]
 pub struct SyncTable {
     any: AtomicBool,
@@ -34,7 +34,8 @@ impl SyncTable {
         }
     }
 
-    /// What a reader of `address` learns, if anything was published there. Costs one load while nothing was published anywhere.
+    /// What a reader of `address` learns, if anything was published there. Costs one load while nothing was published
+    /// anywhere.
     #[inline]
     pub fn knowledge_at(&self, address: u64) -> Option<Knowledge> {
         if !self.any.load(Ordering::Acquire) {

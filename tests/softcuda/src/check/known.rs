@@ -1,7 +1,8 @@
 //! What is known of blocks of other teams: a persistent map from a block to the clocks of its threads.
 //!
-//! A grid-wide barrier makes every block learn of every other, through one record that all of them extend in turn. Copying a map at each step
-//! would cost the square of the number of blocks; here a copy shares all that is the same, and a union skips it.
+//! A grid-wide barrier makes every block learn of every other, through one record that all of them extend in turn.
+//! Copying a map at each step would cost the square of the number of blocks; here a copy shares all that is the same,
+//! and a union skips it.
 
 use std::sync::Arc;
 

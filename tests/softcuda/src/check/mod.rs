@@ -1,4 +1,5 @@
-//! What makes softcuda strict: happens-before between threads (`clock`, `known`, `flags`) and the race state of memory (`shadow`).
+//! What makes softcuda strict: happens-before between threads (`clock`, `known`, `flags`) and the race state of memory
+//! (`shadow`).
 
 pub mod clock;
 pub mod flags;

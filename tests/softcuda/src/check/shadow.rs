@@ -1,19 +1,23 @@
-//! The race state of memory: who wrote each byte last, and who accessed it since without being ordered before later accesses.
+//! The race state of memory: who wrote each byte last, and who accessed it since without being ordered before later
+//! accesses.
 //!
-//! There is one [`Cell`] per 4-byte word, split into four cells, one per byte, when an access covers only part of the word; a write of the whole
-//! word that supersedes everything collapses them. A cell keeps the last write exactly, and *entries*: earlier accesses of lanes of one warp with
-//! one clock. An access conflicts with a kept one if one of the two wrote, one of the two is weak, and clocks do not order them. Since reads are kept
-//! as well as writes, a race is found whichever of its accesses ran first.
+//! There is one [`Cell`] per 4-byte word, split into four cells, one per byte, when an access covers only part of the
+//! word; a write of the whole word that supersedes everything collapses them. A cell keeps the last write exactly, and
+//! *entries*: earlier accesses of lanes of one warp with one clock. An access conflicts with a kept one if one of the
+//! two wrote, one of the two is weak, and clocks do not order them. Since reads are kept as well as writes, a race is
+//! found whichever of its accesses ran first.
 //!
-//! Strong accesses (atomic, volatile, relaxed, acquire, release, mbarrier) do not conflict with each other, and do not order each other either. So a
-//! strong write that follows unordered strong accesses keeps them as entries: a weak access may come that is ordered behind the last of them only.
+//! Strong accesses (atomic, volatile, relaxed, acquire, release, mbarrier) do not conflict with each other, and do not
+//! order each other either. So a strong write that follows unordered strong accesses keeps them as entries: a weak
+//! access may come that is ordered behind the last of them only.
 //!
-//! An access supersedes an earlier one of its own thread, or one that is ordered before it, if whatever conflicts with the earlier one conflicts
-//! with it as well: it is weak or the earlier is strong, it writes or the earlier did not.
+//! An access supersedes an earlier one of its own thread, or one that is ordered before it, if whatever conflicts with
+//! the earlier one conflicts with it as well: it is weak or the earlier is strong, it writes or the earlier did not.
 //!
-//! Shared memory keeps all entries. Global memory keeps at most [`GLOBAL_ENTRIES`] per cell, of different blocks before of the same block. A race is
-//! missed there only if more than that many warps access the word, unordered among each other, and the conflicting access that follows is ordered
-//! behind all that were kept and not behind one that was left out.
+//! Shared memory keeps all entries. Global memory keeps at most [`GLOBAL_ENTRIES`] per cell, of different blocks before
+//! of the same block. A race is missed there only if more than that many warps access the word, unordered among each
+//! other, and the conflicting access that follows is ordered behind all that were kept and not behind one that was left
+//! out.
 
 use super::clock::Epoch;
 use crate::machine::memory::{Earlier, Who};
@@ -59,7 +63,8 @@ pub struct Cell {
     write: Epoch,
     /// Instruction index and [`STRONG`].
     write_word: u32,
-    /// 0; or the list of further entries, plus 1; or [`SPLIT`] with the index of four cells, and then nothing else here counts.
+    /// 0; or the list of further entries, plus 1; or [`SPLIT`] with the index of four cells, and then nothing else here
+    /// counts.
     more: u32,
     entry: Entry,
 }
@@ -125,8 +130,9 @@ impl<'a> Accessor<'a> {
         Self { who, epoch, warp: epoch.of_warp(), bit: 1 << epoch.lane(), word, limit, is_same_value: false }
     }
 
-    /// The same, writing what lanes of its warp have just written with the same instruction. Lanes of one warp that store one value to one
-    /// address have a defined outcome, and kernels rely on it; any other two writes that nothing orders are a race, equal values or not.
+    /// The same, writing what lanes of its warp have just written with the same instruction. Lanes of one warp that
+    /// store one value to one address have a defined outcome, and kernels rely on it; any other two writes that nothing
+    /// orders are a race, equal values or not.
     #[must_use]
     pub fn with_same_value(self) -> Self {
         Self { is_same_value: true, ..self }

@@ -269,7 +269,8 @@ entry_points! {
         let context = {
             let mut state = state();
             let context = state.current()?;
-            let capturing = state.streams.values().filter(|stream| stream.context == context).find_map(|stream| stream.capture);
+            let mut streams = state.streams.values().filter(|stream| stream.context == context);
+            let capturing = streams.find_map(|stream| stream.capture);
             if let Some(capture) = capturing {
                 state.invalidate(capture);
                 return Err(Code::STREAM_CAPTURE_UNSUPPORTED);

@@ -177,7 +177,8 @@ impl In<u64> {
         Self(std::ptr::null())
     }
 
-    /// Writes back a value that the caller passed in its own array (`CUjit_option` values are passed and returned in place).
+    /// Writes back a value that the caller passed in its own array (`CUjit_option` values are passed and returned in
+    /// place).
     pub(super) fn put_at(self, index: usize, value: u64) {
         let _ = Out(self.0.cast_mut()).put_at(index, value);
     }

@@ -1,8 +1,8 @@
 //! Capture of streams into graphs, and graphs.
 //!
-//! A captured operation is kept as the closure that would have run. The order of capture respects every dependency, so a graph runs
-//! its nodes in that order. Which stream has seen what is kept as a clock for each stream, so that a stream that was forked off and
-//! never joined again is noticed.
+//! A captured operation is kept as the closure that would have run. The order of capture respects every dependency, so
+//! a graph runs its nodes in that order. Which stream has seen what is kept as a clock for each stream, so that a
+//! stream that was forked off and never joined again is noticed.
 
 use super::entry::{In, Out, Outcome, entry_points, same_as};
 use super::error::Code;

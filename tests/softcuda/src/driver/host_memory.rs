@@ -22,12 +22,14 @@ fn layout(bytes: u64) -> Option<Layout> {
 /// Gives host memory of the driver back to the host.
 pub(super) fn give_back(base: u64, bytes: u64) {
     if let Some(layout) = layout(bytes) {
-        // SAFETY: `State::allocate_host` allocated this range with this layout, and it has just left the table of allocations.
+        // SAFETY: `State::allocate_host` allocated this range with this layout, and it has just left the table of
+        // allocations.
         unsafe { dealloc(base as *mut u8, layout) };
     }
 }
 
-/// Copies memory of the caller, which may not be there at all, by the system: a bad address is an error and not a crash.
+/// Copies memory of the caller, which may not be there at all, by the system: a bad address is an error and not a
+/// crash.
 fn through_system(host: u64, own: *mut u8, bytes: usize, write: bool) -> Outcome {
     let mut done = 0;
     while done < bytes {
@@ -98,8 +100,8 @@ impl State {
     fn map(&mut self, pointer: *mut u8, bytes: usize) {
         let machine = self.machine();
         let machine = machine.read().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the memory is the driver's own, or the caller of `cuMemHostRegister` keeps it until it is unregistered; either leaves
-        // the machine's memory before it goes.
+        // SAFETY: the memory is the driver's own, or the caller of `cuMemHostRegister` keeps it until it is
+        // unregistered; either leaves the machine's memory before it goes.
         unsafe { machine.memory.map_host(pointer, bytes as u64) };
     }
 

@@ -54,8 +54,8 @@ const UPDATABLE_NODE: u32 = 13;
 const LAST_ATTRIBUTE: u32 = 18;
 
 impl Shape {
-    /// A launch configuration with its attributes. Those that change nothing here are accepted: scheduling preferences, priorities,
-    /// programmatic serialisation (each launch begins after the one before has ended, which is allowed).
+    /// A launch configuration with its attributes. Those that change nothing here are accepted: scheduling preferences,
+    /// priorities, programmatic serialisation (each launch begins after the one before has ended, which is allowed).
     pub(super) fn read(configuration: Configuration) -> Outcome<Self> {
         let Configuration { grid, block, dynamic_shared, stream, attributes, count } = configuration;
         let mut shape = Self { grid, block, dynamic_shared, stream, cluster: None, cooperative: false };
@@ -218,7 +218,8 @@ entry_points! {
         dynamic_shared: u32, stream: Handle, parameters: In<u64>, extra: In<u64>,
     ) {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        launch(function, &Shape { grid, block, dynamic_shared, stream, cluster: None, cooperative: false }, parameters, extra)
+        let shape = Shape { grid, block, dynamic_shared, stream, cluster: None, cooperative: false };
+        launch(function, &shape, parameters, extra)
     }
     fn cuLaunchCooperativeKernel(
         function: Handle,
@@ -227,7 +228,8 @@ entry_points! {
         dynamic_shared: u32, stream: Handle, parameters: In<u64>,
     ) {
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
-        launch(function, &Shape { grid, block, dynamic_shared, stream, cluster: None, cooperative: true }, parameters, In::null())
+        let shape = Shape { grid, block, dynamic_shared, stream, cluster: None, cooperative: true };
+        launch(function, &shape, parameters, In::null())
     }
     fn cuLaunchKernelEx(configuration: In<Configuration>, function: Handle, parameters: In<u64>, extra: In<u64>) {
         launch(function, &Shape::read(configuration.get()?)?, parameters, extra)

@@ -1,8 +1,9 @@
-//! Libraries: modules that are not tied to a context in CUDA; here, of the context that was current when they were loaded.
+//! Libraries: modules that are not tied to a context in CUDA; here, of the context that was current when they were
+//! loaded.
 
 use super::entry::{In, Out, Outcome, Text, entry_points};
 use super::error::Code;
-use super::module::{Options, load, load_file, unload, variable};
+use super::module::{Image, Options, load, load_file, unload, variable};
 use super::state::{Handle, Library, State, state};
 
 impl State {
@@ -25,7 +26,7 @@ entry_points! {
     ) {
         library.check()?;
         let _ = (library_options, library_values, library_count);
-        let module = load(code, &Options::read(count, options, values)?)?;
+        let module = load(Image::of_caller(code), &Options::read(count, options, values)?)?;
         let handle = state().new_library(module);
         library.put(handle)
     }

@@ -1,7 +1,7 @@
 //! The driver library: the `cu*` functions that cudarc calls, one file for each kind of object.
 //!
-//! `state` holds every object, `work` the streams' queues; the other modules are the entry points over them. Handles are keys of
-//! tables, so that a stale or invented handle is an error and never a memory access.
+//! `state` holds every object, `work` the streams' queues; the other modules are the entry points over them. Handles
+//! are keys of tables, so that a stale or invented handle is an error and never a memory access.
 
 mod context;
 mod control;

@@ -2,9 +2,10 @@
 
 use super::entry::{In, Out, Outcome, Text, entry_points};
 use super::error::Code;
+use super::host_memory::read_host;
 use super::state::{Function, Handle, Module, State, state};
 use super::work::synchronise_context;
-use crate::fatbin;
+use crate::fatbin::{self, FatbinError};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::sync::PoisonError;
@@ -114,47 +115,76 @@ fn check_target(text: &str, capability: (u32, u32)) -> Result<(), Failure> {
     Err(Failure { code: Code::INVALID_PTX, log: format!("PTX for sm_{} does not run on sm_{own}", target.trim()) })
 }
 
-/// The PTX text of an image.
-fn text_of(image: In<u8>, capability: (u32, u32)) -> Result<String, Failure> {
-    let bytes = |count| image.list(count);
-    let mut first = [0; 4];
-    for (index, byte) in first.iter_mut().enumerate() {
-        *byte = image.at(index)?;
-        if *byte == 0 {
-            break;
-        }
+/// An image: where it begins, and how many bytes there are at most.
+#[derive(Clone, Copy)]
+pub(super) struct Image {
+    start: In<u8>,
+    room: usize,
+}
+
+impl Image {
+    /// An image in memory of the caller; only itself tells its size.
+    pub(super) fn of_caller(start: In<u8>) -> Self {
+        Self { start, room: usize::MAX }
     }
-    match u32::from_le_bytes(first) {
-        FAT_BINARY => {
-            let length = fatbin::image_length(&bytes(FAT_BINARY_HEADER)?).ok_or(Code::INVALID_IMAGE)?;
-            fatbin::ptx(&bytes(length)?, capability)
-                .map_err(|error| Failure { code: Code::NO_BINARY_FOR_GPU, log: error.to_string() })
+
+    /// The first four bytes, or what there is before a NUL.
+    fn magic(self) -> Outcome<u32> {
+        let mut first = [0; 4];
+        for (index, byte) in first.iter_mut().enumerate() {
+            *byte = self.start.at(index)?;
+            if *byte == 0 {
+                break;
+            }
         }
-        FAT_BINARY_WRAPPER => {
+        Ok(u32::from_le_bytes(first))
+    }
+
+    fn bytes(self, count: usize) -> Outcome<Vec<u8>> {
+        if count > self.room {
+            return Err(Code::INVALID_IMAGE);
+        }
+        read_host(self.start.address() as u64, count).map_err(|_| Code::INVALID_IMAGE)
+    }
+
+    /// The PTX text for a device.
+    fn text(self, capability: (u32, u32)) -> Result<String, Failure> {
+        let image = if self.magic()? == FAT_BINARY_WRAPPER {
             // Magic, version, then the address of the fat binary.
-            let address = bytes(16)?[8..16].try_into().map(u64::from_le_bytes).map_err(|_| Code::INVALID_IMAGE)?;
-            text_of(In::at_place(address), capability)
-        }
-        OBJECT_FILE => {
-            Err(Failure { code: Code::NO_BINARY_FOR_GPU, log: "machine code; softcuda runs PTX only".to_owned() })
-        }
-        _ => {
-            // SAFETY: the C interface asks the caller for a NUL-terminated text where the image is neither of the above; not null, since
-            // its first byte was read.
-            let text = unsafe { CStr::from_ptr(image.address().cast()) };
-            text.to_str().map(str::to_owned).map_err(|_| Code::INVALID_IMAGE.into())
+            let address = self.bytes(16)?[8..].try_into().map(u64::from_le_bytes).map_err(|_| Code::INVALID_IMAGE)?;
+            Self::of_caller(In::at_place(address))
+        } else {
+            self
+        };
+        match image.magic()? {
+            FAT_BINARY => {
+                let header = image.bytes(FAT_BINARY_HEADER)?;
+                let length = fatbin::image_length(&header).ok_or(Code::INVALID_IMAGE)?;
+                fatbin::ptx(&image.bytes(length)?, capability).map_err(|error| {
+                    let damaged = matches!(error, FatbinError::Damaged(_) | FatbinError::Unknown);
+                    let code = if damaged { Code::INVALID_IMAGE } else { Code::NO_BINARY_FOR_GPU };
+                    Failure { code, log: error.to_string() }
+                })
+            }
+            FAT_BINARY_WRAPPER => Err(Code::INVALID_IMAGE.into()),
+            OBJECT_FILE => Err(Failure { code: Code::NO_BINARY_FOR_GPU, log: FatbinError::Cubin.to_string() }),
+            _ => {
+                // SAFETY: the C interface asks the caller for a NUL-terminated text where the image is neither of the
+                // above; not null, since its first byte was read.
+                let text = unsafe { CStr::from_ptr(image.start.address().cast()) };
+                text.to_str().map(str::to_owned).map_err(|_| Code::INVALID_IMAGE.into())
+            }
         }
     }
 }
 
 /// Loads an image into the current context.
-pub(super) fn load(image: In<u8>, options: &Options) -> Outcome<Handle> {
+pub(super) fn load(image: Image, options: &Options) -> Outcome<Handle> {
     let (context, machine, capability) = {
         let mut state = state();
         (state.current()?, state.machine(), state.settings.compute_capability)
     };
-    image.get()?;
-    let loaded = text_of(image, capability).and_then(|text| {
+    let loaded = image.text(capability).and_then(|text| {
         check_target(&text, capability)?;
         let machine = machine.read().unwrap_or_else(PoisonError::into_inner);
         machine.load(&text).map_err(|error| Failure { code: Code::INVALID_PTX, log: error.to_string() })
@@ -184,7 +214,7 @@ pub(super) fn load_file(name: Text, options: &Options) -> Outcome<Handle> {
     state().current()?;
     let mut image = std::fs::read(name).map_err(|_| Code::FILE_NOT_FOUND)?;
     image.push(0);
-    load(In::of(&image), options)
+    load(Image { start: In::of(&image), room: image.len() }, options)
 }
 
 /// Unloads a module after all work of its context.
@@ -265,15 +295,15 @@ entry_points! {
     }
     fn cuModuleLoadData(module: Out<Handle>, image: In<u8>) {
         module.check()?;
-        module.put(load(image, &Options::none())?)
+        module.put(load(Image::of_caller(image), &Options::none())?)
     }
     fn cuModuleLoadDataEx(module: Out<Handle>, image: In<u8>, count: u32, options: In<u32>, values: In<u64>) {
         module.check()?;
-        module.put(load(image, &Options::read(count, options, values)?)?)
+        module.put(load(Image::of_caller(image), &Options::read(count, options, values)?)?)
     }
     fn cuModuleLoadFatBinary(module: Out<Handle>, image: In<u8>) {
         module.check()?;
-        module.put(load(image, &Options::none())?)
+        module.put(load(Image::of_caller(image), &Options::none())?)
     }
     fn cuModuleUnload(module: Handle) {
         unload(module)

@@ -78,7 +78,9 @@ pub(super) fn cluster_limit(function: &Function) -> u32 {
 }
 
 entry_points! {
-    fn cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks: Out<i32>, function: Handle, threads: i32, dynamic_shared: usize) {
+    fn cuOccupancyMaxActiveBlocksPerMultiprocessor(
+        blocks: Out<i32>, function: Handle, threads: i32, dynamic_shared: usize,
+    ) {
         active_blocks(blocks, function, threads, dynamic_shared)
     }
     fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
@@ -90,12 +92,14 @@ entry_points! {
         active_blocks(blocks, function, threads, dynamic_shared)
     }
     fn cuOccupancyMaxPotentialBlockSize(
-        grid: Out<i32>, block: Out<i32>, function: Handle, shared_of_block: SharedOfBlock, dynamic_shared: usize, limit: i32,
+        grid: Out<i32>, block: Out<i32>, function: Handle,
+        shared_of_block: SharedOfBlock, dynamic_shared: usize, limit: i32,
     ) {
         potential_block(grid, block, function, shared_of_block, dynamic_shared, limit)
     }
     fn cuOccupancyMaxPotentialBlockSizeWithFlags(
-        grid: Out<i32>, block: Out<i32>, function: Handle, shared_of_block: SharedOfBlock, dynamic_shared: usize, limit: i32, flags: u32,
+        grid: Out<i32>, block: Out<i32>, function: Handle,
+        shared_of_block: SharedOfBlock, dynamic_shared: usize, limit: i32, flags: u32,
     ) {
         if flags > 1 {
             return Err(Code::INVALID_VALUE);
@@ -132,7 +136,8 @@ entry_points! {
         let cluster = shape.cluster.or(entry.info().required_cluster).unwrap_or([1; 3]);
         let size = cluster.iter().try_fold(1u32, |size, &extent| size.checked_mul(extent)).filter(|&size| size > 0);
         let size = size.filter(|&size| size <= cluster_limit(entry)).ok_or(Code::INVALID_CLUSTER_SIZE)?;
-        let threads = shape.block.iter().try_fold(1u32, |threads, &extent| threads.checked_mul(extent)).ok_or(Code::INVALID_VALUE)?;
+        let threads = shape.block.iter().try_fold(1u32, |threads, &extent| threads.checked_mul(extent));
+        let threads = threads.ok_or(Code::INVALID_VALUE)?;
         let blocks = resident_blocks(&limits, entry.info(), threads, u64::from(shape.dynamic_shared));
         clusters.put((blocks * limits.multiprocessors / size) as i32)
     }

@@ -4,8 +4,8 @@ use super::entry::{In, Out, Outcome, entry_points};
 use super::error::Code;
 use super::state::{Handle, Pool, State, state};
 
-/// `CUmemPool_attribute`: 1 to 3 reuse (32 bits), 4 the release threshold, 5 and 6 reserved bytes now and at most, 7 and 8 used bytes
-/// now and at most (64 bits).
+/// `CUmemPool_attribute`: 1 to 3 reuse (32 bits), 4 the release threshold, 5 and 6 reserved bytes now and at most, 7
+/// and 8 used bytes now and at most (64 bits).
 const REUSE: std::ops::RangeInclusive<u32> = 1..=3;
 const RELEASE_THRESHOLD: u32 = 4;
 const RESERVED: u32 = 5;
@@ -49,6 +49,12 @@ impl State {
     fn pool(&mut self, pool: Handle) -> Outcome<&mut Pool> {
         self.check_initialised()?;
         self.pools.get_mut(&pool).ok_or(Code::INVALID_VALUE)
+    }
+}
+
+impl Pool {
+    fn attribute(&self, attribute: u32) -> u64 {
+        self.attributes.get(&attribute).copied().unwrap_or(0)
     }
 }
 
@@ -116,8 +122,8 @@ entry_points! {
         let mut state = state();
         let pool = state.pool(pool)?;
         match attribute {
-            _ if REUSE.contains(&attribute) => narrow(value).put(pool.attributes.get(&attribute).copied().unwrap_or(0) as u32),
-            RELEASE_THRESHOLD => value.put(pool.attributes.get(&attribute).copied().unwrap_or(0)),
+            _ if REUSE.contains(&attribute) => narrow(value).put(pool.attribute(attribute) as u32),
+            RELEASE_THRESHOLD => value.put(pool.attribute(attribute)),
             RESERVED | USED => value.put(pool.used),
             RESERVED_HIGH | USED_HIGH => value.put(pool.used_high),
             _ => Err(Code::INVALID_VALUE),

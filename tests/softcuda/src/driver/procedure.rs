@@ -8,8 +8,8 @@ use std::ffi::{CString, c_void};
 const FOUND: u32 = 0;
 const NOT_FOUND: u32 = 1;
 
-/// Names whose meaning changed: from which version on the name stands for which function. A name that is not here stands for its `_v2`
-/// if there is one.
+/// Names whose meaning changed: from which version on the name stands for which function. A name that is not here
+/// stands for its `_v2` if there is one.
 const VERSIONS: &[(&str, i32, &str)] = &[
     ("cuCtxCreate", 3020, "cuCtxCreate_v2"),
     ("cuCtxCreate", 11040, "cuCtxCreate_v3"),

@@ -23,7 +23,8 @@ const REPORTS_KEPT: usize = 4096;
 pub(super) struct State {
     pub(super) settings: Settings,
     pub(super) initialised: bool,
-    /// The machine. All ordinals share its memory, so that an address belongs to one device only; capacity is accounted here.
+    /// The machine. All ordinals share its memory, so that an address belongs to one device only; capacity is accounted
+    /// here.
     pub(super) device: Option<Arc<RwLock<Device>>>,
     pub(super) contexts: HashMap<Handle, Context>,
     /// The primary context of each ordinal that was ever asked for.
@@ -303,7 +304,8 @@ impl State {
         self.contexts.get(&context).and_then(|context| context.fault).map_or(Ok(()), Err)
     }
 
-    /// The stream that a handle names: 0 and 1 the legacy stream, 2 the thread's own, else a created one. With its sticky error.
+    /// The stream that a handle names: 0 and 1 the legacy stream, 2 the thread's own, else a created one. With its
+    /// sticky error.
     pub(super) fn stream(&mut self, stream: Handle) -> Outcome<Handle> {
         let handle = self.stream_with_fault(stream)?;
         self.check_fault(self.streams[&handle].context)?;

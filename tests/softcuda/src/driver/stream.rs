@@ -4,6 +4,7 @@ use super::entry::{In, Out, Outcome, entry_points, same_as};
 use super::error::Code;
 use super::state::{Handle, state};
 use super::work::{NON_BLOCKING, node, submit, synchronise_stream};
+use std::ffi::c_void;
 use std::sync::Arc;
 
 /// Priorities of streams: the least and the greatest.
@@ -52,8 +53,8 @@ fn destroy(stream: Handle) -> Outcome {
 /// A function of the host that a stream calls, and its argument.
 #[derive(Clone, Copy)]
 struct HostFunction {
-    function: extern "C" fn(*mut std::ffi::c_void),
-    argument: *mut std::ffi::c_void,
+    function: extern "C" fn(*mut c_void),
+    argument: *mut c_void,
 }
 
 // SAFETY: the caller of `cuLaunchHostFunc` gives function and argument for use on a thread of the driver's choice.
@@ -70,9 +71,9 @@ impl HostFunction {
 /// A callback of `cuStreamAddCallback`.
 #[derive(Clone, Copy)]
 struct Callback {
-    function: extern "C" fn(Handle, i32, *mut std::ffi::c_void),
+    function: extern "C" fn(Handle, i32, *mut c_void),
     stream: Handle,
-    argument: *mut std::ffi::c_void,
+    argument: *mut c_void,
 }
 
 // SAFETY: the caller of `cuStreamAddCallback` gives function and argument for use on a thread of the driver's choice.
@@ -138,7 +139,7 @@ entry_points! {
         let managed = allocation.kind == super::state::Kind::Managed;
         if managed && fits && matches!(flags, 1 | 2 | 4) { Ok(()) } else { Err(Code::INVALID_VALUE) }
     }
-    fn cuLaunchHostFunc(stream: Handle, function: Option<extern "C" fn(*mut std::ffi::c_void)>, argument: *mut std::ffi::c_void) {
+    fn cuLaunchHostFunc(stream: Handle, function: Option<extern "C" fn(*mut c_void)>, argument: *mut c_void) {
         let function = HostFunction { function: function.ok_or(Code::INVALID_VALUE)?, argument };
         let stream = state().stream(stream)?;
         submit(stream, node::HOST, Arc::new(move || { function.call(); Ok(()) }))?;
@@ -146,8 +147,8 @@ entry_points! {
     }
     fn cuStreamAddCallback(
         stream: Handle,
-        function: Option<extern "C" fn(Handle, i32, *mut std::ffi::c_void)>,
-        argument: *mut std::ffi::c_void,
+        function: Option<extern "C" fn(Handle, i32, *mut c_void)>,
+        argument: *mut c_void,
         flags: u32,
     ) {
         if flags != 0 {

@@ -307,7 +307,9 @@ entry_points! {
         copy_between(0, (destination, destination_context), (source, source_context), bytes, Return::Done)
     }
     fn cuMemcpyPeerAsync(
-        destination: u64, destination_context: Handle, source: u64, source_context: Handle, bytes: usize, stream: Handle,
+        destination: u64, destination_context: Handle,
+        source: u64, source_context: Handle,
+        bytes: usize, stream: Handle,
     ) {
         copy_between(stream, (destination, destination_context), (source, source_context), bytes, Return::Submitted)
     }

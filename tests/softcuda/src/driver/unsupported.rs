@@ -1,4 +1,5 @@
-//! Every other name of the driver's interface: it is there, so that a program that only looks it up finds it, and says so when it is called.
+//! Every other name of the driver's interface: it is there, so that a program that only looks it up finds it, and says
+//! so when it is called.
 
 use super::error::Code;
 

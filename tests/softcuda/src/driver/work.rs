@@ -1,7 +1,8 @@
 //! Streams' queues: how work is submitted, what orders it, and how it is run.
 //!
-//! Work runs one piece at a time, on the thread that submits it (eager) or on the one that synchronises (delayed). An operation names
-//! what must be complete before it, so that running one stream's work runs what it needs of the others' and nothing else.
+//! Work runs one piece at a time, on the thread that submits it (eager) or on the one that synchronises (delayed). An
+//! operation names what must be complete before it, so that running one stream's work runs what it needs of the others'
+//! and nothing else.
 
 use super::entry::Outcome;
 use super::error::Code;
@@ -29,7 +30,8 @@ pub(super) mod node {
 /// Submitted work: the stream and its position in it; `None` when it was captured instead.
 pub(super) type Submitted = Option<(Handle, u64)>;
 
-/// Submits work to a stream; in eager mode it has run when this returns. Its failure becomes the context's sticky error.
+/// Submits work to a stream; in eager mode it has run when this returns. Its failure becomes the context's sticky
+/// error.
 pub(super) fn submit(stream: Handle, kind: u32, work: Work) -> Outcome<Submitted> {
     let (submitted, delayed) = {
         let mut state = state();
@@ -70,7 +72,8 @@ pub(super) fn synchronise_stream(stream: Handle) -> Outcome {
     check_stream(stream)
 }
 
-/// Waits for all work of a context. Delayed work of different streams runs youngest first: a missing dependency then shows.
+/// Waits for all work of a context. Delayed work of different streams runs youngest first: a missing dependency then
+/// shows.
 pub(super) fn synchronise_context(context: Handle) -> Outcome {
     run_to(&pending_of(context));
     state().check_fault(context)
@@ -214,7 +217,8 @@ impl State {
         Ok(Some((stream, entry.submitted)))
     }
 
-    /// Work in the legacy stream would have to wait for streams that are being captured: refused, and the captures are spoilt.
+    /// Work in the legacy stream would have to wait for streams that are being captured: refused, and the captures are
+    /// spoilt.
     fn check_implicit(&mut self, stream: Handle) -> Outcome {
         let Some(entry) = self.streams.get(&stream) else { return Ok(()) };
         let context = entry.context;
@@ -246,7 +250,8 @@ impl State {
         Err(Code::STREAM_CAPTURE_UNSUPPORTED)
     }
 
-    /// Calls that may synchronise are refused while this thread's captures forbid them, or another's of global mode does.
+    /// Calls that may synchronise are refused while this thread's captures forbid them, or another's of global mode
+    /// does.
     pub(super) fn check_capture_allows(&mut self) -> Outcome {
         let thread = std::thread::current().id();
         let own_mode = super::graph::thread_mode();

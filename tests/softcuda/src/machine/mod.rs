@@ -3,7 +3,9 @@
 pub mod block;
 pub mod device;
 pub mod execute;
+mod flow;
 pub mod launch;
+mod meet;
 pub mod memory;
 pub mod program;
 pub mod registers;

@@ -131,6 +131,10 @@ impl Registers {
         debug_assert_eq!(reg.width, Width::Long);
         let first = self.frame.0 + reg.row as usize;
         let rows: &mut [[u64; LANES / 2]] = bytemuck::cast_slice_mut(&mut self.rows[first..first + 2]);
+        if active == u32::MAX {
+            rows.copy_from_slice(bytemuck::cast_slice(value));
+            return;
+        }
         for (half, row) in rows.iter_mut().enumerate() {
             for index in 0..LANES / 2 {
                 let lane = half * (LANES / 2) + index;

@@ -34,7 +34,7 @@ pub struct Launched<'a> {
     pub checks: Checks,
     /// Seed of the order of blocks and warps.
     pub shuffle: Option<u64>,
-    /// Thread-instructions left.
+    /// Warp instructions left.
     pub budget: AtomicI64,
     /// A block has met a fault: the others stop.
     pub stop: AtomicBool,
@@ -60,8 +60,6 @@ pub struct Tally {
     pub instructions: Vec<Count>,
     /// Issues without an active lane.
     pub predicated_off: u64,
-    /// Executions by lanes.
-    pub thread_instructions: u64,
     /// Global memory; the distinct bytes are counted by the memory.
     pub global: GlobalTraffic,
     /// Shared memory.

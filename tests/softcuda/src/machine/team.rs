@@ -16,6 +16,10 @@ use std::sync::atomic::Ordering;
 /// Warp instructions that a warp executes before the next one has its turn.
 const SLICE: u32 = 1 << 12;
 
+/// Turns of all warps in which they only waited, after which another team goes on: more than the paths of a warp, of which one
+/// may hold what the others wait for.
+const PATIENCE: u32 = 64;
+
 /// A small generator of pseudo-random numbers (splitmix64): the same seed, the same order.
 #[derive(Clone, Copy, Debug)]
 pub struct Random(pub u64);
@@ -149,6 +153,7 @@ impl Team {
             local: LocalMemory::default(),
             executed: [0; LANES],
             cluster_phase: [0; LANES],
+            seen: [0; LANES],
         };
         for lane in lanes(mask) {
             warp.local.reserve(lane, code.frame.local_bytes);
@@ -165,20 +170,22 @@ impl Team {
     /// The first fault.
     pub fn run(&mut self, launched: &Launched, tally: &mut Tally, quantum: u64) -> Result<Outcome, Box<Fault>> {
         let mut left = quantum;
+        let mut in_vain = 0;
         loop {
             if let Some(random) = &mut self.random {
                 random.shuffle(&mut self.order);
             }
             let mut progress = false;
+            let mut waiting = true;
             let mut place = 0;
             while place < self.order.len() {
                 let index = self.order[place];
                 let slice = self.random.as_mut().map_or(SLICE, |random| 16 + (random.draw() % 512) as u32);
-                let before = tally.thread_instructions;
                 let (state, executed) = run_warp(self, index, launched, tally, slice)?;
                 left = left.saturating_sub(u64::from(executed));
                 progress |= executed > 0 || state == Progress::Finished;
-                let spent = (tally.thread_instructions - before) as i64;
+                waiting &= matches!(state, Progress::Waiting | Progress::Blocked);
+                let spent = i64::from(executed);
                 if launched.budget.fetch_sub(spent, Ordering::Relaxed) < spent {
                     return Err(self.out_of_budget(launched, index));
                 }
@@ -196,7 +203,8 @@ impl Team {
             if !progress {
                 return Err(self.stuck(launched));
             }
-            if left == 0 || launched.stop.load(Ordering::Relaxed) {
+            in_vain = if waiting { in_vain + 1 } else { 0 };
+            if left == 0 || in_vain == PATIENCE || launched.stop.load(Ordering::Relaxed) {
                 return Ok(Outcome::Paused);
             }
         }

@@ -7,7 +7,7 @@
 
 use super::execute::local::LocalMemory;
 use super::program::Program;
-use super::registers::{LANES, Registers};
+use super::registers::{LANES, Reg, Registers};
 use crate::ptx::decode::scope::Special;
 
 /// Where a function's registers and variables lie.
@@ -101,6 +101,8 @@ pub struct Warp {
     pub executed: [u64; LANES],
     /// Cluster phase at which each lane arrived last.
     pub cluster_phase: [u64; LANES],
+    /// What each lane has read last by an atomic or a strong load, mixed with the instruction's place.
+    pub seen: [u64; LANES],
 }
 
 /// The values of special registers of one warp.
@@ -186,6 +188,15 @@ impl Warp {
     pub fn select(&mut self, program: &Program, frame: Frame) {
         let layout = &program.functions[frame.function as usize].frame;
         self.registers.enter((frame.rows, frame.predicates), layout.rows as usize, layout.predicates as usize);
+    }
+
+    /// Whether the first of the active lanes reads from an instruction what it has read from it before, with nothing of that kind
+    /// in between: the mark of a loop that waits for somebody else.
+    pub fn reads_again(&mut self, place: u32, active: u32, destination: Reg) -> bool {
+        let lane = active.trailing_zeros() as usize % LANES;
+        let value = self.registers.extended(destination)[lane];
+        let mixed = value.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (u64::from(place) + 1);
+        std::mem::replace(&mut self.seen[lane], mixed) == mixed
     }
 
     /// Lets paths that wait for other lanes of the warp look again.

@@ -1,5 +1,5 @@
-//! Rounding by its definition, in integers: which number of a format is nearest to, or next below, an exact value, given only a way to
-//! compare that value with a dyadic number.
+//! Rounding by its definition, in integers: which number of a format is nearest to, or next below, an exact value,
+//! given only a way to compare that value with a dyadic number.
 
 use std::cmp::Ordering;
 
@@ -88,8 +88,13 @@ pub(crate) fn sign_of_sum(terms: &[Dyadic]) -> Ordering {
     let terms = || terms.iter().filter(|term| term.integer != 0);
     let Some(least) = terms().map(|term| term.exponent).min() else { return Ordering::Equal };
     let greatest = terms().map(|term| term.exponent).max().unwrap_or(least);
+    let span = greatest - least;
+    // Room for the sum of a few shifted terms: the common case.
+    if terms().all(|term| (term.integer.unsigned_abs().leading_zeros() as i32) > span + 4) {
+        return terms().map(|term| term.integer << (term.exponent - least)).sum::<i128>().cmp(&0);
+    }
     // Two big integers of 32-bit limbs: what is above zero, and what is below.
-    let limbs = (greatest - least) as usize / 32 + 7;
+    let limbs = span as usize / 32 + 7;
     let mut sums = [vec![0u32; limbs], vec![0u32; limbs]];
     for term in terms() {
         let shift = (term.exponent - least) as u32;
@@ -134,7 +139,8 @@ pub(crate) fn round(format: Format, mode: Mode, compare: impl Fn(Dyadic) -> Orde
     };
     // How the exact magnitude relates to a number.
     let compare = |number: Dyadic| if negative { compare(number.negated()).reverse() } else { compare(number) };
-    // The greatest number not above the magnitude; infinity if the magnitude is at least the power of two after the greatest number.
+    // The greatest number not above the magnitude; infinity if the magnitude is at least the power of two after the
+    // greatest number.
     let (mut low, mut high) = (0, format.infinity() + 1);
     while high - low > 1 {
         let middle = low.midpoint(high);

@@ -1,4 +1,7 @@
-//! What the tests of floating-point instructions share: an oracle of integers, and a way to run one instruction on many operands.
+//! What the tests of floating-point instructions share: an oracle of integers, and a way to run one instruction on
+//! many operands.
+
+#![allow(dead_code, reason = "each test file uses its part")]
 
 pub(crate) mod exact;
 pub(crate) mod oracle;
@@ -6,16 +9,16 @@ pub(crate) mod samples;
 
 use softcuda::machine::snippet::Snippet;
 
-/// The results of one instruction (`fma.rn.f32`) for columns of operands of equal length. `types` are those of the registers, the result's
-/// first; the operands are bits.
+/// The results of one instruction (`fma.rn.f32`) for columns of operands of equal length. `types` are those of the
+/// registers, the result's first; the operands are bits.
 pub(crate) fn apply(instruction: &str, types: &[&str], columns: &[&[u64]]) -> Vec<u64> {
     let names = ["%d", "%a", "%b", "%c"];
     assert_eq!(types.len(), columns.len() + 1, "{instruction}");
     let mut text = String::new();
     for (ty, name) in types.iter().zip(names) {
-        text += &format!(".reg .{ty} {name};\n");
+        text.extend([".reg .", ty, " ", name, ";\n"]);
     }
-    text += &format!("{instruction} {};\n", names[..types.len()].join(", "));
+    text.extend([instruction, " ", &names[..types.len()].join(", "), ";\n"]);
     let mut snippet = Snippet::new(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     let length = columns[0].len();
     let mut results = Vec::with_capacity(length);
@@ -31,11 +34,13 @@ pub(crate) fn apply(instruction: &str, types: &[&str], columns: &[&[u64]]) -> Ve
     results
 }
 
-/// The line and the message with which an instruction is refused; it stands on line 3.
+/// Registers of every width, for single statements.
+pub(crate) const REGISTERS: &str =
+    ".reg .f32 %f<4>; .reg .f64 %d<4>; .reg .b16 %h<4>; .reg .b32 %r<4>; .reg .b64 %l<4>; .reg .pred %p;";
+
+/// The message with which a statement is refused; it stands on line 3.
 pub(crate) fn refusal(statement: &str) -> String {
-    let text = format!(
-        ".reg .f32 %f<4>; .reg .f64 %d<4>; .reg .b16 %h<4>; .reg .b32 %r<4>; .reg .b64 %l<4>; .reg .pred %p;\n\n{statement}"
-    );
+    let text = format!("{REGISTERS}\n\n{statement}");
     match Snippet::new(&text) {
         Ok(_) => panic!("{statement} was accepted"),
         Err(error) => {

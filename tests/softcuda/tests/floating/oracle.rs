@@ -1,4 +1,5 @@
-//! IEEE 754 arithmetic on bits: the rules for NaN, infinities and zeros as they are written in the standard, everything else by [`round`].
+//! IEEE 754 arithmetic on bits: the rules for NaN, infinities and zeros as they are written in the standard,
+//! everything else by [`round`].
 
 use super::exact::{Dyadic, Format, Mode, round, sign_of_sum};
 use std::cmp::Ordering;
@@ -126,6 +127,7 @@ pub(crate) fn saturate(format: Format, bits: u64) -> u64 {
 
 /// `min` and `max` as the manual's description has it.
 #[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a modifier of its own")]
 pub(crate) struct Extremum {
     pub(crate) maximum: bool,
     pub(crate) propagate: bool,

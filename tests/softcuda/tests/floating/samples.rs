@@ -19,7 +19,8 @@ impl Random {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// A bit pattern of the format: any, or (as often) one between 2^-6 and 2^6 with few bits set, for cancellation and ties.
+    /// A bit pattern of the format: any, or (as often) one between 2^-6 and 2^6 with few bits set, for cancellation
+    /// and ties.
     pub(crate) fn number(&mut self, format: Format) -> u64 {
         let bits = self.bits();
         let all = format.sign() | (format.sign() - 1);
@@ -92,7 +93,8 @@ pub(crate) fn pairs(format: Format, count: usize, random: &mut Random) -> [Vec<u
     columns
 }
 
-/// Triples of special operands, and `count` random ones; in half of these the third is near minus the product of the others.
+/// Triples of special operands, and `count` random ones; in half of these the third is near minus the product of the
+/// others.
 pub(crate) fn triples(format: Format, count: usize, random: &mut Random) -> [Vec<u64>; 3] {
     let special = special(format);
     let mut columns = [Vec::new(), Vec::new(), Vec::new()];

@@ -13,7 +13,7 @@ fn around(table: &Table, step: usize) -> Vec<u64> {
     let values = table.values();
     let few = values.len() / 64;
     for index in (0..values.len() - 1).filter(|index| index % step == 0 || *index < few || index + few > values.len()) {
-        let middle = ((values[index] + values[index + 1]) / 2.0) as f32;
+        let middle = f64::midpoint(values[index], values[index + 1]) as f32;
         let value = values[index] as f32;
         for center in [value, middle] {
             for number in [center.next_down(), center, center.next_up()] {
@@ -114,7 +114,7 @@ fn around_in_f64(values: &[f64]) -> Vec<u64> {
         .flat_map(|bits| [*bits, bits | 1 << 63])
         .collect();
     for pair in values.windows(2) {
-        for center in [pair[0], (pair[0] + pair[1]) / 2.0] {
+        for center in [pair[0], f64::midpoint(pair[0], pair[1])] {
             for number in [center.next_down(), center, center.next_up()] {
                 found.extend([number.to_bits(), (-number).to_bits()]);
             }

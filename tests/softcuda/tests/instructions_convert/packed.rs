@@ -33,7 +33,7 @@ fn pairs(operation: &str, destination: &str, half_bits: u32, inputs: &[u64], exp
 fn around(table: &Table, step: usize) -> Vec<u64> {
     let mut found = vec![0x7f80_0000, 0x7fc0_0000, 0xffc0_0001, 0xff80_0000, 0x7f7f_ffff, 0xff7f_ffff, 1, 0x8000_0001];
     for pair in table.values().windows(2).step_by(step) {
-        for center in [pair[0] as f32, ((pair[0] + pair[1]) / 2.0) as f32, pair[1] as f32] {
+        for center in [pair[0] as f32, f64::midpoint(pair[0], pair[1]) as f32, pair[1] as f32] {
             for number in [center.next_down(), center, center.next_up()] {
                 found.extend([u64::from(number.to_bits()), u64::from((-number).to_bits())]);
             }

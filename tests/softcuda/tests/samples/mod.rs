@@ -1,4 +1,4 @@
-//! Samples for the tests of single instructions: inputs with their edge values, and runs of an instruction over a table of inputs.
+//! Samples for the tests of single instructions: inputs with their edge values, and runs over tables of inputs.
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
@@ -71,7 +71,8 @@ pub(crate) fn all(columns: &[Vec<u64>]) -> Vec<Vec<u64>> {
     })
 }
 
-/// Runs statements over the rows of inputs, 32 at a time; the columns are for the named registers. Gives a row of outputs for each.
+/// Runs statements over the rows of inputs, 32 at a time; the columns are for the named registers. Gives a row of
+/// outputs for each.
 pub(crate) fn run(text: &str, inputs: &[&str], rows: &[Vec<u64>], outputs: &[&str]) -> Vec<Vec<u64>> {
     let mut snippet = Snippet::new(text).unwrap_or_else(|error| panic!("{text}: {error}"));
     let mut results = Vec::with_capacity(rows.len());
@@ -95,11 +96,8 @@ pub(crate) fn check(
     reference: impl Fn(&[u64]) -> u64,
 ) {
     let names = &SOURCES[..sources.len()];
-    let mut text = format!(".reg .{result} %d;");
-    for (name, ty) in names.iter().zip(sources) {
-        text += &format!(".reg .{ty} {name};");
-    }
-    text += &format!("{opcode} %d, {};", names.join(", "));
+    let declared: Vec<String> = names.iter().zip(sources).map(|(name, ty)| format!(".reg .{ty} {name};")).collect();
+    let text = format!(".reg .{result} %d; {} {opcode} %d, {};", declared.join(" "), names.join(", "));
     for (row, found) in rows.iter().zip(run(&text, names, rows, &["%d"])) {
         let expected = reference(row);
         assert_eq!(found[0], expected, "{opcode} of {row:x?}: found {:x}, expected {expected:x}", found[0]);

@@ -302,15 +302,22 @@ fn receive(step: &mut Step, lane: usize, barrier: Place) -> Result<(), LaneFault
 /// Puts bytes that nobody may touch on their way to a place in shared memory.
 fn enqueue(step: &mut Step, lane: usize, place: Place, bytes: Vec<u8>, barrier: Place) -> Result<(), LaneFault> {
     let refuse = |refusal| LaneFault::at(lane, u64::from(place.1 + window::RESERVED_SHARED), refusal);
-    begin(step, place, bytes.len()).map_err(refuse)?;
+    begin(step, lane, place, bytes.len()).map_err(refuse)?;
     let copy = Copy { destination: Destination::Shared(place), bytes, instruction: step.place };
     let thread = step.thread(lane);
     step.blocks[barrier.0].asynchronous.counted.push(Counted { copy, barrier, thread });
     Ok(())
 }
 
-fn begin(step: &mut Step, place: Place, bytes: usize) -> Result<(), Refusal> {
-    step.blocks[place.0].shared.begin_async(place.1, bytes as u32)
+fn begin(step: &mut Step, lane: usize, place: Place, bytes: usize) -> Result<(), Refusal> {
+    let who = Who {
+        thread: step.thread(lane),
+        clocks: step.clocks,
+        instruction: step.place,
+        strong: false,
+        read_only: false,
+    };
+    step.blocks[place.0].shared.begin_async_by(&who, place.1, bytes as u32)
 }
 
 /// Gives a copy's bytes to their destination.
@@ -387,7 +394,7 @@ fn copy(operation: &Asynchronous, step: &mut Step, lane: usize) -> Result<(), La
         step.tally.global.sectors_loaded += 1;
     }
     step.tally.shared.bytes_stored += width as u64;
-    begin(step, place, width)
+    begin(step, lane, place, width)
         .map_err(|refusal| LaneFault::at(lane, u64::from(place.1 + window::RESERVED_SHARED), refusal))?;
     let issued = Copy { destination: Destination::Shared(place), bytes: data, instruction: step.place };
     copies(step, lane).open.push(issued);

@@ -46,8 +46,8 @@ pub(super) struct Allocation {
     _mapping: Option<Mapping>,
 }
 
-// SAFETY: the pointers are to memory that lives as long as the value (the mapping) or until it is freed (`map_host`'s contract, see
-// `Allocation::free`), and that is only touched with the page's lock held.
+// SAFETY: the pointers are to memory that lives as long as the value (the mapping) or until it is freed (`map_host`'s
+// contract, see `Allocation::free`), and that is only touched with the page's lock held.
 unsafe impl Send for Allocation {}
 // SAFETY: as above.
 unsafe impl Sync for Allocation {}
@@ -99,7 +99,8 @@ impl Allocation {
     #[inline]
     pub(super) fn get(&self, page: &LockedPage, address: u64, out: &mut [u8]) {
         let from = self.pointer(page, address, out.len());
-        // SAFETY: `pointer` has checked that the bytes are this allocation's, which lives, and on the page whose lock is held.
+        // SAFETY: `pointer` has checked that the bytes are this allocation's, which lives, and on the page whose lock
+        // is held.
         unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) }
     }
 
@@ -115,8 +116,8 @@ impl Allocation {
     #[inline]
     pub(super) fn initialized<'a>(&'a self, page: &'a mut LockedPage) -> Option<&'a mut [u64]> {
         let index = self.page_index(page);
-        // SAFETY: the mapping holds a bitmap for each page (zeroed, so valid), and this one is only reached with the page's lock held, which the
-        // result borrows.
+        // SAFETY: the mapping holds a bitmap for each page (zeroed, so valid), and this one is only reached with the
+        // page's lock held, which the result borrows.
         (!self.initialized.is_null())
             .then(|| unsafe { std::slice::from_raw_parts_mut(self.initialized.add(index * PAGE_WORDS), PAGE_WORDS) })
     }
@@ -269,7 +270,8 @@ impl Table {
             let beyond = (address.saturating_add(bytes)).saturating_sub(allocation.end());
             let Allocation { bytes: size, base, .. } = **allocation;
             return out_of_bounds(format!(
-                "the last {beyond} of {bytes} bytes at {address:#x} are beyond the end of an allocation of {size} bytes at {base:#x}"
+                "the last {beyond} of {bytes} bytes at {address:#x} are beyond the end of an allocation of {size} bytes \
+                 at {base:#x}"
             ));
         }
         let freed = |(base, size): (&u64, &u64)| (*base, *size, " that was freed");

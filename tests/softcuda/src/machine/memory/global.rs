@@ -1,7 +1,8 @@
 //! Device memory as the host sees it: allocations, copies, fills.
 //!
-//! Device addresses are synthetic: never a host pointer, never used twice, far apart; so a stray address hits nothing. Bytes are kept in pages of
-//! 4 KiB, and whoever touches one, host call or kernel, holds the page's lock for that one access.
+//! Device addresses are synthetic: never a host pointer, never used twice, far apart; so a stray address hits nothing.
+//! Bytes are kept in pages of 4 KiB, and whoever touches one, host call or kernel, holds the page's lock for that one
+//! access.
 
 use super::Refusal;
 pub use super::Who;
@@ -67,12 +68,12 @@ impl GlobalMemory {
         self.0.change_table(|table| table.allocate(bytes, self.0.capacity, Kind::Constant))
     }
 
-    /// Memory of the host that kernels can reach under its own address (pinned, managed, registered). All of it counts as initialised, and it does
-    /// not count as device memory in use.
+    /// Memory of the host that kernels can reach under its own address (pinned, managed, registered). All of it counts
+    /// as initialised, and it does not count as device memory in use.
     ///
     /// # Safety
-    /// The memory stays valid until [`GlobalMemory::free`] of its address has returned. While a kernel runs, the host touches only what the kernel
-    /// does not.
+    /// The memory stays valid until [`GlobalMemory::free`] of its address has returned. While a kernel runs, the host
+    /// touches only what the kernel does not.
     pub unsafe fn map_host(&self, pointer: *mut u8, bytes: u64) {
         if bytes > 0 && (pointer as u64).checked_add(bytes).is_some() {
             self.0.change_table(|table| table.map_host(pointer, bytes));

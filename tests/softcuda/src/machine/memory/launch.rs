@@ -1,7 +1,8 @@
 //! Device memory as one launch sees it: every access of a kernel's lane is checked here.
 //!
-//! Beside the memory itself a launch keeps, per byte, who accessed it (`check::shadow`) and whether it was read, written, or read by
-//! `ld.global.nc`. That is address space until it is touched, guarded by the same page locks as the bytes, and gone when the launch ends.
+//! Beside the memory itself a launch keeps, per byte, who accessed it (`check::shadow`) and whether it was read,
+//! written, or read by `ld.global.nc`. That is address space until it is touched, guarded by the same page locks as the
+//! bytes, and gone when the launch ends.
 
 use super::allocation::{Allocation, Kind, LockedPage, PAGE, PAGE_WORDS, STRIPES, Snapshot, freed_refusal};
 use super::global::{Inner, page_parts};
@@ -45,7 +46,8 @@ struct StripeState {
 #[repr(align(64))]
 struct PageSide(UnsafeCell<StripeState>);
 
-// SAFETY: the contents are only reached with the lock of the stripe held (`LaunchMemory::page`, `LaunchMemory::finish`).
+// SAFETY: the contents are only reached with the lock of the stripe held (`LaunchMemory::page`,
+// `LaunchMemory::finish`).
 unsafe impl Sync for PageSide {}
 
 /// What happened to 64 bytes, one bit each.
@@ -142,9 +144,9 @@ impl LaunchMemory {
         Ok(())
     }
 
-    /// An atomic operation of one lane on 1, 2, 4, 8 or 16 bytes: `operation` gets the old value and gives the new one, or `None` to leave the
-    /// old one (a compare-and-swap that fails). Returns the old value. It runs with the page locked: it must not access memory, but may
-    /// [publish](LaunchMemory::publish_at).
+    /// An atomic operation of one lane on 1, 2, 4, 8 or 16 bytes: `operation` gets the old value and gives the new one,
+    /// or `None` to leave the old one (a compare-and-swap that fails). Returns the old value. It runs with the page
+    /// locked: it must not access memory, but may [publish](LaunchMemory::publish_at).
     ///
     /// # Errors
     /// What a check found; then nothing is stored.
@@ -242,9 +244,9 @@ impl LaunchMemory {
         };
         let (tracks, cells) = log.pointers(allocation.page_index(page));
         let cell_count = if self.checks.races { PAGE_CELLS } else { 0 };
-        // SAFETY: the log's mapping holds tracks for each page, and cells for each page unless races are not checked, zeroed, which is a valid
-        // value of both. These of one page, and the state of its stripe, are only reached with the lock held that `page` stands for; the result
-        // borrows it mutably.
+        // SAFETY: the log's mapping holds tracks for each page, and cells for each page unless races are not checked,
+        // zeroed, which is a valid value of both. These of one page, and the state of its stripe, are only reached with
+        // the lock held that `page` stands for; the result borrows it mutably.
         unsafe {
             Ok(Page {
                 tracks: std::slice::from_raw_parts_mut(tracks, PAGE_WORDS),

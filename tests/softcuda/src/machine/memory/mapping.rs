@@ -7,7 +7,8 @@ pub(super) struct Mapping {
     bytes: usize,
 }
 
-// SAFETY: the mapping is plain memory that is owned by this value; those who share it synchronise their accesses (see `GlobalMemory`).
+// SAFETY: the mapping is plain memory that is owned by this value; those who share it synchronise their accesses (see
+// `GlobalMemory`).
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -38,7 +39,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range is this value's own mapping, and no reference into it outlives the value. A failure would only leak it.
+        // SAFETY: the range is this value's own mapping, and no reference into it outlives the value. A failure would
+        // only leak it.
         unsafe { libc::munmap(self.pointer.cast(), self.bytes) };
     }
 }

@@ -1,5 +1,5 @@
-//! Memory: the device's as the host sees it (`global`) and as a launch does (`launch`), a block's (`shared`), and how an access can go
-//! wrong.
+//! Memory: the device's as the host sees it (`global`) and as a launch does (`launch`), a block's (`shared`), and how
+//! an access can go wrong.
 
 mod allocation;
 mod bits;
@@ -83,7 +83,8 @@ pub struct Who<'a> {
     pub clocks: &'a TeamClocks,
     /// The index of the instruction among those of the program; below 2^30.
     pub instruction: u32,
-    /// A volatile, relaxed, acquire or release access: strong ones do not race with each other. Atomics are strong whatever this says.
+    /// A volatile, relaxed, acquire or release access: strong ones do not race with each other. Atomics are strong
+    /// whatever this says.
     pub strong: bool,
     /// `ld.global.nc`.
     pub read_only: bool,

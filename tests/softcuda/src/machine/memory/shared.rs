@@ -152,8 +152,8 @@ impl SharedMemory {
         Ok(())
     }
 
-    /// The same, with a check that earlier accesses to the bytes are ordered before the thread that issues the copy. Without it they are checked
-    /// when the copy arrives, against what its thread has learnt by then.
+    /// The same, with a check that earlier accesses to the bytes are ordered before the thread that issues the copy.
+    /// Without it they are checked when the copy arrives, against what its thread has learnt by then.
     ///
     /// # Errors
     /// Also an access that is not ordered before the copy.
@@ -163,7 +163,8 @@ impl SharedMemory {
         self.begin_async(offset, bytes)
     }
 
-    /// The copy that was begun at this offset with this length arrives. Its bytes are ordered like a write by `who`, the thread that issued it, now.
+    /// The copy that was begun at this offset with this length arrives. Its bytes are ordered like a write by `who`,
+    /// the thread that issued it, now.
     ///
     /// # Errors
     /// No such copy was begun, or an access to the bytes is not ordered before it.
@@ -207,8 +208,8 @@ impl SharedMemory {
             return Err(Refusal::new(
                 FaultKind::InFlight,
                 format!(
-                    "{count} bytes at {start:#x} of shared memory overlap the destination, {from:#x} to {end:#x}, of an asynchronous copy \
-                     that has not been waited for"
+                    "{count} bytes at {start:#x} of shared memory overlap the destination, {from:#x} to {end:#x}, of an asynchronous \
+                     copy that has not been waited for"
                 ),
             ));
         }

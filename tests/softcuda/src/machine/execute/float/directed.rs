@@ -1,7 +1,9 @@
 //! f32 arithmetic rounded towards zero, down and up.
 //!
-//! An f64 holds the product of two f32 exactly, and a sum, a quotient or a square root up to an error whose sign can
-//! be had exactly: that is enough to say on which side of an f32 the exact result lies.
+//! An f64 holds the product of two f32 exactly, and a sum up to an error that is known exactly. Quotients and square
+//! roots that are not f32 themselves differ from every f32 by more than 2^-50 of their size (the remainder of 24 bits
+//! by 24 bits is at least one unit of their 48 bits), so that their rounding to f64 stays on the same side of it.
+//! Each says on which side of an f32 the exact result lies.
 
 use super::lanes::{addition_error, map, zip, zip3};
 use crate::machine::registers::LANES;
@@ -15,21 +17,24 @@ struct Exact {
     low: f64,
 }
 
+/// A result that f64 holds well enough.
+#[inline(always)]
+fn near(high: f64) -> Exact {
+    Exact { high, low: 0.0 }
+}
+
 #[inline(always)]
 pub(super) fn compute(operator: Operator, rounding: Rounding, source: impl Fn(usize) -> [f32; LANES]) -> [f32; LANES] {
     let wide = |place| map(&source(place), f64::from);
     match operator {
         Operator::Add => zip(&wide(0), &wide(1), |a, b| round_sum(a, b, rounding)),
         Operator::Subtract => zip(&wide(0), &wide(1), |a, b| round_sum(a, -b, rounding)),
-        Operator::Multiply => zip(&wide(0), &wide(1), |a, b| round(Exact { high: a * b, low: 0.0 }, rounding)),
+        Operator::Multiply => zip(&wide(0), &wide(1), |a, b| round(near(a * b), rounding)),
         // The product is exact: 48 bits, far from the ends of the range.
         Operator::Fused => zip3(&wide(0), &wide(1), &wide(2), |a, b, c| round_sum(a * b, c, rounding)),
-        Operator::Divide => zip(&wide(0), &wide(1), |a, b| round(quotient(a, b), rounding)),
-        Operator::Reciprocal => map(&wide(0), |a| round(quotient(1.0, a), rounding)),
-        Operator::SquareRoot => map(&wide(0), |a| {
-            let root = a.sqrt();
-            round(Exact { high: root, low: f64::mul_add(-root, root, a) }, rounding)
-        }),
+        Operator::Divide => zip(&wide(0), &wide(1), |a, b| round(near(a / b), rounding)),
+        Operator::Reciprocal => map(&wide(0), |a| round(near(1.0 / a), rounding)),
+        Operator::SquareRoot => map(&wide(0), |a| round(near(a.sqrt()), rounding)),
         _ => [f32::NAN; LANES],
     }
 }
@@ -42,13 +47,6 @@ fn round_sum(a: f64, b: f64, rounding: Rounding) -> f32 {
         return if a.is_sign_negative() || b.is_sign_negative() { -0.0 } else { 0.0 };
     }
     round(Exact { high: sum, low: addition_error(a, b, sum) }, rounding)
-}
-
-/// The remainder of a rounded quotient is an f64; its sign relative to the divisor's is that of the error.
-#[inline(always)]
-fn quotient(a: f64, b: f64) -> Exact {
-    let high = a / b;
-    Exact { high, low: f64::mul_add(-high, b, a) * b.signum() }
 }
 
 /// Infinite and NaN results have a `low` of NaN or zero, and stay what they are.

@@ -34,39 +34,42 @@ pub(super) fn execute(operation: &Single, registers: &mut Registers, active: u32
 /// The result for operands that `source` reads.
 #[inline(always)]
 fn compute(operation: &Single, source: impl Fn(usize) -> [u32; LANES]) -> [u32; LANES] {
-    let source = |place| {
-        let lanes = source(place);
-        if operation.flush { map(&lanes, flush) } else { lanes }
+    // The common operations are one loop that reads, computes and writes; the compiler knows whether it flushes.
+    let result = match (operation.rounding, operation.flush) {
+        (Rounding::NearestEven, false) => nearest(operation.operator, source, f32::from_bits, bits),
+        (Rounding::NearestEven, true) => {
+            let read = |lane| f32::from_bits(flush(lane));
+            nearest(operation.operator, source, read, |value| flush(bits(value)))
+        }
+        (rounding, flushed) => {
+            let read = |lane| f32::from_bits(if flushed { flush(lane) } else { lane });
+            let result = directed::compute(operation.operator, rounding, |place| map(&source(place), read));
+            map(&result, |value| if flushed { flush(bits(value)) } else { bits(value) })
+        }
     };
-    // What only touches the sign has no rounding, and leaves the payload of a NaN alone.
-    match operation.operator {
-        Operator::Absolute => return map(&source(0), |a| a & !SIGN),
-        Operator::Negate => return map(&source(0), |a| a ^ SIGN),
-        Operator::CopySign => return zip(&source(0), &source(1), |a, b| a & SIGN | b & !SIGN),
-        _ => {}
-    }
-    let source = |place| map(&source(place), f32::from_bits);
-    let result = if operation.rounding == Rounding::NearestEven {
-        nearest(operation.operator, source)
-    } else {
-        directed::compute(operation.operator, operation.rounding, source)
-    };
-    let result = if operation.saturate { map(&result, saturate) } else { result };
-    let result = map(&result, bits);
-    if operation.flush { map(&result, flush) } else { result }
+    if operation.saturate { map(&result, |lane| saturate(f32::from_bits(lane)).to_bits()) } else { result }
 }
 
 #[inline(always)]
-fn nearest(operator: Operator, source: impl Fn(usize) -> [f32; LANES]) -> [f32; LANES] {
+fn nearest(
+    operator: Operator,
+    source: impl Fn(usize) -> [u32; LANES],
+    read: impl Fn(u32) -> f32,
+    write: impl Fn(f32) -> u32,
+) -> [u32; LANES] {
     match operator {
-        Operator::Add => zip(&source(0), &source(1), |a, b| a + b),
-        Operator::Subtract => zip(&source(0), &source(1), |a, b| a - b),
-        Operator::Multiply => zip(&source(0), &source(1), |a, b| a * b),
-        Operator::Fused => zip3(&source(0), &source(1), &source(2), f32::mul_add),
-        Operator::Divide => zip(&source(0), &source(1), |a, b| a / b),
-        Operator::Reciprocal => map(&source(0), |a| 1.0 / a),
-        Operator::SquareRoot => map(&source(0), f32::sqrt),
-        // The others are not decoded for f32, or were done above.
-        _ => [f32::from_bits(NAN); LANES],
+        Operator::Add => zip(&source(0), &source(1), |a, b| write(read(a) + read(b))),
+        Operator::Subtract => zip(&source(0), &source(1), |a, b| write(read(a) - read(b))),
+        Operator::Multiply => zip(&source(0), &source(1), |a, b| write(read(a) * read(b))),
+        Operator::Fused => zip3(&source(0), &source(1), &source(2), |a, b, c| write(read(a).mul_add(read(b), read(c)))),
+        Operator::Divide => zip(&source(0), &source(1), |a, b| write(read(a) / read(b))),
+        Operator::Reciprocal => map(&source(0), |a| write(1.0 / read(a))),
+        Operator::SquareRoot => map(&source(0), |a| write(read(a).sqrt())),
+        // What only touches the sign leaves the payload of a NaN alone.
+        Operator::Absolute => map(&source(0), |a| read(a).to_bits() & !SIGN),
+        Operator::Negate => map(&source(0), |a| read(a).to_bits() ^ SIGN),
+        Operator::CopySign => zip(&source(0), &source(1), |a, b| a & SIGN | b & !SIGN),
+        // Not decoded for f32.
+        Operator::Minimum | Operator::Maximum => [NAN; LANES],
     }
 }

@@ -75,7 +75,8 @@ pub(super) fn mask(start: u32, width: u32) -> u32 {
     ones.checked_shl(start).unwrap_or(0)
 }
 
-/// The place of the n-th one from bit `base`: upwards for a positive n, downwards for a negative, at `base` itself for zero.
+/// The place of the n-th one from bit `base`: upwards for a positive n, downwards for a negative, at `base` itself for
+/// zero.
 pub(super) fn find_nth(mask: u32, base: u32, n: i32) -> u32 {
     if base > 31 {
         return u32::MAX;

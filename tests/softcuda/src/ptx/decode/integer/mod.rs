@@ -193,7 +193,8 @@ pub enum Permute {
 /// A scalar product of the small integers in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dot {
-    /// `None`: `dp4a`, four bytes with four bytes. Else `dp2a`, two 16-bit numbers with the two bytes of `b` from this one on: 0 or 2.
+    /// `None`: `dp4a`, four bytes with four bytes. Else `dp2a`, two 16-bit numbers with the two bytes of `b` from this
+    /// one on: 0 or 2.
     pub first_byte: Option<u8>,
     /// The numbers of `a` are signed.
     pub a_signed: bool,

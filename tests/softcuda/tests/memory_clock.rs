@@ -1,0 +1,172 @@
+//! Happens-before: what barriers, fences and flags order, and what they do not.
+
+use softcuda::check::clock::{Epoch, TeamClocks};
+
+/// Everybody of a team of `threads` threads.
+fn all(threads: usize) -> Vec<(usize, u32)> {
+    (0..threads).step_by(32).map(|first| (first, u32::MAX >> (32 - (threads - first).min(32)))).collect()
+}
+
+#[test]
+fn epochs_say_who_and_when() {
+    let mut clocks = TeamClocks::new(&[9, (1 << 28) - 1], 96);
+    let epoch = clocks.epoch(96 + 70);
+    assert_eq!((epoch.block(), epoch.thread(), epoch.clock(), epoch.lane()), ((1 << 28) - 1, 70, 1, 6));
+    assert_eq!(epoch.of_warp().thread(), 64);
+    assert!(epoch.is_same_warp(clocks.epoch(96 + 95)) && !epoch.is_same_warp(clocks.epoch(96 + 63)));
+    assert!(!epoch.is_same_warp(clocks.epoch(70)));
+    assert!(!epoch.is_none() && Epoch::NONE.is_none());
+    clocks.fence(166);
+    assert!(clocks.epoch(166).is_same_thread(epoch) && clocks.epoch(166).clock() == 2);
+}
+
+#[test]
+fn a_barrier_orders_what_was_before_it_and_nothing_after() {
+    let mut clocks = TeamClocks::new(&[0], 100);
+    let before = clocks.epoch(99);
+    assert!(clocks.has_seen(99, before));
+    assert!(!clocks.has_seen(0, before));
+    clocks.join(&all(100));
+    let after = clocks.epoch(99);
+    assert!(clocks.has_seen(0, before) && !clocks.has_seen(0, after));
+    clocks.join(&all(100));
+    assert!(clocks.has_seen(0, after) && !clocks.has_seen(0, clocks.epoch(99)));
+}
+
+#[test]
+fn a_warp_barrier_orders_its_lanes_only() {
+    let mut clocks = TeamClocks::new(&[0], 64);
+    let before = [0, 1, 4, 32].map(|thread| clocks.epoch(thread));
+    clocks.join(&[(0, 0b111)]);
+    assert!(clocks.has_seen(0, before[1]) && clocks.has_seen(2, before[0]));
+    assert!(!clocks.has_seen(0, before[2]) && !clocks.has_seen(4, before[0]) && !clocks.has_seen(0, before[3]));
+    assert_eq!(clocks.first_unseen(0, before[0].of_warp(), 0b10111), Some(4));
+    assert_eq!(clocks.first_unseen(0, before[0].of_warp(), 0b00111), None);
+    assert_eq!(clocks.first_unseen(32, before[0].of_warp(), 0b110), Some(1));
+}
+
+#[test]
+fn order_is_transitive_through_barriers_of_different_threads() {
+    let mut clocks = TeamClocks::new(&[0], 96);
+    let first = clocks.epoch(0);
+    clocks.join(&[(0, 1), (32, 1)]);
+    let second = clocks.epoch(32);
+    clocks.join(&[(32, 1), (64, 1)]);
+    assert!(clocks.has_seen(64, first) && clocks.has_seen(64, second));
+    assert!(!clocks.has_seen(0, second));
+}
+
+#[test]
+fn a_relaxed_flag_carries_what_was_fenced() {
+    let mut writer = TeamClocks::new(&[3], 32);
+    let mut reader = TeamClocks::new(&[5], 32);
+    let data = writer.epoch(0);
+    assert!(writer.publish(0, false).is_none(), "no fence");
+    writer.fence(0);
+    let later = writer.epoch(0);
+    let flag = writer.publish(0, false).expect("fenced");
+    reader.acquire(7, &flag);
+    assert!(reader.has_seen(7, data));
+    assert!(!reader.has_seen(7, later), "written after the fence");
+    assert!(!reader.has_seen(6, data), "another thread");
+    reader.join(&all(32));
+    assert!(reader.has_seen(6, data));
+    assert_eq!(reader.first_unseen(6, data.of_warp(), 0b11), Some(1));
+}
+
+#[test]
+fn a_release_needs_no_fence_and_is_cumulative() {
+    let mut a = TeamClocks::new(&[0], 32);
+    let mut b = TeamClocks::new(&[1], 32);
+    let mut c = TeamClocks::new(&[2], 32);
+    let data = a.epoch(4);
+    a.join(&all(32));
+    let flag = a.publish(0, true).expect("a release");
+    assert!(!b.has_seen(0, data));
+    b.acquire(0, &flag);
+    let second = b.epoch(0);
+    let flag = b.publish(0, true).expect("a release");
+    c.acquire(31, &flag);
+    assert!(c.has_seen(31, data) && c.has_seen(31, second));
+    assert!(!c.has_seen(31, a.epoch(0)), "after the release");
+}
+
+#[test]
+fn what_was_fenced_before_a_barrier_may_be_published_by_another_thread() {
+    let mut clocks = TeamClocks::new(&[0], 64);
+    let data = clocks.epoch(40);
+    clocks.fence(40);
+    let unfenced = clocks.epoch(40);
+    clocks.join(&all(64));
+    let flag = clocks.publish(0, false).expect("fenced by thread 40");
+    let mut reader = TeamClocks::new(&[1], 32);
+    reader.acquire(0, &flag);
+    assert!(reader.has_seen(0, data) && !reader.has_seen(0, unfenced));
+}
+
+#[test]
+fn lanes_together_are_like_lanes_one_by_one() {
+    let prepare = || {
+        let mut clocks = TeamClocks::new(&[0, 1], 64);
+        clocks.join(&[(0, 0xff), (64, 0xf)]);
+        clocks.fence(2);
+        clocks.join(&[(0, 0b110)]);
+        clocks
+    };
+    let (mut together, mut single) = (prepare(), prepare());
+    for release in [false, true] {
+        let lanes = 0b1_0000_1110;
+        let knowledge = together.publish_lanes(0, lanes, release).expect("fenced");
+        let mut merged = single.publish(2, release).expect("fenced");
+        for lane in [1, 3, 8] {
+            single.publish(lane, release).iter().for_each(|more| merged.learn(more));
+        }
+        let (mut a, mut b) = (prepare(), prepare());
+        a.acquire_lanes(64, 0xffff, &knowledge);
+        (64..80).for_each(|thread| b.acquire(thread, &merged));
+        for thread in 60..90 {
+            for other in 0..128 {
+                for clocks in [&together, &single] {
+                    let epoch = clocks.epoch(other);
+                    assert_eq!(a.has_seen(thread, epoch), b.has_seen(thread, epoch), "{thread} {other}");
+                }
+                assert_eq!(a.has_seen(thread, b.epoch(other)), b.has_seen(thread, b.epoch(other)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_grid_barrier_of_many_blocks() {
+    let blocks = 500;
+    let mut teams: Vec<_> = (0..blocks).map(|block| TeamClocks::new(&[block * 7], 32)).collect();
+    let before: Vec<_> = teams.iter().map(|team| team.epoch(5)).collect();
+    let mut record = None::<softcuda::check::clock::Knowledge>;
+    for team in &mut teams {
+        team.join(&all(32));
+        let knowledge = team.publish(0, true).expect("a release");
+        match &mut record {
+            Some(record) => record.learn(&knowledge),
+            None => record = Some(knowledge),
+        }
+        team.acquire(0, record.as_ref().expect("published"));
+    }
+    for team in &mut teams {
+        team.acquire(0, record.as_ref().expect("published"));
+        team.join(&all(32));
+        assert!(before.iter().all(|&epoch| team.has_seen(31, epoch)));
+    }
+    assert!(!teams[0].has_seen(0, teams[1].epoch(0)));
+}
+
+#[test]
+fn reset_forgets() {
+    let mut clocks = TeamClocks::new(&[0], 64);
+    let old = clocks.epoch(1);
+    clocks.fence(1);
+    clocks.join(&all(64));
+    clocks.reset(&[1]);
+    assert!(!clocks.has_seen(0, old));
+    assert!(clocks.publish(1, false).is_none());
+    assert_eq!((clocks.epoch(1).block(), clocks.epoch(1).clock()), (1, 1));
+}
