@@ -8,11 +8,13 @@ use super::step::{LaneFault, Launched, lanes};
 use super::team::Team;
 use super::warp::{Frame, Path, Pending, Wait};
 use super::window;
-use crate::ptx::decode::code::{Control, Target};
+use crate::ptx::decode::code::{Control, MOST_LOCAL_BYTES, Target};
 use crate::report::FaultKind;
 
 /// The most calls in progress.
 const DEEPEST_CALL: usize = 1024;
+/// The most rows of registers of a warp's calls in progress, 128 bytes each.
+const MOST_ROWS: usize = 1 << 19;
 
 /// Control flow.
 pub(super) fn go(
@@ -54,9 +56,9 @@ pub(super) fn go(
             team.warps[index].registers.set_word(reg, active, &[active; 32]);
             Ok(Next::Advance)
         }
-        Control::Clock(reg) => {
-            let executed = team.warps[index].executed;
-            team.warps[index].registers.set_extended(reg, active, &executed);
+        Control::Clock { destination, high } => {
+            let executed = team.warps[index].executed.map(|number| if high { number >> 32 } else { number });
+            team.warps[index].registers.set_extended(destination, active, &executed);
             Ok(Next::Advance)
         }
         Control::Nothing => Ok(Next::Advance),
@@ -150,6 +152,15 @@ fn call(
             predicates: path.frame.predicates + caller.predicates as usize,
             local: (path.frame.local + caller.local_bytes).next_multiple_of(16),
         };
+        let refuse = |kind, message| Err(LaneFault::new(mask.trailing_zeros() as usize, kind, message));
+        if frame.local + callee.frame.local_bytes > MOST_LOCAL_BYTES {
+            let message = format!("the functions in progress need more than {MOST_LOCAL_BYTES} bytes of local memory");
+            return refuse(FaultKind::OutOfBounds, message);
+        }
+        if frame.rows + callee.frame.rows as usize > MOST_ROWS {
+            let message = format!("the functions in progress need more than {MOST_ROWS} registers");
+            return refuse(FaultKind::InvalidOperation, message);
+        }
         let warp = &mut team.warps[index];
         for lane in lanes(mask) {
             warp.local.reserve(lane, frame.local + callee.frame.local_bytes);

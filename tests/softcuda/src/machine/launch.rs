@@ -67,7 +67,9 @@ pub fn run(device: &Device, program: &Program, kernel: usize, launch: &Launch, n
         std::thread::scope(|scope| {
             let handles: Vec<_> =
                 (0..workers).map(|_| scope.spawn(|| work(&launched, &queue, &fault, &started))).collect();
-            handles.into_iter().filter_map(|handle| handle.join().ok()).collect()
+            let joined: Vec<_> = handles.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+            // A panic is a bug of the interpreter: it goes on to the caller, who knows what to do.
+            joined.into_iter().map(|tally| tally.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         })
     };
     if workspace != 0 {
@@ -81,7 +83,7 @@ pub fn run(device: &Device, program: &Program, kernel: usize, launch: &Launch, n
         block: launch.block,
         cluster,
         dynamic_shared_bytes: launch.dynamic_shared_bytes,
-        counters: counters(program, &tallies, launched.memory.finish(), blocks * threads_of_block),
+        counters: counters(program, &tallies, launched.memory.finish(), blocks.saturating_mul(threads_of_block)),
         fault,
     }
 }
@@ -93,10 +95,22 @@ fn workspace(device: &Device) -> u64 {
     address
 }
 
+/// Stops the other host threads when this one panics: they would wait for its team for ever.
+struct StopOnPanic<'a>(&'a AtomicBool);
+
+impl Drop for StopOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// One host thread: takes teams until none is left.
 fn work(launched: &Launched, queue: &Mutex<Queue>, fault: &Mutex<Option<Fault>>, started: &AtomicU64) -> Tally {
     let mut tally =
         Tally { instructions: vec![Count::default(); launched.program.instructions.len()], ..Tally::default() };
+    let _stop = StopOnPanic(&launched.stop);
     let resident = if launched.launch.cooperative { usize::MAX } else { RESIDENT };
     while !launched.stop.load(Ordering::Relaxed) {
         let Ok(mut waiting) = queue.lock() else { break };

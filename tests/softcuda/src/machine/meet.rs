@@ -27,7 +27,8 @@ pub(super) fn whole_warp(warp: &Warp, active: u32) -> Result<(), LaneFault> {
 pub(super) fn meet(collective: &Collective, step: &mut Step, path: &Path, active: u32) -> Result<Next, LaneFault> {
     let masks = step.warp.registers.word(collective.members);
     let synchronize = collective.operation == WarpOperation::Synchronize;
-    let mut rest = active;
+    let (mut rest, mut missed) = (active, None);
+    let mut waiting = 0;
     while rest != 0 {
         let lane = rest.trailing_zeros() as usize;
         let members = masks[lane];
@@ -45,11 +46,15 @@ pub(super) fn meet(collective: &Collective, step: &mut Step, path: &Path, active
             return Err(LaneFault::new(lane, FaultKind::MissingLanes, message));
         }
         if named & !active != 0 {
-            return Ok(assemble(step, path, active, members, synchronize));
+            missed = missed.or(Some(members));
+            waiting |= named & active;
         }
         rest &= !named;
     }
-    let mut rest = active;
+    if let Some(members) = missed.filter(|_| waiting == active) {
+        return Ok(assemble(step, path, active, members, synchronize));
+    }
+    let mut rest = active & !waiting;
     while rest != 0 {
         let members = masks[rest.trailing_zeros() as usize];
         let together = members & step.warp.live;
@@ -64,7 +69,8 @@ pub(super) fn meet(collective: &Collective, step: &mut Step, path: &Path, active
         }
         rest &= !together;
     }
-    Ok(Next::Advance)
+    // Lanes whose mask is complete do not wait for those with another one: these may depend on them.
+    Ok(if waiting == 0 { Next::Advance } else { Next::Part { waiting } })
 }
 
 /// Some of the lanes named are not here: the path waits, unless they wait at other `bar.warp.sync` instructions and all are there now.

@@ -260,9 +260,10 @@ fn decode(
     for (index, function) in functions.iter().enumerate().filter(|(_, f)| !f.is_entry) {
         let mut scope = Scope::new(common_names.clone());
         scope.open();
-        let results: Vec<_> = function.returns.iter().map(|v| (place_in_frame(v, &mut scope), v.bytes())).collect();
-        let parameters: Vec<_> =
-            function.parameters.iter().map(|v| (place_in_frame(v, &mut scope), v.bytes())).collect();
+        let mut place = |variables: &[Variable]| -> Result<Vec<_>, Error> {
+            variables.iter().map(|v| Ok((place_in_frame(v, &mut scope)?, v.bytes()))).collect()
+        };
+        let (results, parameters) = (place(&function.returns)?, place(&function.parameters)?);
         let entry = code.instructions.len() as u32;
         if let Some(body) = &function.body {
             code.append(body, &mut scope, &mut |variable| common.place(variable), function.line)?;
@@ -289,6 +290,9 @@ fn decode(
     (program.instructions, program.tables, program.calls) = (code.instructions, code.tables, code.calls);
     Ok(())
 }
+
+/// The most bytes of a kernel's parameters, since PTX 8.1.
+const MOST_PARAMETER_BYTES: u32 = 32764;
 
 /// The one system function that is known: a failed `assert`.
 pub const ASSERT: &str = "__assertfail";
@@ -340,6 +344,9 @@ fn kernel(
         let offset = end.next_multiple_of(variable.align.max(1));
         let size = u32::try_from(variable.bytes()).unwrap_or(u32::MAX);
         end = offset.saturating_add(size);
+        if end > MOST_PARAMETER_BYTES {
+            return Err(Error::new(function.line, format!("more than {MOST_PARAMETER_BYTES} bytes of parameters")));
+        }
         parameters.push((offset, size));
         let binding = Binding::Variable {
             space: Space::Param,
@@ -348,9 +355,6 @@ fn kernel(
             size: u64::from(size),
         };
         scope.bind(&variable.name, binding);
-    }
-    if end > 32764 {
-        return Err(Error::new(function.line, "more than 32764 bytes of parameters"));
     }
     let entry = code.instructions.len() as u32;
     code.append(body, &mut scope, &mut |variable| layout.place(variable), function.line)?;
@@ -366,10 +370,10 @@ fn kernel(
         max_threads: function
             .max_threads
             .or(function.required_threads)
-            .map_or(1024, |n| n.iter().product::<u32>().clamp(1, 1024)),
+            .map_or(1024, |n| n.iter().fold(1, |threads: u32, extent| threads.saturating_mul(*extent)).clamp(1, 1024)),
         required_threads: function.required_threads,
         required_cluster: function.required_cluster,
-        ptx_version: module.version.0 * 10 + module.version.1,
+        ptx_version: module.version.0.saturating_mul(10).saturating_add(module.version.1),
         target,
         ..KernelInfo::default()
     };

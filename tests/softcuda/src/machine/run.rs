@@ -6,7 +6,7 @@ use super::meet::{deliver_ballot, learn_from_cluster, meet, wait, whole_warp};
 use super::step::{LaneFault, Launched, Step, Tally, lanes};
 use super::team::Team;
 use super::warp::{Path, Wait};
-use crate::ptx::decode::code::Operation;
+use crate::ptx::decode::code::{Control, Operation};
 use crate::ptx::decode::memory::{Memory, Order};
 use crate::report::Fault;
 
@@ -33,6 +33,8 @@ pub(super) enum Next {
     Branch(u32),
     /// The active lanes wait; `after`: they stand behind the instruction.
     Wait { wait: Wait, after: bool },
+    /// The next instruction, but for these lanes, which come to this one again.
+    Part { waiting: u32 },
     /// The active lanes have a path of their own: the others go on.
     Leave(Vec<Path>),
     /// The next instruction, after the other warps' turn.
@@ -143,21 +145,32 @@ fn straight(
                 count(tally, path.place, active);
                 Next::Advance
             } else {
+                if matches!(instruction.operation, Operation::Control(Control::Clock { .. })) {
+                    // The clock is the lanes' counts: they must be up to date.
+                    count_lanes(team, path.mask, std::mem::take(&mut together));
+                }
                 let next = perform(team, index, launched, tally, path, active, &instruction.operation)?;
                 // A path that waits before an instruction comes to it again: it is counted when it is executed.
-                if matches!(next, Next::Wait { after: false, .. }) {
+                let waiting = match next {
+                    Next::Wait { after: false, .. } => active,
+                    Next::Part { waiting } => waiting,
+                    _ => 0,
+                };
+                if waiting != 0 {
                     if active == path.mask {
                         together -= 1;
-                    } else {
-                        lanes(active).for_each(|lane| team.warps[index].executed[lane] -= 1);
+                        count_lanes(team, active, 1);
                     }
-                } else {
-                    count(tally, path.place, active);
+                    lanes(waiting).for_each(|lane| team.warps[index].executed[lane] -= 1);
+                }
+                if waiting != active {
+                    count(tally, path.place, active & !waiting);
                 }
                 next
             }
         };
         let mut yielded = false;
+        let before = path.place;
         let stop = match next {
             Next::Advance => {
                 path.place += 1;
@@ -173,7 +186,7 @@ fn straight(
             }
             other => {
                 count_lanes(team, path.mask, std::mem::take(&mut together));
-                let rest = path.mask & !active;
+                let mut rest = path.mask & !active;
                 let warp = &mut team.warps[index];
                 match other {
                     Next::Branch(target) => {
@@ -189,6 +202,10 @@ fn straight(
                         });
                     }
                     Next::Leave(paths) => warp.paths.extend(paths),
+                    Next::Part { waiting } => {
+                        warp.paths.push(Path { mask: waiting, ..path.clone() });
+                        rest = path.mask & !waiting;
+                    }
                     _ => yielded = true,
                 }
                 if yielded {
@@ -200,7 +217,17 @@ fn straight(
                 true
             }
         };
-        if stop || *left == 0 || team.warps[index].paths.iter().any(|other| other.place == path.place) {
+        // Ahead of another path after a jump: that one goes first, so that both come together where branches meet.
+        let jumped = path.place != before + 1;
+        let lets_pass = |other: &Path| {
+            other.place == path.place
+                || jumped
+                    && other.place < path.place
+                    && other.wait == Wait::Ready
+                    && !other.postponed
+                    && other.calls.len() >= path.calls.len()
+        };
+        if stop || *left == 0 || team.warps[index].paths.iter().any(lets_pass) {
             count_lanes(team, path.mask, together);
             return Ok(yielded);
         }

@@ -8,7 +8,6 @@ use super::registers::{LANES, Registers};
 use super::run::{Progress, run_warp};
 use super::step::{Launched, Tally, lanes};
 use super::warp::{Frame, Path, Specials, Wait, Warp};
-use super::window;
 use crate::check::clock::TeamClocks;
 use crate::report::Fault;
 use std::sync::atomic::Ordering;
@@ -83,7 +82,9 @@ impl Team {
         for rank in 0..size {
             let within: [u32; 3] = coordinates(u64::from(rank), shape);
             let index: [u32; 3] = std::array::from_fn(|i| first[i] * shape[i] + within[i]);
-            let linear = index[0] + launch.grid[0] * (index[1] + launch.grid[1] * index[2]);
+            // Cut to 32 bits: it tells blocks apart in checks, and grids with more blocks than that take years.
+            let [x, y, z] = index.map(u64::from);
+            let linear = (x + u64::from(launch.grid[0]) * (y + u64::from(launch.grid[1]) * z)) as u32;
             linears.push(linear);
             blocks.push(Block {
                 linear,
@@ -105,10 +106,7 @@ impl Team {
                     cluster_shape: shape,
                     clustered: launched.clustered,
                     warp,
-                    shared: (
-                        launched.kernel.static_shared_bytes + window::RESERVED_SHARED,
-                        launch.dynamic_shared_bytes,
-                    ),
+                    shared: (launched.kernel.static_shared_bytes, launch.dynamic_shared_bytes),
                     multiprocessors: 132,
                     linear_block: linear,
                     workspace: launched.workspace,

@@ -8,7 +8,11 @@
 use super::execute::local::LocalMemory;
 use super::program::Program;
 use super::registers::{LANES, Reg, Registers};
+use super::window;
 use crate::ptx::decode::scope::Special;
+
+/// Shared memory is allocated in units of so many bytes, since sm_80.
+const SHARED_UNIT: u32 = 128;
 
 /// Where a function's registers and variables lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +165,10 @@ impl Specials {
                 [own, own | (own - 1), own - 1, !(own - 1), !(own | (own - 1))][which as usize]
             }
             Special::DynamicShared => self.shared.1,
-            Special::TotalShared => self.shared.0 + self.shared.1,
+            Special::TotalShared => (self.shared.0 + self.shared.1).next_multiple_of(SHARED_UNIT),
+            Special::AggregateShared => {
+                (self.shared.0 + self.shared.1).next_multiple_of(SHARED_UNIT) + window::RESERVED_SHARED
+            }
             Special::Environment(1) => (self.workspace >> 32) as u32,
             Special::Environment(2) => self.workspace as u32,
             Special::Environment(_) => 0,

@@ -86,6 +86,9 @@ pub struct AsyncState {
     counted: Vec<Counted>,
 }
 
+/// Bits of an arrival's state that hold the pending count, which is less than 2^20, and one more while a copy's arrival adds to it.
+const STATE_PENDING_BITS: u32 = 21;
+
 /// Bytes of a bulk copy that are read or written at once.
 const CHUNK: usize = 16;
 
@@ -162,11 +165,11 @@ pub fn execute(operation: &Asynchronous, step: &mut Step, active: u32) -> Result
                 let expect = expect.map_or(0, |reg| step.warp.registers.word(reg)[lane]);
                 if *drop {
                     let object = object(step, lane, barrier)?;
-                    object.expected = object.expected.saturating_sub(1);
+                    object.expected = object.expected.saturating_sub(count);
                 }
-                let phase = arrive(step, lane, barrier, count, expect)?;
+                let before = arrive(step, lane, barrier, count, expect)?;
                 if let Some(reg) = state {
-                    step.warp.registers.set_extended(*reg, 1 << lane, &[phase; 32]);
+                    step.warp.registers.set_extended(*reg, 1 << lane, &[before; 32]);
                 }
             }
             Asynchronous::Wait { barrier, phase, parity, .. } => {
@@ -175,13 +178,9 @@ pub fn execute(operation: &Asynchronous, step: &mut Step, active: u32) -> Result
                 done_bits |= u32::from(done) << lane;
                 waits |= !done;
             }
-            Asynchronous::PendingCount(destination, _) => {
-                step.warp.registers.set_word(*destination, 1 << lane, &[0; 32]);
-                return Err(LaneFault::new(
-                    lane,
-                    FaultKind::InvalidOperation,
-                    "mbarrier.pending_count: states are opaque here",
-                ));
+            Asynchronous::PendingCount(destination, state) => {
+                let pending = step.warp.registers.extended(*state)[lane] & ((1 << STATE_PENDING_BITS) - 1);
+                step.warp.registers.set_word(*destination, 1 << lane, &[pending as u32; 32]);
             }
         }
     }
@@ -251,7 +250,7 @@ fn initialize(step: &mut Step, lane: usize, address: &Address, count: u32) -> Re
     Ok(())
 }
 
-/// Arrives; the phase that it arrived in.
+/// Arrives; the state before that: the phase, and in the low bits how many arrivals it waited for.
 fn arrive(step: &mut Step, lane: usize, address: &Address, count: u32, expect: u32) -> Result<u64, LaneFault> {
     let knowledge = step.clocks.publish(step.thread(lane), true);
     let object = object(step, lane, address)?;
@@ -260,17 +259,19 @@ fn arrive(step: &mut Step, lane: usize, address: &Address, count: u32, expect: u
         let message = format!("{count} arrivals, and the phase waits for {}", object.pending);
         return Err(LaneFault::new(lane, FaultKind::InvalidOperation, message));
     }
+    let before = object.phase << STATE_PENDING_BITS | object.pending as u64;
     object.pending -= i64::from(count);
     gather(&mut object.gathered, knowledge);
-    let phase = object.phase;
     object.settle();
-    Ok(phase)
+    Ok(before)
 }
 
 /// Whether the phase is complete; bytes that were on their way to this barrier have arrived by then.
 fn wait(step: &mut Step, lane: usize, address: &Address, wanted: u64, parity: bool) -> Result<bool, LaneFault> {
     let place = shared(step, lane, address)?;
-    let complete = |object: &Object| if parity { object.phase & 1 != wanted & 1 } else { object.phase > wanted };
+    let complete = |object: &Object| {
+        if parity { object.phase & 1 != wanted & 1 } else { object.phase > wanted >> STATE_PENDING_BITS }
+    };
     if !complete(object(step, lane, address)?) {
         receive(step, lane, place)?;
     }

@@ -259,10 +259,14 @@ fn write_elements(access: &Access, step: &mut Step, active: u32, values: &Values
             });
             step.warp.registers.set_wide(reg, active, &wide);
         } else if access.extend_to > 0 {
-            let (from, to) = (64 - access.element_bits, 64 - access.extend_to);
-            let extended =
-                values[element].map(|value| ((value << from) as i64 >> from) as u64).map(|value| value << to >> to);
-            step.warp.registers.set_extended(reg, active, &extended);
+            let from = 64 - access.element_bits;
+            let extended = values[element].map(|value| (value << from) as i64 >> from);
+            if reg.width == Width::Wide {
+                step.warp.registers.set_wide(reg, active, &extended.map(|value| i128::from(value) as u128));
+            } else {
+                let to = 64 - access.extend_to;
+                step.warp.registers.set_extended(reg, active, &extended.map(|value| (value as u64) << to >> to));
+            }
         } else {
             step.warp.registers.set_extended(reg, active, &values[element]);
         }

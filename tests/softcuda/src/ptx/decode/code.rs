@@ -72,7 +72,12 @@ pub enum Control {
     /// `activemask`.
     ActiveMask(Reg),
     /// `%clock`, `%clock64`, `%globaltimer`: instructions executed so far.
-    Clock(Reg),
+    Clock {
+        /// The result.
+        destination: Reg,
+        /// Its upper 32 bits (`%clock_hi`, `%globaltimer_hi`).
+        high: bool,
+    },
     /// Instructions without an effect here: `pmevent`, `griddepcontrol`, `setmaxnreg`, ...
     Nothing,
 }
@@ -132,16 +137,27 @@ impl Labels {
     }
 }
 
+/// The most local memory of a thread in bytes: the variables of all functions in progress.
+pub const MOST_LOCAL_BYTES: u64 = 512 << 10;
+
 /// Places a variable in the thread's frame; its offset.
-pub fn place_in_frame(variable: &Variable, scope: &mut Scope) -> u64 {
+///
+/// # Errors
+/// More local memory than a thread can have.
+pub fn place_in_frame(variable: &Variable, scope: &mut Scope) -> Result<u64, Error> {
     let align = u64::from(variable.align.max(1));
     let offset = scope.frame.local_bytes.next_multiple_of(align);
-    scope.frame.local_bytes = offset + variable.bytes();
+    let end = offset.saturating_add(variable.bytes());
+    if end > MOST_LOCAL_BYTES {
+        let message = format!("{}: more than the {MOST_LOCAL_BYTES} bytes of local memory of a thread", variable.name);
+        return Err(Error::new(variable.line, message));
+    }
+    scope.frame.local_bytes = end;
     scope.bind(
         &variable.name,
         Binding::Variable { space: variable.space, address: offset, of_kernel: false, size: variable.bytes() },
     );
-    offset
+    Ok(offset)
 }
 
 impl Code {
@@ -204,7 +220,7 @@ impl Code {
                 Statement::Register { ty, name, count } => scope.declare(*ty, name, *count)?,
                 Statement::Variable(variable) => match variable.space {
                     Space::Local | Space::Param => {
-                        place_in_frame(variable, scope);
+                        place_in_frame(variable, scope)?;
                     }
                     Space::Shared => {
                         let address = shared(variable)?;
@@ -387,7 +403,7 @@ fn frame_move(instruction: &Instruction, scope: &mut Scope) -> Result<Option<Ope
     let Some(ty) = instruction.opcode.get(1).and_then(|word| Type::parse(word)) else { return Ok(None) };
     if matches!(name, "%clock" | "%clock_hi" | "%clock64" | "%globaltimer" | "%globaltimer_lo" | "%globaltimer_hi") {
         let destination = scope.destination(&instruction.operands[0], ty)?;
-        return Ok(Some(Operation::Control(Control::Clock(destination))));
+        return Ok(Some(Operation::Control(Control::Clock { destination, high: name.ends_with("_hi") })));
     }
     match scope.find(name) {
         Some(Binding::Variable { space: Space::Local | Space::Param, address, of_kernel: false, .. }) => {

@@ -16,7 +16,7 @@ pub const MOST_ELEMENTS: usize = 8;
 pub enum Order {
     /// An ordinary access: it races with others.
     Weak,
-    /// `.volatile`, `.relaxed`, `.mmio`, and atomics without a semantic: strong, but it orders nothing by itself.
+    /// `.volatile`, `.relaxed`, `.mmio.relaxed`, and atomics without a semantic: strong, but it orders nothing by itself.
     Relaxed,
     /// `.acquire`.
     Acquire,
@@ -31,7 +31,7 @@ impl Order {
     pub fn parse(word: &str) -> Option<Self> {
         Some(match word {
             "weak" => Self::Weak,
-            "volatile" | "relaxed" | "mmio" => Self::Relaxed,
+            "volatile" | "relaxed" => Self::Relaxed,
             "acquire" => Self::Acquire,
             "release" => Self::Release,
             "acq_rel" | "sc" => Self::AcquireRelease,
@@ -172,6 +172,8 @@ pub fn take_cache_hints(modifiers: &mut Modifiers) -> bool {
 
 /// Takes the words about memory order and scope. `volatile` and `relaxed` are strong accesses; without one, `default`.
 pub fn take_order(modifiers: &mut Modifiers, default: Order) -> Order {
+    // `.mmio` stands beside `.relaxed`.
+    modifiers.take("mmio");
     let order = modifiers.take_with(Order::parse).unwrap_or(default);
     for scope in ["cta", "cluster", "gpu", "sys"] {
         modifiers.take(scope);

@@ -47,7 +47,9 @@ pub enum Special {
     LaneMask(u8),
     /// `%dynamic_smem_size`.
     DynamicShared,
-    /// `%total_smem_size`.
+    /// `%aggr_smem_size`: with what the system keeps.
+    AggregateShared,
+    /// `%total_smem_size`: static and dynamic.
     TotalShared,
     /// `%envreg`, 0 to 31: 1 and 2 are the high and low half of the address of a cooperative grid's workspace.
     Environment(u8),
@@ -71,6 +73,7 @@ const SPECIALS: &[(&str, Special)] = &[
     ("%lanemask_gt", Special::LaneMask(4)),
     ("%dynamic_smem_size", Special::DynamicShared),
     ("%total_smem_size", Special::TotalShared),
+    ("%aggr_smem_size", Special::AggregateShared),
 ];
 
 /// A special register's value along an axis.
@@ -196,16 +199,17 @@ impl Scope {
     /// # Errors
     /// More rows than a register file can address.
     pub fn declare(&mut self, ty: Type, name: &str, count: Option<u32>) -> Result<(), Error> {
-        const MOST: u32 = 1 << 20;
+        const MOST: u32 = 1 << 17;
         let number = count.unwrap_or(1);
-        if number > MOST || self.frame.rows > MOST || self.frame.predicates > MOST {
+        let rows = number.saturating_mul(Width::of_bits(ty.bits()).rows());
+        if self.frame.rows.max(self.frame.predicates).saturating_add(rows) > MOST {
             return Err(self.error(format!("more registers than {MOST} rows of 32 lanes")));
         }
         let first = if ty == Type::Pred { self.frame.predicates } else { self.frame.rows };
         if ty == Type::Pred {
             self.frame.predicates += number;
         } else {
-            self.frame.rows += number * Width::of_bits(ty.bits()).rows();
+            self.frame.rows += rows;
         }
         match count {
             None => self.bind(name, register(ty, first, 0)),
