@@ -1,16 +1,23 @@
 //! Computes golden fixtures and prints how far each output is from the file's expected values.
 //!
 //! ```text
-//! cargo run --release --example evaluate -- FILE.safetensors... [--backend cpu|reference] [--check] [--json]
+//! cargo run --release --example evaluate -- FILE.safetensors... [--backend cpu|reference|cuda] [--check] [--json]
 //! ```
 //!
 //! For every file and output: the largest absolute error, and the largest error as a share of its bound
 //! (`exo_kernels::reference::bounds`; above 1 is over). "Stage alone" is the K-sample stage fed with the file's
 //! expected log-ratios. With `--check` the exit status is 1 when an output is over its bound. A file that cannot be
-//! read is exit status 2.
+//! read is exit status 2. The backend `cuda` needs the feature of that name; where there is no CUDA driver it runs on
+//! the software device of `tests/softcuda`, and says so.
 
 #[path = "../tests/support/comparison.rs"]
 mod comparison;
+#[cfg(feature = "cuda")]
+#[path = "../tests/support/comparison_cuda.rs"]
+mod comparison_cuda;
+#[cfg(feature = "cuda")]
+#[path = "../tests/support/device.rs"]
+mod device;
 #[path = "../tests/support/fixture.rs"]
 mod fixture;
 
@@ -28,6 +35,8 @@ use fixture::Fixture;
 enum BackendName {
     Cpu,
     Reference,
+    #[cfg(feature = "cuda")]
+    Cuda,
 }
 
 /// Computes golden fixtures and prints how far each output is from the expected values.
@@ -52,13 +61,15 @@ fn main() -> ExitCode {
     let backend = match arguments.backend {
         BackendName::Cpu => Backend::Cpu(Cpu::default()),
         BackendName::Reference => Backend::Reference,
+        #[cfg(feature = "cuda")]
+        BackendName::Cuda => Backend::Cuda(device::cuda()),
     };
     let (mut over, mut unreadable) = (0, 0);
     for file in &arguments.files {
         let name = file.file_name().map_or_else(|| file.display().to_string(), |name| name.to_string_lossy().into());
         match Fixture::read(file) {
             Ok(fixture) => {
-                let errors = compare(&fixture, backend);
+                let errors = compare(&fixture, &backend);
                 over += usize::from(!errors.iter().all(OutputError::is_within));
                 if arguments.json { print_json(&name, &errors) } else { print_table(&name, &errors) }
             }

@@ -145,11 +145,33 @@ pub enum Error {
         /// Its name.
         name: &'static str,
     },
+    /// No CUDA driver could be loaded.
+    NoDriver,
+    /// The crate was built without nvcc: there are no kernels in it.
+    KernelsNotBuilt,
+    /// A call of the CUDA driver failed.
+    Cuda {
+        /// The call.
+        call: &'static str,
+        /// Its `CUresult`.
+        code: i32,
+        /// What the driver says about it.
+        message: String,
+    },
+    /// Target ids on the device that are no columns of the logits. Found when a report is read.
+    DeviceTarget {
+        /// First row with such a target.
+        row: usize,
+        /// How many there are.
+        count: usize,
+        /// Columns per row.
+        vocab: usize,
+    },
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
+        match self.clone() {
             Error::Length { what, given, expected } => {
                 write!(f, "{what}: {given} elements given, {expected} expected")
             }
@@ -221,6 +243,18 @@ impl fmt::Display for Error {
                 write!(f, "the backward pass in place has overwritten the logits; another needs a forward pass first")
             }
             Error::InstructionSet { name } => write!(f, "instruction set: this processor has no {name}"),
+            Error::NoDriver => write!(f, "no CUDA driver was found (libcuda.so.1)"),
+            Error::KernelsNotBuilt => write!(
+                f,
+                "this build has no CUDA kernels, because build.rs found no nvcc: put one in PATH or name it in NVCC, and build again \
+                 (in the repository, scripts/install-nvcc fetches one)"
+            ),
+            Error::Cuda { call, code, message } => write!(f, "{call} failed with {code}: {message}"),
+            Error::DeviceTarget { row, count, vocab } => write!(
+                f,
+                "target of row {row}: 0 to {} or a negative id (not scored) expected ({count} such rows)",
+                vocab.saturating_sub(1)
+            ),
         }
     }
 }

@@ -6,6 +6,9 @@ mod batch;
 #[cfg_attr(docsrs, doc(cfg(feature = "candle")))]
 pub mod candle;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cuda")))]
+pub mod cuda;
 mod element;
 mod error;
 mod logits;
@@ -22,7 +25,7 @@ pub use cpu::Cpu;
 pub use element::{Dtype, Element};
 pub use error::{Error, Result};
 pub use logits::{LogitOptions, Logits, LogitsMut};
-pub use loss::PreferenceLoss;
+pub use loss::{Backend, PreferenceLoss};
 pub use loss_options::{LogRatio, LossOptions, Reduction};
 pub use objective::{Betas, Divergence, Objective, Target};
 pub use report::{Oddities, Report};

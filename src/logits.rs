@@ -30,7 +30,7 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    fn contiguous(elements: usize, vocab: usize) -> Result<Self> {
+    pub(crate) fn contiguous(elements: usize, vocab: usize) -> Result<Self> {
         check_vocab(vocab)?;
         if !elements.is_multiple_of(vocab) {
             return Err(Error::Shape { elements, rows: None, vocab, row_stride: vocab });
@@ -38,7 +38,7 @@ impl Shape {
         Ok(Shape { rows: elements / vocab, vocab, row_stride: vocab })
     }
 
-    fn strided(elements: usize, rows: usize, vocab: usize, row_stride: usize) -> Result<Self> {
+    pub(crate) fn strided(elements: usize, rows: usize, vocab: usize, row_stride: usize) -> Result<Self> {
         check_vocab(vocab)?;
         // The last row needs no padding behind it. An overflowing product cannot fit either.
         let needed = match rows.checked_sub(1) {

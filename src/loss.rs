@@ -6,33 +6,64 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::logits::{Logits, LogitsMut, Shape};
 use crate::loss_options::{LogRatio, LossOptions, Reduction};
-use crate::report::{Report, StageResults};
+use crate::report::{Report, RowSummary, StageResults};
 use crate::stages::{
     GroupStatistics, ObjectiveInputs, ObjectiveOutputs, Reference, Rewards, RowGradients, SavedRows, SoftmaxState,
     TokenLogProbs, check_length, check_reference, check_rewards, check_rows,
 };
 use crate::targets::{self, TokenId};
+use std::sync::OnceLock;
 
 /// A preference loss on one backend: forward, then backward, with the workspaces kept between steps.
 ///
 /// After the first step of a shape neither pass allocates. Between the two passes the logits must not change: the
 /// backward pass reads them again (and, in place, overwrites them with their gradient).
 #[derive(Debug)]
-pub struct PreferenceLoss<B> {
-    backend: B,
-    options: LossOptions,
-    workspace: Workspace,
-    report: Report,
-    loss_scale: f64,
+pub struct PreferenceLoss<B: Backend> {
+    pub(crate) backend: B,
+    pub(crate) options: LossOptions,
+    pub(crate) workspace: B::Workspace,
+    /// Read from the workspace when it is asked for, or put here by the forward pass.
+    pub(crate) report: OnceLock<Report>,
+    pub(crate) loss_scale: f64,
     /// Of the last forward pass that was not refused.
-    shape: Option<Shape>,
+    pub(crate) shape: Option<Shape>,
     /// Whether its logits have been overwritten with their gradient.
-    overwritten: bool,
+    pub(crate) overwritten: bool,
+}
+
+/// Where a [`PreferenceLoss`] runs. Implemented by [`Cpu`] and, with the feature `cuda`, by `cuda::Cuda`; by nothing
+/// else.
+pub trait Backend: sealed::Backend {}
+
+impl<B: sealed::Backend> Backend for B {}
+
+pub(crate) mod sealed {
+    use crate::error::Result;
+    use crate::report::Report;
+
+    /// What a loss asks of its backend.
+    pub trait Backend {
+        /// Buffers that are kept between steps.
+        type Workspace: std::fmt::Debug + Default;
+
+        /// Reads what the last forward pass left in the workspace.
+        fn read_report(&self, workspace: &Self::Workspace) -> Result<Report>;
+    }
+}
+
+impl sealed::Backend for Cpu {
+    type Workspace = Workspace;
+
+    /// The forward pass has put its report into the loss: there is nothing left to read.
+    fn read_report(&self, _: &Workspace) -> Result<Report> {
+        Err(Error::NoForward)
+    }
 }
 
 /// Per row (N), per sequence (S) and per group (G): never anything of the size of the logits.
 #[derive(Debug, Default)]
-struct Workspace {
+pub struct Workspace {
     targets: Vec<i64>,
     log_probs: Vec<f32>,
     states: Vec<SoftmaxState>,
@@ -45,14 +76,14 @@ struct Workspace {
     statistics: Vec<GroupStatistics>,
 }
 
-impl<B> PreferenceLoss<B> {
+impl<B: Backend> PreferenceLoss<B> {
     /// A loss on `backend`, from an [`Objective`](crate::Objective) or from full [`LossOptions`].
     pub fn new(backend: B, options: impl Into<LossOptions>) -> Self {
         PreferenceLoss {
             backend,
             options: options.into(),
-            workspace: Workspace::default(),
-            report: Report::default(),
+            workspace: B::Workspace::default(),
+            report: OnceLock::new(),
             loss_scale: 1.0,
             shape: None,
             overwritten: false,
@@ -113,12 +144,18 @@ impl<B> PreferenceLoss<B> {
         &self.options
     }
 
-    /// What the last forward pass found, NaN rows and all.
+    /// What the last forward pass found, NaN rows and all. On a GPU this waits for the device.
     ///
     /// # Errors
-    /// [`Error::NoForward`] before any forward pass.
+    /// [`Error::NoForward`] before any forward pass; on a GPU what the device found in the inputs, and the driver's
+    /// errors.
     pub fn unchecked_report(&self) -> Result<&Report> {
-        if self.shape.is_some() { Ok(&self.report) } else { Err(Error::NoForward) }
+        self.shape.ok_or(Error::NoForward)?;
+        if let Some(report) = self.report.get() {
+            return Ok(report);
+        }
+        let report = self.backend.read_report(&self.workspace)?;
+        Ok(self.report.get_or_init(|| report))
     }
 
     /// What the last forward pass found.
@@ -189,9 +226,10 @@ impl PreferenceLoss<Cpu> {
         }
 
         let (log_probs, entropies) = (&work.log_probs, &work.entropies);
-        self.report.fill(
+        let mut report = self.report.take().unwrap_or_default();
+        report.fill(
             batch,
-            |row| (targets[row] >= 0).then(|| (log_probs[row], entropies.get(row).copied())),
+            &RowSummary::of(batch, |row| (targets[row] >= 0).then(|| (log_probs[row], entropies.get(row).copied()))),
             &StageResults {
                 log_ratios: &work.log_ratios,
                 group_losses: &work.group_losses,
@@ -200,6 +238,7 @@ impl PreferenceLoss<Cpu> {
                 weight: options.reduction.weight(batch.groups()),
             },
         );
+        self.report = OnceLock::from(report);
         self.shape = Some(logits.shape());
         self.overwritten = false;
         Ok(())
@@ -208,8 +247,8 @@ impl PreferenceLoss<Cpu> {
     /// Writes loss scale × d loss / d logits, `[N, V]`, to `grad`.
     ///
     /// # Errors
-    /// [`Error::NoForward`]; [`Error::LogitsOverwritten`] after a backward pass in place; [`Error::Length`] if logits or
-    /// gradient have not the N and V of the forward pass.
+    /// [`Error::NoForward`]; [`Error::LogitsOverwritten`] after a backward pass in place; [`Error::Length`] if logits
+    /// or gradient have not the N and V of the forward pass.
     pub fn backward<T: Element>(&mut self, logits: Logits<'_, T>, grad: LogitsMut<'_, T>) -> Result<()> {
         self.prepare_backward(logits.shape())?;
         let work = &self.workspace;
@@ -217,8 +256,8 @@ impl PreferenceLoss<Cpu> {
         self.backend.token_log_probs_backward(logits, &work.targets, &self.options.logits, saved, gradients, grad)
     }
 
-    /// Overwrites the logits with loss scale × d loss / d logits; the bits are those of [`backward`](Self::backward). It
-    /// is the step's last: a second one would take the gradient for logits, and is refused.
+    /// Overwrites the logits with loss scale × d loss / d logits; the bits are those of [`backward`](Self::backward).
+    /// It is the step's last: a second one would take the gradient for logits, and is refused.
     ///
     /// # Errors
     /// As [`backward`](Self::backward).

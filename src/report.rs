@@ -59,6 +59,42 @@ pub(crate) struct StageResults<'a> {
     pub(crate) weight: f64,
 }
 
+/// What a trainer logs of the rows, added up.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RowSummary {
+    pub(crate) scored_rows: usize,
+    pub(crate) non_finite_rows: usize,
+    pub(crate) first_non_finite_row: Option<usize>,
+    pub(crate) impossible_targets: usize,
+    pub(crate) empty_sequences: usize,
+    /// Sum of the entropies of the scored rows, if there are any.
+    pub(crate) entropy: Option<f64>,
+}
+
+impl RowSummary {
+    /// Adds up the rows of a batch. `rows` gives each row's log-prob and entropy, `None` for a masked row.
+    pub(crate) fn of(batch: &Batch, rows: impl Fn(usize) -> Option<(f32, Option<f32>)>) -> Self {
+        let mut summary = RowSummary::default();
+        for sequence in batch.sequence_ranges() {
+            let before = summary.scored_rows;
+            for row in sequence {
+                let Some((log_prob, entropy)) = rows(row) else { continue };
+                summary.scored_rows += 1;
+                if log_prob.is_nan() {
+                    summary.non_finite_rows += 1;
+                    summary.first_non_finite_row.get_or_insert(row);
+                }
+                summary.impossible_targets += usize::from(log_prob == f32::NEG_INFINITY);
+                if let Some(entropy) = entropy {
+                    *summary.entropy.get_or_insert(0.0) += f64::from(entropy);
+                }
+            }
+            summary.empty_sequences += usize::from(summary.scored_rows == before);
+        }
+        summary
+    }
+}
+
 impl Report {
     /// The report, or an error if a row had no softmax.
     ///
@@ -71,32 +107,16 @@ impl Report {
         }
     }
 
-    /// Fills the report. `rows` gives each row's log-prob and entropy, `None` for a masked row.
-    pub(crate) fn fill(
-        &mut self,
-        batch: &Batch,
-        rows: impl Fn(usize) -> Option<(f32, Option<f32>)>,
-        results: &StageResults<'_>,
-    ) {
+    /// Fills the report.
+    pub(crate) fn fill(&mut self, batch: &Batch, rows: &RowSummary, results: &StageResults<'_>) {
         let &StageResults { log_ratios, group_losses, statistics, beta_policy, weight } = results;
-        let mut oddities = Oddities::default();
-        let (mut scored_rows, mut entropy) = (0, None);
-        for sequence in batch.sequence_ranges() {
-            let before = scored_rows;
-            for row in sequence {
-                let Some((log_prob, row_entropy)) = rows(row) else { continue };
-                scored_rows += 1;
-                if log_prob.is_nan() {
-                    oddities.non_finite_rows += 1;
-                    oddities.first_non_finite_row.get_or_insert(row);
-                }
-                oddities.impossible_targets += usize::from(log_prob == f32::NEG_INFINITY);
-                if let Some(row_entropy) = row_entropy {
-                    *entropy.get_or_insert(0.0) += f64::from(row_entropy);
-                }
-            }
-            oddities.empty_sequences += usize::from(scored_rows == before);
-        }
+        let mut oddities = Oddities {
+            non_finite_rows: rows.non_finite_rows,
+            first_non_finite_row: rows.first_non_finite_row,
+            impossible_targets: rows.impossible_targets,
+            empty_sequences: rows.empty_sequences,
+            ..Oddities::default()
+        };
 
         let (mut agreeing, mut ranked, mut effective) = (0, 0, 0.0);
         for (group, statistics) in batch.group_ranges().zip(statistics) {
@@ -121,8 +141,8 @@ impl Report {
         self.accuracy = mean(agreeing as f64, ranked);
         self.mean_log_ratio = mean(log_ratios.iter().sum(), log_ratios.len());
         self.effective_sample_size = mean(effective, statistics.len());
-        self.entropy = entropy.map(|sum| mean(sum, scored_rows));
-        self.scored_rows = scored_rows;
+        self.entropy = rows.entropy.map(|sum| mean(sum, rows.scored_rows));
+        self.scored_rows = rows.scored_rows;
         self.oddities = oddities;
     }
 }

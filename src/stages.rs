@@ -111,6 +111,12 @@ impl<'a> Rewards<'a> {
         }
     }
 
+    /// Whether there are proposal offsets.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn has_proposal(&self) -> bool {
+        self.proposal.is_some()
+    }
+
     /// c of a sequence; 0 without a proposal.
     pub(crate) fn offset(&self, sequence: usize) -> f64 {
         self.proposal.map_or(0.0, |offsets| offsets[sequence])

@@ -2,6 +2,12 @@
 
 #[path = "support/comparison.rs"]
 mod comparison;
+#[cfg(feature = "cuda")]
+#[path = "support/comparison_cuda.rs"]
+mod comparison_cuda;
+#[cfg(feature = "cuda")]
+#[path = "support/device.rs"]
+mod device;
 #[path = "support/fixture.rs"]
 mod fixture;
 
@@ -22,7 +28,7 @@ fn fixtures() -> Vec<PathBuf> {
     files
 }
 
-fn assert_within(backend: Backend) {
+fn assert_within(backend: &Backend) {
     let mut over = Vec::new();
     for file in fixtures() {
         let fixture = Fixture::read(&file).expect("a readable fixture");
@@ -38,17 +44,23 @@ fn assert_within(backend: Backend) {
 
 #[test]
 fn reference_is_within_bounds() {
-    assert_within(Backend::Reference);
+    assert_within(&Backend::Reference);
 }
 
 #[test]
 fn cpu_is_within_bounds_on_every_instruction_set() {
     for set in InstructionSet::ALL {
         match Cpu::with_instruction_set(set) {
-            Ok(cpu) => assert_within(Backend::Cpu(cpu)),
+            Ok(cpu) => assert_within(&Backend::Cpu(cpu)),
             Err(error) => println!("NOT RUN: {error}"),
         }
     }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_is_within_bounds() {
+    assert_within(&Backend::Cuda(device::cuda()));
 }
 
 /// An output, and what makes its expected value wrong.
@@ -74,9 +86,9 @@ fn a_wrong_value_is_over_its_bound() {
     for (output, change) in changes {
         let mut wrong = right.clone();
         change(&mut wrong);
-        let errors = compare(&wrong, Backend::Cpu(Cpu::default()));
+        let errors = compare(&wrong, &Backend::Cpu(Cpu::default()));
         let error = errors.iter().find(|error| error.output == output).expect("the output");
         assert!(!error.is_within(), "{output}: {error:?}");
-        assert!(compare(&right, Backend::Cpu(Cpu::default())).iter().all(OutputError::is_within));
+        assert!(compare(&right, &Backend::Cpu(Cpu::default())).iter().all(OutputError::is_within));
     }
 }

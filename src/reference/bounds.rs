@@ -32,6 +32,8 @@ pub struct Arithmetic {
     pub tanh: f64,
     /// The most additions that a term of Σ 2^t goes through.
     pub additions: f64,
+    /// What forming log p + log |g| in one exponent adds to the relative error of a gradient, in u.
+    pub folded: f64,
     /// 2^t below this is 0.
     pub smallest: f64,
 }
@@ -43,8 +45,21 @@ impl Arithmetic {
         exp2: 2.0,
         tanh: 5.0,
         additions: 21.0,
+        folded: 0.0,
         smallest: f32::MIN_POSITIVE as f64,
     };
+
+    /// The CUDA backend.
+    ///
+    /// - `exp2`: ex2.approx is good to 2 units in the last place of its result (PTX ISA), which is up to 4 u of it.
+    /// - `tanh`: from 0.6 on (1 − e)/(1 + e) with e = 2^(−2|y| log2 e): e is off by 4 u and by 2|y| u from its rounded
+    ///   exponent, of which the quotient sees 2e/(1 − e²) ≤ 0.66 of each, together 3.4 u, and five roundings of half a
+    ///   unit or less; below, a polynomial that is off by 2 u and two roundings.
+    /// - `additions`: `kernels/token_log_prob.cu` counts 20.
+    /// - `folded`: gradients of 16-bit logits, whose own rounding is 2^15 u: the exponent's constant is at most 64 in size,
+    ///   so its rounding is ½ · 64 · ln 2 u.
+    pub const CUDA: Arithmetic =
+        Arithmetic { exp2: 4.0, tanh: 8.0, additions: 20.0, folded: 22.2, ..Arithmetic::BACKEND };
 
     /// This reference: f64, one sum over all of the vocabulary.
     pub fn reference(vocab: usize) -> Self {
@@ -53,6 +68,7 @@ impl Arithmetic {
             exp2: 2.0,
             tanh: 2.0,
             additions: vocab as f64,
+            folded: 0.0,
             smallest: f64::MIN_POSITIVE,
         }
     }
@@ -133,6 +149,7 @@ impl RowBounds {
             + std::f64::consts::LN_2
             + (log_p + entropy).abs()
             + arithmetic.exp2
+            + arithmetic.folded
             + sum_error(arithmetic, entropy)
             + 1.0
             + 2.0 * softcap_error(arithmetic, &self.options)

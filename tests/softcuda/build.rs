@@ -1,4 +1,5 @@
-//! Names the shared library as the CUDA driver library is named, so that once it is loaded a later `dlopen("libcuda.so")` finds it.
+//! Names the shared library as the CUDA driver library is named, so that once it is loaded a later
+//! `dlopen("libcuda.so")` finds it.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -12,9 +12,11 @@ use exo_kernels::{
 use crate::fixture::{Fixture, StoredLogits};
 
 /// Who computes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) enum Backend {
     Cpu(Cpu),
+    #[cfg(feature = "cuda")]
+    Cuda(exo_kernels::cuda::Cuda),
     Reference,
 }
 
@@ -38,27 +40,38 @@ impl OutputError {
 /// The golden values' own error, relative to max(1, |value|): they were compared with 80-bit and 50-digit arithmetic.
 const EXPECTED_ERROR: f64 = 1e-14;
 
+/// A type that fixtures hold logits in, on every backend that is built.
+#[cfg(not(feature = "cuda"))]
+pub(crate) trait Stored: Element {}
+#[cfg(not(feature = "cuda"))]
+impl<T: Element> Stored for T {}
+/// A type that fixtures hold logits in, on every backend that is built.
+#[cfg(feature = "cuda")]
+pub(crate) trait Stored: Element + cudarc::driver::DeviceRepr {}
+#[cfg(feature = "cuda")]
+impl<T: Element + cudarc::driver::DeviceRepr> Stored for T {}
+
 /// What a backend made of a fixture.
-struct Computed {
-    log_probs: Vec<f64>,
-    log_sum_exps: Vec<f64>,
-    entropies: Vec<f64>,
-    log_ratios: Vec<f64>,
-    groups: Groups,
+pub(crate) struct Computed {
+    pub(crate) log_probs: Vec<f64>,
+    pub(crate) log_sum_exps: Vec<f64>,
+    pub(crate) entropies: Vec<f64>,
+    pub(crate) log_ratios: Vec<f64>,
+    pub(crate) groups: Groups,
     /// The rows that the fixture has a gradient of.
-    gradient: Vec<f64>,
+    pub(crate) gradient: Vec<f64>,
 }
 
 /// The objective stage.
-struct Groups {
-    losses: Vec<f64>,
-    loss: f64,
-    coefficients: Vec<f64>,
+pub(crate) struct Groups {
+    pub(crate) losses: Vec<f64>,
+    pub(crate) loss: f64,
+    pub(crate) coefficients: Vec<f64>,
 }
 
 /// All outputs of a fixture, in the order of the pipeline, and the K-sample stage alone (fed with the expected
 /// log-ratios).
-pub(crate) fn compare(fixture: &Fixture, backend: Backend) -> Vec<OutputError> {
+pub(crate) fn compare(fixture: &Fixture, backend: &Backend) -> Vec<OutputError> {
     match &fixture.logits {
         StoredLogits::F32(logits) => compare_typed(fixture, logits, backend),
         StoredLogits::F16(logits) => compare_typed(fixture, logits, backend),
@@ -66,8 +79,8 @@ pub(crate) fn compare(fixture: &Fixture, backend: Backend) -> Vec<OutputError> {
     }
 }
 
-fn compare_typed<T: Element>(fixture: &Fixture, logits: &[T], backend: Backend) -> Vec<OutputError> {
-    let logits = Logits::new(logits, fixture.vocab).expect("the file's shape was checked");
+fn compare_typed<T: Stored>(fixture: &Fixture, values: &[T], backend: &Backend) -> Vec<OutputError> {
+    let logits = Logits::new(values, fixture.vocab).expect("the file's shape was checked");
     let options = fixture.options.with_entropy(true);
     let reference = Reference::PerToken(&fixture.reference);
     let exact = preference_loss::forward(
@@ -79,7 +92,9 @@ fn compare_typed<T: Element>(fixture: &Fixture, logits: &[T], backend: Backend) 
         fixture.rewards.as_slice(),
     );
     let (computed, arithmetic) = match backend {
-        Backend::Cpu(cpu) => (on_cpu(fixture, logits, &options, cpu), Arithmetic::BACKEND),
+        Backend::Cpu(cpu) => (on_cpu(fixture, logits, &options, *cpu), Arithmetic::BACKEND),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(cuda) => (crate::comparison_cuda::computed(fixture, values, cuda), Arithmetic::CUDA),
         Backend::Reference => (on_reference(fixture, logits, &options, &exact), Arithmetic::reference(fixture.vocab)),
     };
     let bounds = StepBounds::new(fixture, &options, &exact, arithmetic);
@@ -190,9 +205,11 @@ fn objective_on_cpu(fixture: &Fixture, log_ratios: &[f64], cpu: Cpu) -> Groups {
 }
 
 /// The K-sample stage, fed with the expected log-ratios.
-fn objective_alone(fixture: &Fixture, backend: Backend) -> Groups {
+fn objective_alone(fixture: &Fixture, backend: &Backend) -> Groups {
     match backend {
-        Backend::Cpu(cpu) => objective_on_cpu(fixture, &fixture.log_ratios, cpu),
+        Backend::Cpu(cpu) => objective_on_cpu(fixture, &fixture.log_ratios, *cpu),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(cuda) => crate::comparison_cuda::objective(fixture, &fixture.log_ratios, cuda),
         Backend::Reference => {
             let weight = 1.0 / fixture.batch.groups().max(1) as f64;
             let groups = exact_groups(fixture);
@@ -292,7 +309,7 @@ fn against_gradient<T: Element>(
     options: &LossOptions,
     exact: &Step,
     bounds: &StepBounds,
-    backend: Backend,
+    backend: &Backend,
     computed: &[f64],
 ) -> OutputError {
     let weight = 1.0 / fixture.batch.groups().max(1) as f64;
@@ -317,8 +334,8 @@ fn against_gradient<T: Element>(
             let value = expected[column];
             let unrounded = bound.grad_logit(value, logit, log_p, g, row_bound[row]);
             let stored = match backend {
-                Backend::Cpu(_) => bounds::rounding(value.abs() + unrounded, T::UNIT_ROUNDOFF, T::SMALLEST),
                 Backend::Reference => 0.0,
+                _ => bounds::rounding(value.abs() + unrounded, T::UNIT_ROUNDOFF, T::SMALLEST),
             };
             let file = if fixture.gradient.rounded {
                 bounds::rounding(value, f32::UNIT_ROUNDOFF, f32::SMALLEST)

@@ -1,8 +1,9 @@
 //! How fast kernels are interpreted: `cargo bench -p softcuda`.
 //!
-//! 64 rows of 128256 bf16 logits through the kernels of `tests/kernels/log_softmax.cu`: `log_sum_exp` reads them once, `log_softmax` reads them
-//! twice and writes f32. With every check on, as tests run, and with none; on all cores. Throughput is in thread instructions of PTX. Needs nvcc
-//! (`scripts/install-nvcc`). Nothing is asserted of times; the design asks for less than 10 s on two cores.
+//! 64 rows of 128256 bf16 logits through the kernels of `tests/kernels/log_softmax.cu`: `log_sum_exp` reads them once,
+//! `log_softmax` reads them twice and writes f32. With every check on, as tests run, and with none; on all cores.
+//! Throughput is in thread instructions of PTX. Needs nvcc (`scripts/install-nvcc`). Nothing is asserted of times; the
+//! design asks for less than 10 s on two cores.
 
 #[allow(dead_code)]
 #[path = "../tests/support/compile.rs"]

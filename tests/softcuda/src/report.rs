@@ -37,7 +37,8 @@ pub enum FaultKind {
     Race,
     /// A barrier that part of its threads do not reach.
     DivergentBarrier,
-    /// A warp instruction (`shfl`, `vote`, ...) whose mask names lanes that do not execute it, or leaves out the lane that does.
+    /// A warp instruction (`shfl`, `vote`, ...) whose mask names lanes that do not execute it, or leaves out the lane
+    /// that does.
     MissingLanes,
     /// An access to the destination of an asynchronous copy that has not been waited for.
     InFlight,
@@ -51,7 +52,8 @@ pub enum FaultKind {
     Deadlock,
     /// `trap`, or a failed `assert`.
     Trap,
-    /// An instruction was given operands that it does not take (an `mbarrier` that was not initialised, a bad call target).
+    /// An instruction was given operands that it does not take (an `mbarrier` that was not initialised, a bad call
+    /// target).
     InvalidOperation,
 }
 

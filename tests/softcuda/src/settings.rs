@@ -13,9 +13,11 @@ pub struct Settings {
     pub devices: u32,
     /// Device memory in bytes; allocations beyond it fail with out of memory.
     pub memory_bytes: u64,
-    /// `Some(seed)`: the order of blocks and of warps is shuffled, the same way for the same seed. `None`: in ascending order.
+    /// `Some(seed)`: the order of blocks and of warps is shuffled, the same way for the same seed. `None`: in ascending
+    /// order.
     pub shuffle: Option<u64>,
-    /// The most warp instructions of one launch; beyond it the kernel is stopped with a fault. The default takes minutes to spend.
+    /// The most warp instructions of one launch; beyond it the kernel is stopped with a fault. The default takes
+    /// minutes to spend.
     pub instruction_budget: u64,
     /// Host threads that run blocks; 0 for one per core.
     pub host_threads: usize,
@@ -43,7 +45,8 @@ impl Default for Settings {
     }
 }
 
-/// The checks that can be switched off. Bounds, freed memory and alignment are always checked: a device would fault too.
+/// The checks that can be switched off. Bounds, freed memory and alignment are always checked: a device would fault
+/// too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]

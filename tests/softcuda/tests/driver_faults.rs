@@ -3,7 +3,7 @@
 mod driver_support;
 
 use cudarc::driver::sys::{self, CUresult, CUresult::*};
-use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaContext, DevicePtrMut, LaunchConfig, PushKernelArg};
 use driver_support::{alone, assert_error, kernels};
 use softcuda::Settings;
 use softcuda::report::FaultKind;
@@ -107,4 +107,25 @@ fn a_reset_primary_context_is_clean_and_empty() {
         sys::cuDevicePrimaryCtxReset_v2(0).result().unwrap();
     }
     assert_eq!(alone.control.memory_in_use(), 0);
+}
+
+#[test]
+fn nothing_runs_after_a_fault() {
+    for delay_streams in [false, true] {
+        let alone = alone(&Settings { delay_streams, ..Settings::default() });
+        let context = CudaContext::new(0).unwrap();
+        let stream = context.default_stream();
+        let stop = kernels(&context).load_function("stop").unwrap();
+        let mut data = stream.alloc_zeros::<u32>(4).unwrap();
+        let address = data.device_ptr_mut(&stream).0;
+        stream.synchronize().unwrap();
+        // SAFETY: the kernel has no parameters; its fault is wanted. 16 bytes.
+        unsafe {
+            stream.launch_builder(&stop).launch(ONE).unwrap();
+            let _refused_at_once_or_later = sys::cuMemsetD32Async(address, 7, 4, stream.cu_stream());
+        }
+        assert_error(stream.synchronize(), CUDA_ERROR_ILLEGAL_INSTRUCTION);
+        alone.control.clear_fault();
+        assert_eq!(stream.clone_dtoh(&data).unwrap(), [0; 4]);
+    }
 }

@@ -278,3 +278,18 @@ fn threads_share_the_device() {
     }
     assert_eq!(alone.control.memory_in_use(), 0);
 }
+
+#[test]
+fn memory_that_waits_to_be_freed_is_out_of_reach() {
+    let _alone = alone(&Settings { delay_streams: true, ..Settings::default() });
+    let context = CudaContext::new(0).unwrap();
+    let stream = context.new_stream().unwrap();
+    let mut address = 0;
+    // SAFETY: a place for the result; the host's side has 16 bytes.
+    unsafe {
+        sys::cuMemAlloc_v2(&raw mut address, 16).result().unwrap();
+        sys::cuMemFreeAsync(address, stream.cu_stream()).result().unwrap();
+        assert_eq!(sys::cuMemcpyHtoD_v2(address, [0u8; 16].as_ptr().cast(), 16), CUDA_ERROR_INVALID_VALUE);
+    }
+    stream.synchronize().unwrap();
+}

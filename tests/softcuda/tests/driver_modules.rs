@@ -227,6 +227,8 @@ fn occupancy_follows_the_limits() {
     assert_eq!(blocks(1024, 0), 2);
     assert_eq!(blocks(256, 0), 8);
     assert_eq!(blocks(32, 0), 32);
+    // Three warps: 2048 / 96.
+    assert_eq!(blocks(65, 0), 21);
     assert_eq!(blocks(256, 100 << 10), 2);
     assert_eq!(blocks(256, 227 << 10), 1);
     assert_eq!(blocks(256, 228 << 10), 0);
@@ -234,6 +236,9 @@ fn occupancy_follows_the_limits() {
     assert_eq!((grid, block), (132 * 2, 1024));
     // One block may have half of a multiprocessor, less what is kept back.
     assert_eq!(still.occupancy_available_dynamic_smem_per_block(2, 1024).unwrap(), (114 << 10) - 1024);
+    // And less its own 1 KiB of static shared memory.
+    let wide = kernel(&context, "wide");
+    assert_eq!(wide.occupancy_available_dynamic_smem_per_block(2, 1024).unwrap(), (114 << 10) - 2048);
 }
 
 #[test]
@@ -329,4 +334,65 @@ fn a_report_file_gets_a_line_for_each_launch() {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(reports.len(), 2);
     assert_eq!((reports[0].kernel.as_str(), reports[0].grid), ("still", [2, 1, 1]));
+}
+
+/// A kernel with parameters of all sizes, which wants clusters of two blocks.
+const PAIRS: &str = "
+.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry pairs(.param .u32 a, .param .u64 b, .param .u8 c, .param .u16 d) .reqnctapercluster 2, 1, 1
+{
+    ret;
+}
+";
+
+#[test]
+fn parameters_lie_at_multiples_of_their_size_and_clusters_are_the_required_ones() {
+    let _alone = alone(&Settings::default());
+    let context = CudaContext::new(0).unwrap();
+    let text = CString::new(PAIRS).unwrap();
+    let (mut module, mut function) = (null_mut(), null_mut());
+    // SAFETY: NUL-terminated texts and places for the results.
+    unsafe {
+        context.bind_to_thread().unwrap();
+        sys::cuModuleLoadData(&raw mut module, text.as_ptr().cast()).result().unwrap();
+        sys::cuModuleGetFunction(&raw mut function, module, c"pairs".as_ptr()).result().unwrap();
+    }
+    for (index, expected) in [(0, 4), (8, 8), (16, 1), (18, 2)].into_iter().enumerate() {
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: a live function and places for the results.
+        unsafe { sys::cuFuncGetParamInfo(function, index, &raw mut offset, &raw mut size).result().unwrap() };
+        assert_eq!((offset, size), expected);
+    }
+    let launch = |cluster: Option<u32>, grid: u32| {
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster.unwrap_or(1), y: 1, z: 1 },
+            },
+        };
+        let configuration = sys::CUlaunchConfig {
+            gridDimX: grid,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: 32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: null_mut(),
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(cluster.is_some()),
+        };
+        let mut value = 0u64;
+        let mut arguments = [(&raw mut value).cast::<c_void>(); 4];
+        // SAFETY: four arguments of at most 8 bytes; the configuration lives through the call.
+        unsafe { sys::cuLaunchKernelEx(&raw const configuration, function, arguments.as_mut_ptr(), null_mut()) }
+    };
+    assert_eq!(launch(None, 4), CUDA_SUCCESS);
+    assert_eq!(launch(Some(2), 4), CUDA_SUCCESS);
+    assert_eq!(launch(Some(4), 4), CUDA_ERROR_INVALID_CLUSTER_SIZE);
+    assert_eq!(launch(None, 3), CUDA_ERROR_INVALID_CLUSTER_SIZE);
+    context.synchronize().unwrap();
 }

@@ -379,3 +379,22 @@ fn a_graph_keeps_the_memory_of_its_capture() {
     drop(graph);
     assert_eq!(alone.control.memory_in_use(), 0);
 }
+
+#[test]
+fn a_priority_beyond_the_range_is_the_nearest_in_it() {
+    let _alone = alone(&Settings::default());
+    let _context = CudaContext::new(0).unwrap();
+    let (mut least, mut greatest) = (0, 0);
+    // SAFETY: places for the results.
+    unsafe { sys::cuCtxGetStreamPriorityRange(&raw mut least, &raw mut greatest).result().unwrap() };
+    for (asked, expected) in [(least + 100, least), (greatest - 100, greatest), (greatest, greatest)] {
+        let (mut stream, mut found) = (null_mut(), 99);
+        // SAFETY: places for the results; the stream is live.
+        unsafe {
+            sys::cuStreamCreateWithPriority(&raw mut stream, 0, asked).result().unwrap();
+            sys::cuStreamGetPriority(stream, &raw mut found).result().unwrap();
+            sys::cuStreamDestroy_v2(stream).result().unwrap();
+        }
+        assert_eq!(found, expected);
+    }
+}

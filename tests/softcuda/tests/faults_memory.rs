@@ -296,3 +296,100 @@ fn a_trap_and_a_failed_assertion_are_named() {
     assert_eq!(Planted::new(&text, vec![]).has(FaultKind::Trap).thread, [5, 0, 0]);
     Planted::new(&trap("77", ""), vec![]).is_clean();
 }
+
+#[test]
+fn local_memory_is_aligned_and_new_in_every_call() {
+    let kernel = |offset: u32, second: u32, mark: &str, mark_of_call: &str| {
+        format!(
+            r".func keep(.param .b32 write)
+{{
+    .local .align 8 .b8 place[16];
+    .reg .b32 %r<3>;
+    .reg .pred %p;
+    ld.param.u32 %r1, [write];
+    setp.eq.u32 %p, %r1, 0;
+    @%p bra READ;
+    st.local.u32 [place], %r1;
+    st.local.u32 [place+4], %r1;
+READ:
+    ld.local.u32 %r2, [place+{offset}]; {mark}{mark_of_call}
+    ret;
+}}
+.visible .entry calls()
+{{
+    .reg .b32 %r<2>;
+    mov.u32 %r1, 1;
+    {{
+    .param .b32 argument;
+    st.param.b32 [argument], %r1;
+    call.uni keep, (argument);
+    }}
+    mov.u32 %r1, {second};
+    {{
+    .param .b32 argument;
+    st.param.b32 [argument], %r1;
+    call.uni keep, (argument);
+    }}
+    ret;
+}}
+"
+        )
+    };
+    Planted::new(&kernel(4, 1, "", ""), vec![]).is_clean();
+    Planted::new(&kernel(2, 1, "// FAULT", ""), vec![]).has(FaultKind::Misaligned);
+    // The first call writes and reads; the second one finds its variable as new.
+    Planted::new(&kernel(4, 0, "", "// FAULT"), vec![]).has(FaultKind::Uninitialized);
+}
+
+#[test]
+fn shared_memory_and_predicates_of_a_function_and_of_its_kernel_lie_apart() {
+    let text = r".func keep(.param .b32 value)
+{
+    .shared .align 4 .b8 inner[128];
+    .reg .b32 %r<4>;
+    .reg .pred %p;
+    ld.param.u32 %r1, [value];
+    setp.ne.u32 %p, %r1, 0;
+    mov.u32 %r2, %tid.x;
+    shl.b32 %r2, %r2, 2;
+    mov.u32 %r3, inner;
+    add.u32 %r2, %r2, %r3;
+    @%p st.shared.u32 [%r2], %r1;
+    ret;
+}
+.visible .entry apart(.param .u64 out)
+{
+    .shared .align 4 .b8 outer[128];
+    .reg .b32 %r<6>;
+    .reg .b64 %rd<3>;
+    .reg .pred %p;
+    ld.param.u64 %rd1, [out];
+    mov.u32 %r1, %tid.x;
+    shl.b32 %r2, %r1, 2;
+    mov.u32 %r3, outer;
+    add.u32 %r3, %r3, %r2;
+    st.shared.u32 [%r3], %r1;
+    mov.u32 %r4, 77;
+    setp.lt.u32 %p, %r1, 16;
+    {
+    .param .b32 argument;
+    st.param.b32 [argument], %r4;
+    call.uni keep, (argument);
+    }
+    ld.shared.u32 %r5, [%r3];
+    @!%p add.u32 %r5, %r5, 1000;
+    cvt.u64.u32 %rd2, %r2;
+    add.s64 %rd1, %rd1, %rd2;
+    st.global.u32 [%rd1], %r5;
+    ret;
+}
+";
+    let planted = Planted::new(text, vec![Argument::Fresh(128)]);
+    planted.is_clean();
+    let (_, addresses, device) = planted.run(&softcuda::Settings::default());
+    let mut bytes = vec![0; 128];
+    device.memory.read(addresses[0], &mut bytes).expect("read");
+    let words = (0..32_u32).map(|thread| if thread < 16 { thread } else { thread + 1000 });
+    let expected: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+    assert_eq!(bytes, expected);
+}

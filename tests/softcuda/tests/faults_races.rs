@@ -59,6 +59,11 @@ fn lanes_of_one_warp_race_too() {
         "st.shared.u32 [%r4], 0;\n    bar.warp.sync -1;\n    st.shared.u32 [%r4], %r1; // OTHER",
     );
     Planted::new(&text, vec![Argument::Fresh(256)]).has(FaultKind::Race);
+    // Shuffles and matches make lanes meet, and order no memory.
+    for meeting in ["shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;", "match.any.sync.b32 %r5, %r1, -1;"] {
+        let text = text.replace("// OTHER", &format!("// OTHER\n    {meeting}"));
+        Planted::new(&text, vec![Argument::Fresh(256)]).has(FaultKind::Race);
+    }
     Planted::new(&within("bar.warp.sync -1;"), vec![Argument::Fresh(256)]).is_clean();
 }
 
@@ -71,7 +76,8 @@ fn a_barrier_of_the_warp_does_not_order_the_block() {
     Planted { block: 64, ..Planted::new(&text, vec![Argument::Fresh(256)]) }.has(FaultKind::Race);
 }
 
-/// A loop of two rounds in which thread 0 publishes a word that all read: the second barrier keeps round 2's write behind round 1's reads.
+/// A loop of two rounds in which thread 0 publishes a word that all read: the second barrier keeps round 2's write
+/// behind round 1's reads.
 fn broadcast(second: &str) -> String {
     format!(
         r".visible .entry broadcast(.param .u64 out)
@@ -259,8 +265,19 @@ DONE:
     };
     run(&kernel("st.relaxed.gpu.global.u32", "ld.acquire.gpu.global.u32"));
     run(&kernel("st.volatile.global.u32", "ld.volatile.global.u32"));
-    let text = kernel("st.release.gpu.global.u32", "ld.acquire.gpu.global.u32");
-    Planted { grid: 2, ..Planted::new(&text, vec![words(1), Argument::Bytes(vec![0; 4])]) }.is_clean();
+    // A fence between the proxies of one thread is none between threads.
+    run(&kernel("fence.proxy.async;\n    st.relaxed.gpu.global.u32", "ld.acquire.gpu.global.u32"));
+    run(&kernel("red.relaxed.gpu.global.add.u32", "ld.acquire.gpu.global.u32"));
+    for (set, get) in [
+        ("st.release.gpu.global.u32", "ld.acquire.gpu.global.u32"),
+        ("membar.gl;\n    st.volatile.global.u32", "ld.volatile.global.u32"),
+        ("fence.acq_rel.gpu;\n    st.relaxed.gpu.global.u32", "ld.acquire.gpu.global.u32"),
+        ("red.release.gpu.global.add.u32", "ld.acquire.gpu.global.u32"),
+        ("atom.acq_rel.gpu.global.exch.b32 %r3,", "ld.acquire.gpu.global.u32"),
+    ] {
+        let text = kernel(set, get);
+        Planted { grid: 2, ..Planted::new(&text, vec![words(1), Argument::Bytes(vec![0; 4])]) }.is_clean();
+    }
 }
 
 #[test]
@@ -298,6 +315,9 @@ fn blocks_of_a_cluster_are_ordered_by_its_barrier() {
     };
     let text = kernel("");
     Planted { grid: 2, cluster: 2, ..Planted::new(&text, vec![Argument::Fresh(8)]) }.has(FaultKind::Race);
+    // An arrival that is .relaxed promises nothing of memory.
+    let text = kernel("barrier.cluster.arrive.relaxed.aligned;\n    barrier.cluster.wait.aligned;");
+    Planted { grid: 2, cluster: 2, ..Planted::new(&text, vec![Argument::Fresh(8)]) }.has(FaultKind::Race);
     let text = kernel("barrier.cluster.arrive.aligned;\n    barrier.cluster.wait.aligned;");
     let planted = Planted { grid: 2, cluster: 2, ..Planted::new(&text, vec![Argument::Fresh(8)]) };
     let report = planted.is_clean();
@@ -306,4 +326,169 @@ fn blocks_of_a_cluster_are_ordered_by_its_barrier() {
     let mut both = [0; 8];
     device.memory.read(addresses[0], &mut both).expect("read");
     assert_eq!(both, [1, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn who_only_arrives_at_a_barrier_learns_nothing_from_it() {
+    let kernel = |second: &str, marks: [&str; 2]| {
+        format!(
+            r".visible .entry arrives(.param .u64 data)
+{{
+    .reg .b32 %r<3>;
+    .reg .b64 %rd<3>;
+    .reg .pred %p;
+    ld.param.u64 %rd1, [data];
+    mov.u32 %r1, %tid.x;
+    and.b32 %r2, %r1, 31;
+    mul.wide.u32 %rd2, %r2, 4;
+    add.s64 %rd1, %rd1, %rd2;
+    setp.ge.u32 %p, %r1, 32;
+    @%p bra SECOND;
+    st.global.u32 [%rd1], %r1; {}
+    bar.sync 1, 64;
+    ret;
+SECOND:
+    {second}
+    ld.global.u32 %r2, [%rd1]; {}
+    ret;
+}}
+",
+            marks[0], marks[1]
+        )
+    };
+    let text = kernel("bar.arrive 1, 64;", ["// OTHER", "// FAULT"]);
+    Planted { block: 64, ..Planted::new(&text, vec![words(32)]) }.has(FaultKind::Race);
+    let text = kernel("bar.sync 1, 64;", ["", ""]);
+    Planted { block: 64, ..Planted::new(&text, vec![words(32)]) }.is_clean();
+}
+
+#[test]
+fn a_flag_in_shared_memory_orders_two_warps() {
+    let kernel = |set: &str, get: &str| {
+        format!(
+            r".visible .entry shared_flag()
+{{
+    .shared .align 4 .b8 data[4];
+    .shared .align 4 .b8 flag[4];
+    .reg .b32 %r<3>;
+    .reg .pred %p<4>;
+    mov.u32 %r1, %tid.x;
+    setp.ne.u32 %p1, %r1, 0;
+    @!%p1 st.shared.u32 [data], 0;
+    @!%p1 st.shared.u32 [flag], 0;
+    bar.sync 0;
+    setp.eq.u32 %p2, %r1, 32;
+    @%p2 bra READER;
+    @%p1 bra DONE;
+    st.shared.u32 [data], 42; // OTHER
+    {set} [flag], 1;
+    bra DONE;
+READER:
+    {get} %r2, [flag];
+    setp.eq.u32 %p3, %r2, 0;
+    @%p3 bra READER;
+    ld.shared.u32 %r2, [data]; // FAULT
+DONE:
+    ret;
+}}
+"
+        )
+    };
+    let text = kernel("st.volatile.shared.u32", "ld.volatile.shared.u32");
+    Planted { block: 64, ..Planted::new(&text, vec![]) }.has(FaultKind::Race);
+    for (set, get) in [
+        ("membar.cta;\n    st.volatile.shared.u32", "ld.volatile.shared.u32"),
+        ("st.release.cta.shared.u32", "ld.acquire.cta.shared.u32"),
+    ] {
+        let text = kernel(set, get);
+        Planted { block: 64, ..Planted::new(&text, vec![]) }.is_clean();
+    }
+}
+
+#[test]
+fn rows_of_a_matrix_race_like_other_loads() {
+    let kernel = |barrier: &str| {
+        format!(
+            r".visible .entry rows()
+{{
+    .shared .align 16 .b8 tile[512];
+    .reg .b32 %r<6>;
+    mov.u32 %r1, %tid.x;
+    and.b32 %r2, %r1, 31;
+    shl.b32 %r2, %r2, 4;
+    mov.u32 %r3, tile;
+    add.u32 %r2, %r2, %r3;
+    st.shared.u32 [%r2], 0;
+    st.shared.u32 [%r2+4], 0;
+    st.shared.u32 [%r2+8], 0;
+    st.shared.u32 [%r2+12], 0;
+    bar.sync 0;
+    st.shared.u32 [%r2], %r1; // OTHER
+    {barrier}
+    ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r4}}, [%r2]; // FAULT
+    ret;
+}}
+"
+        )
+    };
+    Planted::new(&kernel("bar.sync 0;"), vec![]).is_clean();
+    // Lane l gives the row that lane l ^ 1 has written.
+    let text = kernel("xor.b32 %r2, %r2, 16;");
+    Planted::new(&text, vec![]).has(FaultKind::Race);
+}
+
+/// Each warp of each block takes the next ticket and writes its number at that place.
+fn tickets(rounds: u32) -> String {
+    format!(
+        r".visible .entry tickets(.param .u64 next, .param .u64 order)
+{{
+    .reg .b32 %r<8>;
+    .reg .b64 %rd<4>;
+    .reg .pred %p<3>;
+    ld.param.u64 %rd1, [next];
+    ld.param.u64 %rd2, [order];
+    mov.u32 %r1, %tid.x;
+    and.b32 %r2, %r1, 31;
+    setp.ne.u32 %p1, %r2, 0;
+    @%p1 bra DONE;
+    mov.u32 %r3, %ctaid.x;
+    mov.u32 %r4, %ntid.x;
+    mad.lo.u32 %r3, %r3, %r4, %r1;
+    mov.u32 %r6, 0;
+AGAIN:
+    atom.global.add.u32 %r5, [%rd1], 1;
+    mul.wide.u32 %rd3, %r5, 4;
+    add.s64 %rd3, %rd2, %rd3;
+    st.global.u32 [%rd3], %r3;
+    add.u32 %r6, %r6, 1;
+    setp.lt.u32 %p2, %r6, {rounds};
+    @%p2 bra AGAIN;
+DONE:
+    ret;
+}}
+"
+    )
+}
+
+#[test]
+fn a_seed_changes_the_order_of_blocks_and_of_warps_and_their_turns() {
+    let order = |grid: u32, block: u32, rounds: u32, shuffle: Option<u64>| {
+        let text = tickets(rounds);
+        let places = grid * block / 32 * rounds;
+        let arguments = vec![Argument::Bytes(vec![0; 4]), Argument::Fresh(u64::from(4 * places))];
+        let planted = Planted { grid, block, ..Planted::new(&text, arguments) };
+        let settings = softcuda::Settings { shuffle, host_threads: 1, ..softcuda::Settings::default() };
+        let (report, addresses, device) = planted.run(&settings);
+        assert_eq!(report.fault, None);
+        let mut bytes = vec![0; 4 * places as usize];
+        device.memory.read(addresses[1], &mut bytes).expect("read");
+        bytes
+    };
+    // Blocks; warps of one block; two warps that take many tickets in turn, in more than the two orders of whole warps.
+    for (grid, block, rounds, fewest) in [(8, 32, 1, 2), (1, 256, 1, 2), (1, 64, 400, 3)] {
+        let orders: std::collections::HashSet<_> = (1..=8).map(|seed| order(grid, block, rounds, Some(seed))).collect();
+        assert!(orders.len() >= fewest, "{grid} blocks of {block}: {} different orders for 8 seeds", orders.len());
+        assert_eq!(order(grid, block, rounds, Some(5)), order(grid, block, rounds, Some(5)));
+        assert_eq!(order(grid, block, rounds, None), order(grid, block, rounds, None));
+    }
 }

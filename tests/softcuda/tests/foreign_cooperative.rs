@@ -2,7 +2,7 @@
 
 mod support;
 
-use cudarc::driver::PushKernelArg;
+use cudarc::driver::{CudaFunction, PushKernelArg};
 use support::device::{Device, shape};
 use support::random::Random;
 
@@ -79,13 +79,20 @@ fn lanes_grouped_by_label() {
 fn whole_grid_in_rounds() {
     let device = Device::new();
     let kernel = device.kernel("cooperative", "ring_rounds");
-    let (blocks, threads, rounds) = (6u32, 64u32, 5u32);
+    // Few blocks; and more than two of them for each multiprocessor, which all must be resident.
+    for blocks in [6, 300] {
+        ring_rounds(&device, &kernel, blocks);
+    }
+}
+
+fn ring_rounds(device: &Device, kernel: &CudaFunction, blocks: u32) {
+    let (threads, rounds) = (64u32, 5u32);
     let size = (blocks * threads) as usize;
     let mut random = Random::new(19);
     let mut values: Vec<u32> = (0..size).map(|_| random.bits() as u32).collect();
     let mut even = device.upload(&values);
     let mut odd = device.zeros::<u32>(size);
-    device.run_cooperative(&kernel, shape(blocks, threads), |arguments| {
+    device.run_cooperative(kernel, shape(blocks, threads), |arguments| {
         arguments.arg(&mut even).arg(&mut odd).arg(&rounds);
     });
     for _ in 0..rounds {

@@ -6,14 +6,15 @@ mod kernel;
 use kernel::{Argument, Kernel, bytes, noise, words};
 use softcuda::Settings;
 use softcuda::report::FaultKind;
+use std::fmt::Write;
 
 /// 16 bytes for each of 32 threads.
 fn input() -> Vec<u8> {
     bytes(noise(31).take(128))
 }
 
-/// `copy` moves the thread's 16 bytes at `%rd1` to `%r2` in shared memory (both multiples of 16), where each byte is 0xee before; then they go
-/// to the output. `%r1` is the thread's number.
+/// `copy` moves the thread's 16 bytes at `%rd1` to `%r2` in shared memory (both multiples of 16), where each byte is
+/// 0xee before; then they go to the output. `%r1` is the thread's number.
 fn copied(copy: &str) -> Kernel {
     let body = format!(
         "    .shared .align 16 .b8 stage[512];
@@ -95,7 +96,8 @@ fn what_is_not_read_may_lie_outside_of_memory() {
 
 #[test]
 fn groups_arrive_in_order() {
-    // Four groups: of one copy, of two, of none, of one; and a copy that belongs to no group. `wait_group n` leaves the last n in flight.
+    // Four groups: of one copy, of two, of none, of one; and a copy that belongs to no group. `wait_group n` leaves the
+    // last n in flight.
     let kernel = |wait: &str, read: u32| {
         let body = format!(
             "    .shared .align 16 .b8 stage[80];
@@ -145,19 +147,20 @@ fn groups_arrive_in_order() {
     }
 }
 
-/// One thread works on an `mbarrier` at `gate`; each line that asks for a phase puts the answer into the next output word.
+/// One thread works on an `mbarrier` at `gate`; each line that asks for a phase puts the answer into the next output
+/// word.
 fn answers(lines: &[&str]) -> Vec<u32> {
     let mut body =
         String::from("    .shared .align 8 .b64 gate;\n    ld.param.u64 %rd1, [out];\n    mov.u32 %r1, gate;\n");
     let mut outputs = 0;
     for line in lines {
-        body.push_str(&format!("    {line}\n"));
+        let _ = writeln!(body, "    {line}");
         let asked = ["test_wait", "try_wait"].iter().any(|word| line.contains(word));
         if asked || line.contains("pending_count") {
             if asked {
                 body.push_str("    selp.u32 %r9, 1, 0, %p1;\n");
             }
-            body.push_str(&format!("    st.global.u32 [%rd1+{}], %r9;\n", 4 * outputs));
+            let _ = writeln!(body, "    st.global.u32 [%rd1+{}], %r9;", 4 * outputs);
             outputs += 1;
         }
     }
@@ -426,8 +429,9 @@ fn bulk_copies_of_odd_sizes_or_places_are_faults() {
     }
 }
 
-/// What every block of the cluster tests begins with: `%r1` thread, `%r2` rank, `%r3` blocks of the cluster, `%p1` for thread 0, an initialised
-/// `gate` of one arrival, and a `stage`. At the end each thread of 32 stores `%r4` and the blocks meet.
+/// What every block of the cluster tests begins with: `%r1` thread, `%r2` rank, `%r3` blocks of the cluster, `%p1` for
+/// thread 0, an initialised `gate` of one arrival, and a `stage`. At the end each thread of 32 stores `%r4` and the
+/// blocks meet.
 fn clustered(blocks: u32, middle: &str, arguments: Vec<Argument>) -> Kernel {
     let body = format!(
         "    .shared .align 16 .b8 stage[512];
@@ -486,7 +490,8 @@ READ:";
 
 #[test]
 fn blocks_store_and_copy_into_each_others_memory_and_say_so() {
-    // Each block fills the stage of the next one: its own part by st.async of 4, 8 and 16 bytes, the rest by a bulk copy.
+    // Each block fills the stage of the next one: its own part by st.async of 4, 8 and 16 bytes, the rest by a bulk
+    // copy.
     let middle = "    add.u32 %r8, %r2, 1;
     rem.u32 %r8, %r8, %r3;
     mapa.shared::cluster.u32 %r9, %r5, %r8;
@@ -525,7 +530,8 @@ WAIT:
 
 #[test]
 fn blocks_arrive_at_each_others_mbarriers() {
-    // Block 0 waits until every other block has arrived at its gate, which each does after it has written its word of block 0's stage.
+    // Block 0 waits until every other block has arrived at its gate, which each does after it has written its word of
+    // block 0's stage.
     let middle = "    mapa.shared::cluster.u32 %r9, %r5, 0;
     mapa.shared::cluster.u32 %r10, %r6, 0;
     setp.eq.u32 %p2, %r2, 0;
@@ -554,7 +560,8 @@ READ:";
     assert_eq!(found[32..], [1; 96]);
 }
 
-/// A producer warp brings tiles of 128 bytes through two stages; a consumer warp adds them up. `full` and `empty` are pairs of `mbarrier`s.
+/// A producer warp brings tiles of 128 bytes through two stages; a consumer warp adds them up. `full` and `empty` are
+/// pairs of `mbarrier`s.
 const PIPELINE: &str = "    .shared .align 16 .b8 stage[256];
     .shared .align 8 .b64 full[2];
     .shared .align 8 .b64 empty[2];

@@ -1,4 +1,5 @@
-//! `atom` and `red`: what one thread's operation does to memory, for every operation, type and space; and that many threads' do not get lost.
+//! `atom` and `red`: what one thread's operation does to memory, for every operation, type and space; and that many
+//! threads' do not get lost.
 
 #[path = "support/kernel.rs"]
 mod kernel;
@@ -91,7 +92,8 @@ fn pairs(bits: u32) -> Vec<(u128, u128)> {
     values.iter().flat_map(|old| values.iter().map(move |operand| (*old, *operand))).collect()
 }
 
-/// One operation per thread on a cell of its own, 32 bytes apart; `[thread]` of (new value of the cell, old value returned), each 32 bytes.
+/// One operation per thread on a cell of its own, 32 bytes apart; `[thread]` of (new value of the cell, old value
+/// returned), each 32 bytes.
 #[track_caller]
 fn run(instruction: &str, register: &str, in_shared: bool, cases: &[[Vec<u8>; 3]]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let threads = cases.len() as u32;
@@ -211,7 +213,8 @@ fn integers_in_every_space() {
 /// A floating-point sum: type, bits, and the sum rounded once to the type.
 type Sum = (&'static str, u32, fn(u64, u64) -> u64);
 
-/// Every sum of two f16 is exact in f64; of two bf16 it is not, but 53 bits are enough that the second rounding does no harm (53 >= 2 x 8 + 2).
+/// Every sum of two f16 is exact in f64; of two bf16 it is not, but 53 bits are enough that the second rounding does no
+/// harm (53 >= 2 x 8 + 2).
 const SUMS: &[Sum] = &[
     ("add.f32", 32, |a, b| u64::from((f32::from_bits(a as u32) + f32::from_bits(b as u32)).to_bits())),
     ("add.f64", 64, |a, b| (f64::from_bits(a) + f64::from_bits(b)).to_bits()),
@@ -247,7 +250,8 @@ fn floats(ty: &str) -> Vec<u64> {
     match ty {
         "add.f32" => singles.iter().map(|value| u64::from(value.to_bits())).collect(),
         "add.f64" => doubles.iter().map(|value: &f64| value.to_bits()).collect(),
-        // The smallest subnormal, the largest one, the smallest normal, 1, 1 + 2^-10, 2048, the largest, infinities, a NaN.
+        // The smallest subnormal, the largest one, the smallest normal, 1, 1 + 2^-10, 2048, the largest, infinities, a
+        // NaN.
         "add.noftz.f16" => words(&[
             0, 0x8000, 1, 0x8001, 0x03ff, 0x0400, 0x3c00, 0xbc00, 0x3c01, 0x6800, 0x7bff, 0xfbff, 0x7c00, 0xfc00,
             0x7e00,
@@ -293,8 +297,8 @@ fn sums_of_floats_in_every_space() {
 
 #[test]
 fn f32_sums_flush_subnormals_in_global_memory_only() {
-    // PTX ISA, atom: "on global memory flushes subnormal inputs and results to sign-preserving zero; whereas atom.add.f32 on shared memory
-    // supports subnormal inputs and results".
+    // PTX ISA, atom: "on global memory flushes subnormal inputs and results to sign-preserving zero; whereas
+    // atom.add.f32 on shared memory supports subnormal inputs and results".
     let tiny = f32::from_bits(1);
     let smallest = f32::MIN_POSITIVE;
     let pairs = [(tiny, tiny), (-tiny, -0.0), (smallest, -smallest * 1.5), (tiny, 1.0)];

@@ -396,11 +396,10 @@ fn special_registers_say_where_a_thread_is() {
         "%total_smem_size",
         "WARP_SZ",
     ];
-    let moves: String = registers
-        .iter()
-        .enumerate()
-        .map(|(index, name)| format!("    mov.u32 %r5, {name};\n    st.global.u32 [%rd1+{}], %r5;\n", 4 * index))
-        .collect();
+    let read = |(index, name): (usize, &&str)| {
+        format!("    mov.u32 %r5, {name};\n    st.global.u32 [%rd1+{}], %r5;\n", 4 * index)
+    };
+    let moves: String = registers.iter().enumerate().map(read).collect();
     let body = format!(
         "    .shared .align 4 .b8 room[100];
     ld.param.u64 %rd1, [out];

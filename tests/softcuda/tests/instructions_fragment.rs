@@ -1,4 +1,5 @@
-//! `ldmatrix`, `stmatrix` and `movmatrix` against plain indexing: lane l holds the elements (l / 4, 2 (l mod 4)) and the next one of each 8 x 8 matrix.
+//! `ldmatrix`, `stmatrix` and `movmatrix` against plain indexing: lane l holds the elements (l / 4, 2 (l mod 4)) and
+//! the next one of each 8 x 8 matrix.
 
 #[path = "support/kernel.rs"]
 mod kernel;
@@ -33,8 +34,8 @@ fn row_numbers(seed: u32) -> Vec<u32> {
     rows
 }
 
-/// A kernel whose region holds `in` before `operation`, and is copied to `out` after it; `%r1` is the address of the lane's row, `%i0` to `%i3`
-/// the lane's words of `values`, and `%o0` to `%o3` go to `results`.
+/// A kernel whose region holds `in` before `operation`, and is copied to `out` after it; `%r1` is the address of the
+/// lane's row, `%i0` to `%i3` the lane's words of `values`, and `%o0` to `%o3` go to `results`.
 fn kernel(operation: &str, region: &[u32], rows: &[u32], values: &[u32]) -> Kernel {
     let body = format!(
         "    .shared .align 16 .b8 region[{}];
@@ -165,12 +166,11 @@ fn what_is_stored_is_what_is_loaded() {
     let region = vec![0; 4 * ROWS];
     let values: Vec<u32> = noise(24).take(128).collect();
     let rows = row_numbers(5);
-    for (store, load) in [("", ""), (".trans", ".trans")] {
+    for trans in ["", ".trans"] {
         let operation = format!(
-            "stmatrix.sync.aligned.x4.m8n8{store}.shared.b16 [%r1], {{%i0, %i1, %i2, %i3}};\n    bar.warp.sync -1;
-    ldmatrix.sync.aligned.m8n8.x4{load}.shared.b16 {{%o0, %o1, %o2, %o3}}, [%r1];"
-        )
-        .replace(".x4.m8n8", ".m8n8.x4");
+            "stmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 [%r1], {{%i0, %i1, %i2, %i3}};\n    bar.warp.sync -1;
+    ldmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 {{%o0, %o1, %o2, %o3}}, [%r1];"
+        );
         assert_eq!(words(&kernel(&operation, &region, &rows, &values).run().buffers[4]), values);
     }
 }

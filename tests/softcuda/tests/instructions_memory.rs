@@ -1,4 +1,5 @@
-//! Loads and stores of every width in every space, addresses, the layout of variables and parameters, and the counters of traffic.
+//! Loads and stores of every width in every space, addresses, the layout of variables and parameters, and the counters
+//! of traffic.
 
 #[path = "support/kernel.rs"]
 mod kernel;
@@ -20,6 +21,12 @@ fn stem(bits: u32) -> &'static str {
         64 => "%rd",
         _ => "%q",
     }
+}
+
+/// Stores of `%o0` and so on to `%rd21`.
+fn stores(outputs: usize) -> String {
+    let store = |index| format!("    st.global.u32 [%rd21+{}], %o{index};\n", 4 * index);
+    (0..outputs).map(store).collect()
 }
 
 /// `%r4`, or `{%r4, %r5}` and so on.
@@ -56,10 +63,11 @@ fn every_width_goes_through_every_space_unchanged() {
                 let vector = if count == 1 { String::new() } else { format!(".v{count}") };
                 let list = registers(bits, count);
                 let clear: String = if bits == 128 {
-                    format!("    mov.b128 %q4, {{%rd15, %rd15}};\n    mov.b128 %q5, {{%rd15, %rd15}};")
+                    "    mov.b128 %q4, {%rd15, %rd15};\n    mov.b128 %q5, {%rd15, %rd15};".to_owned()
                 } else {
                     let width = bits.max(16);
-                    (0..count).map(|index| format!("    mov.b{width} {}{}, 0;\n", stem(bits), 4 + index)).collect()
+                    let zero = |index| format!("    mov.b{width} {}{}, 0;\n", stem(bits), 4 + index);
+                    (0..count).map(zero).collect()
                 };
                 let body = format!(
                     "    .shared .align 32 .b8 tile[1024];
@@ -296,7 +304,7 @@ fn shared_variables_and_dynamic_memory_do_not_overlap() {
     mad.lo.u32 %o7, %o7, 10, %r4;
     mad.lo.u32 %o7, %o7, 10, %r5;
 DONE:";
-    let stores: String = (0..8).map(|index| format!("    st.global.u32 [%rd21+{}], %o{index};\n", 4 * index)).collect();
+    let stores = stores(8);
     let body = format!(
         "    ld.param.u64 %rd21, [out];\n    mov.u32 %r20, %tid.x;\n    mad.wide.u32 %rd21, %r20, 32, %rd21;\n{body}\n{stores}"
     );
@@ -383,7 +391,7 @@ fn variables_begin_with_their_initial_values() {
             78,
             0,
             30,
-            -5_i32 as u32 & u32::MAX,
+            -5_i32 as u32,
             [10, 20, 30][lane % 3],
         ];
         assert_eq!(row, expected, "lane {lane}");
@@ -437,8 +445,7 @@ fn parameters_of_every_type_arrive() {
     mov.b64 %rd5, structure;
     cvta.param.u64 %rd5, %rd5;
     ld.u32 %o23, [%rd5+40];";
-    let stores: String =
-        (0..24).map(|index| format!("    st.global.u32 [%rd21+{}], %o{index};\n", 4 * index)).collect();
+    let stores = stores(24);
     let structure = random_bytes(9, 44);
     let value = |bytes: &[u8]| Argument::Value(bytes.to_vec());
     let arguments = vec![
@@ -622,7 +629,8 @@ fn sectors_are_counted_per_warp_access() {
             &body,
             vec![Argument::Bytes(vec![3; 8192]), Argument::Fresh(8192)],
         );
-        // Two warps in two blocks make the same accesses to the same places; that they write the same is not looked at here.
+        // Two warps in two blocks make the same accesses to the same places; that they write the same is not looked at
+        // here.
         kernel.grid = [2, 1, 1];
         let checks = softcuda::Checks { races: false, ..softcuda::Checks::default() };
         let counters = kernel.run_with(&Settings { checks, ..Settings::default() }).report.counters;
@@ -639,8 +647,8 @@ fn sectors_are_counted_per_warp_access() {
 
 #[test]
 fn bank_conflicts_are_counted_per_warp_access() {
-    // (bytes a lane, distance of lanes in bytes, passes over the banks, fewest) by hand: up to 4 bytes the warp goes as one, 8 bytes by halves,
-    // 16 by quarters.
+    // (bytes a lane, distance of lanes in bytes, passes over the banks, fewest) by hand: up to 4 bytes the warp goes as
+    // one, 8 bytes by halves, 16 by quarters.
     let table = [
         (4, 4, 1, 1),
         (4, 0, 1, 1),
@@ -694,7 +702,8 @@ fn bank_conflicts_are_counted_per_warp_access() {
 
 #[test]
 fn distinct_bytes_are_counted_once() {
-    // 64 threads of two blocks read the same 128 bytes and 4 bytes each of their own, and write every other byte of 128.
+    // 64 threads of two blocks read the same 128 bytes and 4 bytes each of their own, and write every other byte of
+    // 128.
     let body = "    ld.param.u64 %rd1, [in];
     ld.param.u64 %rd2, [out];
     mov.u32 %r1, %tid.x;

@@ -1,5 +1,5 @@
-//! What the lanes of a warp do together: shuffles, votes, matches and reductions against the manual's definitions, with all lanes, with some,
-//! and with lanes that come from different ways.
+//! What the lanes of a warp do together: shuffles, votes, matches and reductions against the manual's definitions, with
+//! all lanes, with some, and with lanes that come from different ways.
 
 #[path = "support/kernel.rs"]
 mod kernel;
@@ -287,7 +287,8 @@ fn halves_of_a_warp_use_one_instruction_with_masks_of_their_own() {
 
 #[test]
 fn quarters_with_masks_in_registers_work_while_other_quarters_are_elsewhere() {
-    // Quarter 0 and 1 come together to one shuffle with masks of their own; quarter 1's needs quarter 2, which first waits for quarter 0.
+    // Quarter 0 and 1 come together to one shuffle with masks of their own; quarter 1's needs quarter 2, which first
+    // waits for quarter 0.
     let body = "    shr.u32 %r1, %r20, 3;
     setp.eq.u32 %p1, %r1, 3;
     @%p1 bra DONE;
@@ -345,7 +346,8 @@ JOIN:
 
 #[test]
 fn lanes_in_a_loop_meet_those_that_left_it() {
-    // Each lane leaves the loop after its own number of turns and waits at the barrier behind it; those inside use a mask of those inside.
+    // Each lane leaves the loop after its own number of turns and waits at the barrier behind it; those inside use a
+    // mask of those inside.
     let body = "    mov.u32 %r1, 0;
 AGAIN:
     activemask.b32 %r2;

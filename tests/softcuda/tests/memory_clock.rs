@@ -170,3 +170,26 @@ fn reset_forgets() {
     assert!(clocks.publish(1, false).is_none());
     assert_eq!((clocks.epoch(1).block(), clocks.epoch(1).clock()), (1, 1));
 }
+
+#[test]
+fn a_flag_teaches_its_reader_and_not_those_who_knew_the_same() {
+    let mut clocks = TeamClocks::new(&[0], 64);
+    clocks.join(&[(0, u32::MAX)]);
+    let data = clocks.epoch(40);
+    let flag = clocks.publish(40, true).expect("a release");
+    clocks.acquire(0, &flag);
+    assert!(clocks.has_seen(0, data));
+    assert!((1..32).all(|thread| !clocks.has_seen(thread, data)), "only thread 0 read the flag");
+}
+
+#[test]
+fn a_fence_passes_on_what_was_learnt_from_another_block() {
+    let [mut first, mut second, mut third] = [0, 1, 2].map(|block| TeamClocks::new(&[block], 32));
+    let data = first.epoch(0);
+    let flag = first.publish(0, true).expect("a release");
+    second.acquire(0, &flag);
+    second.fence(0);
+    let flag = second.publish(0, false).expect("fenced");
+    third.acquire(0, &flag);
+    assert!(third.has_seen(0, data));
+}

@@ -28,6 +28,14 @@ fn shared() -> (SharedMemory, TeamClocks) {
     (SharedMemory::new(1024, &Checks::default()), TeamClocks::new(&[4], 64))
 }
 
+/// A word of global memory, which the host has written, and the threads of block 4.
+fn global() -> (LaunchMemory, u64, TeamClocks) {
+    let memory = GlobalMemory::new(1 << 20);
+    let address = memory.allocate(4).expect("memory");
+    memory.write(address, &[7; 4]).expect("write");
+    (memory.begin_launch(&Checks::default()), address, TeamClocks::new(&[4], 64))
+}
+
 const ALL: [(usize, u32); 2] = [(0, u32::MAX), (32, u32::MAX)];
 
 #[test]
@@ -101,6 +109,11 @@ fn a_failed_compare_and_swap_is_a_read() {
     memory.atomic(&who(&clocks, 1, 2), 0, 4, &mut |_| None).expect("after a barrier");
     memory.load(&who(&clocks, 2, 3), 0, &mut [0; 4]).expect("two reads");
     assert_eq!(race(memory.store(&who(&clocks, 2, 4), 0, &[0; 4])), (false, 4, 1, 2));
+
+    let (memory, address, clocks) = global();
+    memory.atomic(&who(&clocks, 1, 2), address, 4, &mut |_| None).expect("first");
+    memory.load(&who(&clocks, 2, 3), address, &mut [0; 4]).expect("two reads");
+    assert_eq!(race(memory.store(&who(&clocks, 2, 4), address, &[0; 4])), (false, 4, 1, 2));
 }
 
 #[test]
@@ -112,6 +125,14 @@ fn lanes_that_store_one_value_with_one_instruction() {
     assert_eq!(race(memory.store(&who(&clocks, 32, 1), 0, &[5; 4])), (true, 4, 31, 1), "another warp");
     assert_eq!(race(memory.store(&who(&clocks, 3, 2), 0, &[5; 4])), (true, 4, 31, 1), "another instruction");
     assert_eq!(race(memory.store(&who(&clocks, 3, 1), 0, &[6; 4])), (true, 4, 31, 1), "another value");
+
+    let (memory, address, clocks) = global();
+    for thread in 0..32 {
+        memory.store(&who(&clocks, thread, 1), address, &[5; 4]).expect("one value, one instruction, one warp");
+    }
+    assert_eq!(race(memory.store(&who(&clocks, 32, 1), address, &[5; 4])), (true, 4, 31, 1), "another warp");
+    assert_eq!(race(memory.store(&who(&clocks, 3, 2), address, &[5; 4])), (true, 4, 31, 1), "another instruction");
+    assert_eq!(race(memory.store(&who(&clocks, 3, 1), address, &[6; 4])), (true, 4, 31, 1), "another value");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Kernels with random mistakes, launched with random arguments and shapes: the device answers with a report, and still works afterwards.
+//! Kernels with random mistakes, launched with random arguments and shapes: the device answers with a report, and still
+//! works afterwards.
 
 #[path = "support/mutation.rs"]
 mod mutation;
@@ -132,7 +133,7 @@ fn no_checks() -> Checks {
 }
 
 /// The launch that the driver would accept and that is nearest to the wish; `None`: there is none.
-fn launch(info: &KernelInfo, shape: &Shape, device: &Device, buffers: &[u64]) -> Option<Launch> {
+fn launch(info: &KernelInfo, shape: &Shape, buffers: &[u64]) -> Option<Launch> {
     let block = info.required_threads.unwrap_or(shape.block);
     let threads: u64 = block.iter().map(|extent| u64::from(*extent)).product();
     if threads == 0 || threads > u64::from(info.max_threads) || info.static_shared_bytes > SHARED_LIMIT {
@@ -162,7 +163,6 @@ fn launch(info: &KernelInfo, shape: &Shape, device: &Device, buffers: &[u64]) ->
     }
     let dynamic_shared_bytes = shape.shared.min(SHARED_LIMIT - info.static_shared_bytes);
     let is_clustered = info.required_cluster.is_none() && size > 1;
-    let _ = device;
     Some(Launch {
         grid,
         block,
@@ -188,7 +188,7 @@ fn answers(text: &str, shape: &Shape, settings: &Settings) -> bool {
     let is_loaded = loaded.is_ok();
     if let Ok(program) = loaded {
         for (kernel, info) in program.kernels().iter().enumerate() {
-            if let Some(launch) = launch(info, shape, &device, &buffers) {
+            if let Some(launch) = launch(info, shape, &buffers) {
                 let report = device.launch(&program, kernel, &launch);
                 if let Some(fault) = &report.fault {
                     assert!(fault.line > 0 && !fault.message.is_empty(), "{fault}");
@@ -254,7 +254,7 @@ fn unspoilt_kernels_load_and_finish() {
         }
         let program = device.load(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
         for (kernel, info) in program.kernels().iter().enumerate() {
-            let mut launch = launch(info, &shape, &device, &buffers).expect("a launch");
+            let mut launch = launch(info, &shape, &buffers).expect("a launch");
             for ((offset, size), buffer) in info.parameters.iter().zip(buffers.iter().cycle()) {
                 if *size == 8 {
                     launch.parameters[*offset as usize..][..8].copy_from_slice(&buffer.to_le_bytes());

@@ -17,7 +17,8 @@ pub enum Class {
     Float64,
     /// f16, bf16 and their packed forms.
     Half,
-    /// `ex2`, `lg2`, `rcp`, `rsqrt`, `sqrt`, `sin`, `cos`, `tanh` approximations: one per result, two for a packed pair.
+    /// `ex2`, `lg2`, `rcp`, `rsqrt`, `sqrt`, `sin`, `cos`, `tanh` approximations: one per result, two for a packed
+    /// pair.
     SpecialFunction,
     /// `cvt`.
     Convert,

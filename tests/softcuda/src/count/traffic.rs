@@ -35,9 +35,11 @@ pub fn sectors(addresses: &[u64; LANES], active: u32, bytes: u64) -> u64 {
     1 + touched.windows(2).filter(|pair| pair[0] != pair[1]).count() as u64
 }
 
-/// Passes over the banks that an access of `bytes` per lane needs, and the fewest that any access of that width by as many lanes needs.
+/// Passes over the banks that an access of `bytes` per lane needs, and the fewest that any access of that width by as
+/// many lanes needs.
 ///
-/// Up to 4 bytes a lane all lanes go together; 8 bytes go by half warps, 16 by quarters. Lanes that want the same 4-byte word share it.
+/// Up to 4 bytes a lane all lanes go together; 8 bytes go by half warps, 16 by quarters. Lanes that want the same
+/// 4-byte word share it.
 pub fn wavefronts(offsets: &[u64; LANES], active: u32, bytes: u64) -> (u64, u64) {
     let together = match bytes {
         0..=4 => LANES,

@@ -71,7 +71,8 @@ impl Device {
         }
     }
 
-    /// Runs a kernel to its end or to its first fault. The shape must have been checked against [`KernelInfo`] and the device's limits.
+    /// Runs a kernel to its end or to its first fault. The shape must have been checked against [`KernelInfo`] and the
+    /// device's limits.
     pub fn launch(&self, program: &Arc<Program>, kernel: usize, launch: &Launch) -> LaunchReport {
         let number = self.launches.fetch_add(1, Ordering::Relaxed);
         launch::run(self, program, kernel, launch, number)

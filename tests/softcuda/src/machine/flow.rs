@@ -4,7 +4,7 @@ use super::block::BARRIERS;
 use super::meet::barrier_fault;
 use super::program::ASSERT;
 use super::run::Next;
-use super::step::{LaneFault, Launched, lanes};
+use super::step::{LaneFault, Launched, Tally, lanes};
 use super::team::Team;
 use super::warp::{Frame, Path, Pending, Wait};
 use super::window;
@@ -21,6 +21,7 @@ pub(super) fn go(
     team: &mut Team,
     index: usize,
     launched: &Launched,
+    tally: &mut Tally,
     path: &Path,
     active: u32,
     control: Control,
@@ -49,7 +50,7 @@ pub(super) fn go(
         }
         Control::Call(site) => call(team, index, launched, path, active, site),
         Control::Return if !path.calls.is_empty() => give_back(team, index, launched, path, active),
-        Control::Return | Control::Exit => exit(team, index, launched, active),
+        Control::Return | Control::Exit => exit(team, index, launched, tally, active),
         Control::Trap => Err(LaneFault::new(first, FaultKind::Trap, "trap")),
         Control::Yield => Ok(Next::Yield),
         Control::ActiveMask(reg) => {
@@ -66,7 +67,7 @@ pub(super) fn go(
 }
 
 /// Lanes exit: barriers and paths that waited for them look again.
-fn exit(team: &mut Team, index: usize, launched: &Launched, active: u32) -> Result<Next, LaneFault> {
+fn exit(team: &mut Team, index: usize, launched: &Launched, tally: &mut Tally, active: u32) -> Result<Next, LaneFault> {
     let (warp, blocks, clocks, cluster, _) = team.parts(index);
     warp.live &= !active;
     warp.reconsider();
@@ -74,19 +75,18 @@ fn exit(team: &mut Team, index: usize, launched: &Launched, active: u32) -> Resu
     block.live -= active.count_ones();
     block.exited += active.count_ones();
     for id in 0..BARRIERS {
-        if block.barriers[id].arrived > 0
-            && let Err(fault) = block.settle(id, clocks, launched.checks.divergent_barriers)
-        {
-            // The fault is the barrier's, not that of the thread that happened to exit last.
-            let first = block.barriers[id].first;
-            return Err(LaneFault {
-                elsewhere: Some(first),
-                ..barrier_fault(active.trailing_zeros() as usize, id as u32, fault)
-            });
+        match block.settle(id, clocks, launched.checks.divergent_barriers) {
+            Ok(done) => tally.block_barriers += u64::from(done),
+            Err(fault) => {
+                // The fault is the barrier's, not that of the thread that happened to exit last.
+                let first = block.barriers[id].first;
+                let fault = barrier_fault(active.trailing_zeros() as usize, id as u32, fault);
+                return Err(LaneFault { elsewhere: Some(first), ..fault });
+            }
         }
     }
     let live = blocks.iter().map(|block| block.live).sum();
-    cluster.settle(live);
+    tally.cluster_barriers += u64::from(cluster.settle(live));
     Ok(Next::Leave(Vec::new()))
 }
 

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 /// Warp instructions that a team executes before another one has its turn.
 const QUANTUM: u64 = 1 << 20;
-/// The most teams that have begun and not ended, unless the launch is cooperative: multiprocessors times what fits on one.
+/// The most teams that have begun and not ended, unless the launch is cooperative: multiprocessors times what fits on
+/// one.
 const RESIDENT: usize = 264;
 
 /// Teams to run.

@@ -73,7 +73,8 @@ pub(super) fn meet(collective: &Collective, step: &mut Step, path: &Path, active
     Ok(if waiting == 0 { Next::Advance } else { Next::Part { waiting } })
 }
 
-/// Some of the lanes named are not here: the path waits, unless they wait at other `bar.warp.sync` instructions and all are there now.
+/// Some of the lanes named are not here: the path waits, unless they wait at other `bar.warp.sync` instructions and all
+/// are there now.
 fn assemble(step: &mut Step, path: &Path, active: u32, members: u32, synchronize: bool) -> Next {
     let wait = Wait::Collective { members, synchronize };
     if synchronize {

@@ -1,8 +1,9 @@
 //! The registers of one warp: a row of 32 lanes per 32-bit register, so that an instruction is a loop over an array.
 //!
-//! 8-, 16- and 32-bit registers take one row (upper bits zero), 64-bit registers two, 128-bit registers four (the low 64 bits of the lanes, then
-//! the high ones). Predicates are one bit per lane. Immediate operands and the special registers that a thread cannot see changing are
-//! ordinary registers that are filled in when a frame is entered: an instruction never asks what kind its operand is.
+//! 8-, 16- and 32-bit registers take one row (upper bits zero), 64-bit registers two, 128-bit registers four (the low
+//! 64 bits of the lanes, then the high ones). Predicates are one bit per lane. Immediate operands and the special
+//! registers that a thread cannot see changing are ordinary registers that are filled in when a frame is entered: an
+//! instruction never asks what kind its operand is.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -101,7 +101,8 @@ pub fn run_warp(
     }
 }
 
-/// Follows one path until it ends, waits, parts, meets another one, or the slice is spent. Whether it asked for others to go first.
+/// Follows one path until it ends, waits, parts, meets another one, or the slice is spent. Whether it asked for others
+/// to go first.
 fn straight(
     team: &mut Team,
     index: usize,
@@ -288,7 +289,7 @@ fn perform(
         }
         Operation::Warp(collective) => return meet(collective, &mut step, path, active),
         Operation::Barrier(barrier) => return wait(barrier, &mut step, path, active),
-        Operation::Control(control) => return go(team, index, launched, path, active, *control),
+        Operation::Control(control) => return go(team, index, launched, tally, path, active, *control),
     }
     Ok(Next::Advance)
 }

@@ -1,4 +1,5 @@
-//! Straight-line arithmetic on one warp, without a kernel around it: how instructions are tested against the manual, 32 inputs at a time.
+//! Straight-line arithmetic on one warp, without a kernel around it: how instructions are tested against the manual, 32
+//! inputs at a time.
 
 use super::execute;
 use super::registers::{LANES, Reg, Registers};

@@ -143,7 +143,8 @@ impl Step<'_, '_> {
         }
     }
 
-    /// The lanes of `active` by the space that their address lies in, with the addresses within it. Only generic addresses can differ.
+    /// The lanes of `active` by the space that their address lies in, with the addresses within it. Only generic
+    /// addresses can differ.
     pub fn by_space(&self, address: &Address, active: u32) -> Vec<(Space, u32, [u64; LANES])> {
         let addresses = self.addresses(address);
         match address.space {

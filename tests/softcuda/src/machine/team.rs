@@ -15,8 +15,8 @@ use std::sync::atomic::Ordering;
 /// Warp instructions that a warp executes before the next one has its turn.
 const SLICE: u32 = 1 << 12;
 
-/// Turns of all warps in which they only waited, after which another team goes on: more than the paths of a warp, of which one
-/// may hold what the others wait for.
+/// Turns of all warps in which they only waited, after which another team goes on: more than the paths of a warp, of
+/// which one may hold what the others wait for.
 const PATIENCE: u32 = 64;
 
 /// A small generator of pseudo-random numbers (splitmix64): the same seed, the same order.

@@ -1,9 +1,10 @@
 //! One warp: its registers, and the paths that its lanes are on.
 //!
-//! Lanes that are at the same place with the same calls behind them form a *path* and execute together. A branch that lanes take differently
-//! splits a path; two paths that meet at an instruction become one again. Of several paths the one with the most calls behind it goes first,
-//! and of those the one that is least far in the text: compilers put the place where branches meet after the branches, so lanes meet there.
-//! A path that waits in a loop for another path is put back after a while, so every lane makes progress (independent thread scheduling).
+//! Lanes that are at the same place with the same calls behind them form a *path* and execute together. A branch that
+//! lanes take differently splits a path; two paths that meet at an instruction become one again. Of several paths the
+//! one with the most calls behind it goes first, and of those the one that is least far in the text: compilers put the
+//! place where branches meet after the branches, so lanes meet there. A path that waits in a loop for another path is
+//! put back after a while, so every lane makes progress (independent thread scheduling).
 
 use super::execute::local::LocalMemory;
 use super::program::Program;
@@ -197,8 +198,8 @@ impl Warp {
         self.registers.enter((frame.rows, frame.predicates), layout.rows as usize, layout.predicates as usize);
     }
 
-    /// Whether the first of the active lanes reads from an instruction what it has read from it before, with nothing of that kind
-    /// in between: the mark of a loop that waits for somebody else.
+    /// Whether the first of the active lanes reads from an instruction what it has read from it before, with nothing of
+    /// that kind in between: the mark of a loop that waits for somebody else.
     pub fn reads_again(&mut self, place: u32, active: u32, destination: Reg) -> bool {
         let lane = active.trailing_zeros() as usize % LANES;
         let value = self.registers.extended(destination)[lane];

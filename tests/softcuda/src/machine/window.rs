@@ -1,8 +1,8 @@
 //! The windows of the generic address space.
 //!
-//! A generic address in a window is an address of that state space; every other one is global. Addresses of `.shared` are 32 bits wide: 0 to
-//! 2^24 is the thread's own block, and `(rank + 1) << 24` upwards the block of that rank in its cluster, so that an address of `.shared::cta` is
-//! one of `.shared::cluster` too, as PTX has it.
+//! A generic address in a window is an address of that state space; every other one is global. Addresses of `.shared`
+//! are 32 bits wide: 0 to 2^24 is the thread's own block, and `(rank + 1) << 24` upwards the block of that rank in its
+//! cluster, so that an address of `.shared::cta` is one of `.shared::cluster` too, as PTX has it.
 
 use crate::ptx::types::Space;
 
@@ -16,7 +16,8 @@ pub const PARAMETERS: u64 = 0x0280_0000_0000;
 pub const FUNCTIONS: u64 = 0x0290_0000_0000;
 /// Bytes of a window.
 pub const SIZE: u64 = 1 << 32;
-/// Bytes at the start of a block's shared memory that belong to the system, as on sm_90: a null pointer is none of the block's addresses.
+/// Bytes at the start of a block's shared memory that belong to the system, as on sm_90: a null pointer is none of the
+/// block's addresses.
 pub const RESERVED_SHARED: u32 = 1024;
 
 /// The window of a space that has one.

@@ -126,7 +126,8 @@ pub struct Guard {
 pub struct Instruction {
     /// Its guard.
     pub guard: Option<Guard>,
-    /// The words between the dots: `ld.global.nc.v4.f32` is `["ld", "global", "nc", "v4", "f32"]`; a `::` stays inside its word.
+    /// The words between the dots: `ld.global.nc.v4.f32` is `["ld", "global", "nc", "v4", "f32"]`; a `::` stays inside
+    /// its word.
     pub opcode: Vec<Arc<str>>,
     /// The operands in order.
     pub operands: Vec<Operand>,

@@ -122,7 +122,8 @@ impl Kernel {
         Ended { buffers: buffers.collect(), addresses: placed.iter().map(|place| place.0).collect(), report }
     }
 
-    /// Runs it in order and shuffled, on one, two and three host threads: no fault, the same results and the same counters each time.
+    /// Runs it in order and shuffled, on one, two and three host threads: no fault, the same results and the same
+    /// counters each time.
     #[track_caller]
     pub(crate) fn run(&self) -> Ended {
         let first = self.run_with(&Settings { host_threads: 1, ..Settings::default() });
@@ -134,8 +135,8 @@ impl Kernel {
     }
 }
 
-/// Runs a body for a block of `threads` threads. Thread t finds `inputs[k][t]` in `%ik`; `%o0` and so on are its `outputs` results:
-/// `[result][thread]`.
+/// Runs a body for a block of `threads` threads. Thread t finds `inputs[k][t]` in `%ik`; `%o0` and so on are its
+/// `outputs` results: `[result][thread]`.
 #[track_caller]
 pub(crate) fn per_thread(body: &str, inputs: &[Vec<u32>], outputs: usize, threads: u32) -> Vec<Vec<u32>> {
     per_thread_in("", body, inputs, outputs, threads)

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::sample::Index;
+use std::fmt::Write;
 
 /// One change.
 #[derive(Clone, Copy, Debug)]
@@ -170,8 +171,8 @@ fn tokens(text: &str) -> Vec<&str> {
     found
 }
 
-/// A kernel of these instructions with their guards: registers hold numbers, addresses of global (`%rd1`, `%rd2`), shared (`%r2`) and local
-/// (`%rd3`) memory, and the labels `L0` to `L3` stand somewhere.
+/// A kernel of these instructions with their guards: registers hold numbers, addresses of global (`%rd1`, `%rd2`),
+/// shared (`%r2`) and local (`%rd3`) memory, and the labels `L0` to `L3` stand somewhere.
 pub(crate) fn lines_kernel(lines: &[(&str, &str)]) -> String {
     let mut body = String::new();
     let mut placed = [false; 2];
@@ -182,13 +183,13 @@ pub(crate) fn lines_kernel(lines: &[(&str, &str)]) -> String {
             Some(label) if std::mem::replace(&mut placed[label], true) => "",
             _ => guard,
         };
-        body.push_str(&format!("    {guard}{line}\n"));
+        let _ = writeln!(body, "    {guard}{line}");
         if index == lines.len() / 2 {
             body.push_str("L2:\n");
         }
     }
     for label in (0..2).filter(|label| !placed[*label]) {
-        body.push_str(&format!("L{label}:\n"));
+        let _ = writeln!(body, "L{label}:");
     }
     PROLOGUE.replace("BODY", &body)
 }

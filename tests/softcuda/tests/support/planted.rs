@@ -102,8 +102,8 @@ impl<'a> Planted<'a> {
         last.expect("four runs")
     }
 
-    /// Runs it in order and with several shuffles: there must be this fault at the line marked `// FAULT`, every time (for races: at that line or
-    /// at the one marked `// OTHER`, whichever thread came second).
+    /// Runs it in order and with several shuffles: there must be this fault at the line marked `// FAULT`, every time
+    /// (for races: at that line or at the one marked `// OTHER`, whichever thread came second).
     #[track_caller]
     pub(crate) fn has(&self, kind: FaultKind) -> softcuda::report::Fault {
         let mut first = None;

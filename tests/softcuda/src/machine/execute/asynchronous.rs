@@ -1,8 +1,9 @@
 //! Asynchronous copies and `mbarrier`.
 //!
-//! A copy takes its source when it is issued and gives its destination when it is waited for; between the two the destination is in flight, and
-//! nothing may touch it. Bytes that an `mbarrier` counts arrive when somebody asks the barrier for them. The bytes count as written by the thread
-//! that issued the copy, at the time at which they arrive: others must be ordered after that by the barrier.
+//! A copy takes its source when it is issued and gives its destination when it is waited for; between the two the
+//! destination is in flight, and nothing may touch it. Bytes that an `mbarrier` counts arrive when somebody asks the
+//! barrier for them. The bytes count as written by the thread that issued the copy, at the time at which they arrive:
+//! others must be ordered after that by the barrier.
 
 use crate::check::clock::{Knowledge, TeamClocks};
 use crate::machine::block::{Block, gather};
@@ -86,7 +87,8 @@ pub struct AsyncState {
     counted: Vec<Counted>,
 }
 
-/// Bits of an arrival's state that hold the pending count, which is less than 2^20, and one more while a copy's arrival adds to it.
+/// Bits of an arrival's state that hold the pending count, which is less than 2^20, and one more while a copy's arrival
+/// adds to it.
 const STATE_PENDING_BITS: u32 = 21;
 
 /// Bytes of a bulk copy that are read or written at once.

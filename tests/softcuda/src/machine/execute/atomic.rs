@@ -93,7 +93,10 @@ fn one_element(
                 return Err(refused(Refusal::new(FaultKind::InvalidOperation, message)));
             }
         };
-        if let Some(knowledge) = knowledge {
+        // `red` reads nothing that the thread could learn from.
+        if operation.destinations.is_some()
+            && let Some(knowledge) = knowledge
+        {
             step.clocks.acquire(thread, &knowledge);
         }
     }
@@ -117,7 +120,8 @@ fn packed(old: u128, operand: u128, each: impl Fn(u16, u16) -> u16) -> u128 {
     half(0) | half(16)
 }
 
-/// A sum is rounded to f32 first, which a second rounding to p bits cannot tell from rounding once if 24 >= 2p + 2 (Figueroa): f16 has 11, bf16 8.
+/// A sum is rounded to f32 first, which a second rounding to p bits cannot tell from rounding once if 24 >= 2p + 2
+/// (Figueroa): f16 has 11, bf16 8.
 fn half_arithmetic(combine: Combine, a: u16, b: u16) -> u16 {
     let (a, b) = (f16::from_bits(a), f16::from_bits(b));
     let result = match combine {

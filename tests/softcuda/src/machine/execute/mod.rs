@@ -1,4 +1,5 @@
-//! Execution, by class of instruction: the files of `ptx::decode` say what an operation is, those here do it for the lanes of a warp.
+//! Execution, by class of instruction: the files of `ptx::decode` say what an operation is, those here do it for the
+//! lanes of a warp.
 
 pub mod asynchronous;
 pub mod atomic;

@@ -10,8 +10,8 @@ fn truth(registers: &Registers, condition: Condition) -> u32 {
     if condition.negated { !bits } else { bits }
 }
 
-/// Executes for the lanes of `members`, which are all there and all active. Lanes outside of it that a shuffle reads are `outside` its mask:
-/// the first lane that reads one is returned, as its value would be undefined.
+/// Executes for the lanes of `members`, which are all there and all active. Lanes outside of it that a shuffle reads
+/// are `outside` its mask: the first lane that reads one is returned, as its value would be undefined.
 pub fn execute(operation: &Warp, registers: &mut Registers, members: u32) -> Option<usize> {
     match operation {
         Warp::Shuffle { .. } => return shuffle(operation, registers, members),
@@ -78,7 +78,8 @@ fn reduce(reduction: Reduction, signed: bool, a: u32, b: u32) -> u32 {
     }
 }
 
-/// `redux.sync.{min,max}.f32`: a NaN is passed over, unless `.NaN` asks for it; the result of nothing but NaN is the canonical NaN.
+/// `redux.sync.{min,max}.f32`: a NaN is passed over, unless `.NaN` asks for it; the result of nothing but NaN is the
+/// canonical NaN.
 fn reduce_float(reduction: Reduction, absolute: bool, nan: bool, values: impl Iterator<Item = u32>) -> u32 {
     let mut best: Option<f32> = None;
     for bits in values {

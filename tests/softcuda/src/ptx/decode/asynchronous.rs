@@ -279,7 +279,8 @@ fn barrier(instruction: &Instruction, modifiers: &mut Modifiers, scope: &mut Sco
     }
     let expect = modifiers.take("expect_tx");
     let complete = modifiers.take("complete_tx");
-    // Orders and scopes: every arrival releases and every wait acquires, which is the default; .relaxed is rare and treated as stronger.
+    // Orders and scopes: every arrival releases and every wait acquires, which is the default; .relaxed is rare and
+    // treated as stronger.
     for word in ["release", "acquire", "relaxed", "cta", "cluster", "noComplete"] {
         modifiers.take(word);
     }

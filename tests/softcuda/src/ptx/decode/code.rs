@@ -113,7 +113,8 @@ pub struct Code {
     pub calls: Vec<CallSite>,
 }
 
-/// Opcodes without an effect here. `setmaxnreg` moves registers between warps; `griddepcontrol` orders kernels that run in order anyway.
+/// Opcodes without an effect here. `setmaxnreg` moves registers between warps; `griddepcontrol` orders kernels that run
+/// in order anyway.
 const NOTHING: &[&str] = &["pmevent", "griddepcontrol", "setmaxnreg", "brkpt"];
 
 /// Opcodes of `matrix`.
@@ -161,7 +162,8 @@ pub fn place_in_frame(variable: &Variable, scope: &mut Scope) -> Result<u64, Err
 }
 
 impl Code {
-    /// Decodes a body and appends it; `shared` places the `.shared` variables that it declares. A `ret` is added at its end.
+    /// Decodes a body and appends it; `shared` places the `.shared` variables that it declares. A `ret` is added at its
+    /// end.
     ///
     /// # Errors
     /// What the decoders say; a label that does not exist.

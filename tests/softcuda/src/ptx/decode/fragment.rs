@@ -1,4 +1,5 @@
-//! `ldmatrix`, `stmatrix`, `movmatrix`: 8 x 8 matrices of 16-bit elements between shared memory and the registers of a warp.
+//! `ldmatrix`, `stmatrix`, `movmatrix`: 8 x 8 matrices of 16-bit elements between shared memory and the registers of a
+//! warp.
 
 use super::super::syntax::{Error, Instruction, Operand};
 use super::super::types::{Space, Type};
@@ -7,7 +8,8 @@ use super::modifiers::Modifiers;
 use super::scope::Scope;
 use crate::machine::registers::{Reg, Width};
 
-/// Matrix fragments of a whole warp: lane l holds the elements (l / 4, 2 (l mod 4)) and (l / 4, 2 (l mod 4) + 1) of each matrix.
+/// Matrix fragments of a whole warp: lane l holds the elements (l / 4, 2 (l mod 4)) and (l / 4, 2 (l mod 4) + 1) of
+/// each matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fragment {
     /// `ldmatrix`.

@@ -16,7 +16,8 @@ pub const MOST_ELEMENTS: usize = 8;
 pub enum Order {
     /// An ordinary access: it races with others.
     Weak,
-    /// `.volatile`, `.relaxed`, `.mmio.relaxed`, and atomics without a semantic: strong, but it orders nothing by itself.
+    /// `.volatile`, `.relaxed`, `.mmio.relaxed`, and atomics without a semantic: strong, but it orders nothing by
+    /// itself.
     Relaxed,
     /// `.acquire`.
     Acquire,

@@ -1,4 +1,5 @@
-//! Syntax to the decoded form: one file per class of instructions, each with the class's operations and the words that make them.
+//! Syntax to the decoded form: one file per class of instructions, each with the class's operations and the words that
+//! make them.
 
 pub mod address;
 pub mod asynchronous;

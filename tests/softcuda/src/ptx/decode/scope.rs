@@ -109,8 +109,9 @@ pub enum Binding {
     Register(Reg, Type),
     /// A predicate register.
     Predicate(Pred),
-    /// A variable and where it lies: an address in its window (`Global` and `Const`: the generic address itself), for `Local` and `Param`
-    /// of a device function the offset in the frame, for `Param` of a kernel the offset in the parameter block.
+    /// A variable and where it lies: an address in its window (`Global` and `Const`: the generic address itself), for
+    /// `Local` and `Param` of a device function the offset in the frame, for `Param` of a kernel the offset in the
+    /// parameter block.
     Variable {
         /// Where it lives.
         space: Space,
@@ -302,8 +303,9 @@ impl Scope {
         Err(self.error(format!("{name} takes {} to {} operands, and has {found}", allowed.start(), allowed.end())))
     }
 
-    /// A source operand of this type: a register of the type's width, an immediate (a constant register is made), a special register, or the
-    /// address of a variable. Registers narrower or wider than the type are refused; see [`Scope::any_source`].
+    /// A source operand of this type: a register of the type's width, an immediate (a constant register is made), a
+    /// special register, or the address of a variable. Registers narrower or wider than the type are refused; see
+    /// [`Scope::any_source`].
     ///
     /// # Errors
     /// An unknown name, or a width that does not fit.

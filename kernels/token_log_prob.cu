@@ -1,0 +1,330 @@
+// Token log-probs, forward: one read of the logits, log softmax(z)[target] and the softmax state of each row written.
+//
+// Grid (N, ceil(slices / slices_per_block)), THREADS threads. A block reduces slices of SLICE columns of one row, one
+// after the other. Which thread takes which columns of a slice, and in which order anything is added, follows from the
+// column alone: not from the address of the row, nor from how many blocks share a row. So do the bits.
+//
+// State of a partial sum: sum 2^t = s * 2^r, r the largest exponent seen, rounded up to an integer. When r grows, s is
+// multiplied by a power of two, which is exact; no rounding depends on what came first. A term goes through at most 20
+// additions in f32 (16-bit logits: 7 in an accumulator, 2 across accumulators, 3 across iterations, 5 in a warp, 3
+// across warps; f32 logits: 3, 2, 7, 5, 3), slices are added in f64.
+
+#include <cstdint>
+
+#include "include/logits.cuh"
+#include "include/status.cuh"
+
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / 32;
+// 16-byte loads in flight per thread. 6 blocks keep 96 KiB in flight on a multiprocessor.
+constexpr int LOADS = 4;
+
+// r before any logit was seen: finite, so that a leading -inf gives -inf - r and not -inf - (-inf), which is NaN.
+constexpr float START = -1e38f;
+// A row whose largest exponent is this large in size has no softmax: neighbouring f32 are 128 apart there.
+constexpr float LARGEST_EXPONENT = 1073741824.0f;
+
+struct TokenLogProb {
+    const void* logits;   // [N, V], rows row_stride elements apart
+    const void* targets;  // [N]
+    float* log_probs;     // [N]
+    float2* states;       // [N]: r, s
+    float* entropies;     // [N]; not read by kernels without entropy
+    float4* partials;     // [N, slices]; used where gridDim.y > 1
+    uint32_t* tickets;    // [N], zero before and after; used where gridDim.y > 1
+    Status* status;
+    int64_t row_stride;
+    int32_t vocab;
+    int32_t slices;
+    int32_t slices_per_block;
+    int32_t target_bytes;  // 4 or 8
+    float scale;           // log2(e)/T
+    float softcap;         // not read by kernels without softcap
+};
+
+// Sums of a part of a row: sum 2^t and, for the entropy, sum t 2^t.
+template <typename Real>
+struct Sums {
+    float r;
+    Real s;
+    Real weighted;
+};
+
+// The same over slices, in f64: where a block leaves them between slices, so that they cost the loop no register.
+struct SharedSums {
+    Sums<float> warps[2][WARPS];
+    Sums<double> row;
+};
+
+// A streaming load. The read-only path is safe: nothing writes logits while this kernel runs.
+template <typename T>
+__device__ __forceinline__ Vector<T> load_vector(const void* address) {
+    Vector<T> v;
+    if constexpr (T::PER_WORD == 1) {
+        asm volatile("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(v.word[0]), "=f"(v.word[1]), "=f"(v.word[2]), "=f"(v.word[3])
+                     : "l"(address));
+    } else {
+        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                     : "l"(address));
+    }
+    return v;
+}
+
+// The columns of a vector that exist, -inf elsewhere; for any alignment of the row. `count`: columns left in the slice.
+template <typename T>
+__device__ __forceinline__ Vector<T> load_part(const typename T::Bits* columns, int32_t count) {
+    using Word = typename T::Word;
+    Vector<T> v;
+    const uint32_t residue = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(columns));
+    if (count >= COLUMNS<T>) {
+        if (residue % 16 == 0) return load_vector<T>(columns);
+        if (residue % sizeof(Word) == 0) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) v.word[i] = __ldg(reinterpret_cast<const Word*>(columns) + i);
+            return v;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        v.word[i] = T::minus_infinity();
+        if (T::PER_WORD * i >= count) continue;
+        const Word low = __ldg(columns + T::PER_WORD * i);
+        if constexpr (T::PER_WORD == 1) {
+            v.word[i] = low;
+        } else {
+            const bool both = 2 * i + 1 < count;
+            v.word[i] = both ? low | Word{__ldg(columns + 2 * i + 1)} << 16 : low | (T::minus_infinity() & 0xffff0000u);
+        }
+    }
+    return v;
+}
+
+// Brings sums to another r that is not smaller.
+template <bool ENTROPY>
+__device__ __forceinline__ void rescale(Sums<float>& sums, float r) {
+    const float distance = fmaxf(sums.r - r, -127.0f);
+    const float factor = power_of_two(distance);
+    if constexpr (ENTROPY) sums.weighted = fmaf(distance, sums.s, sums.weighted) * factor;
+    sums.s *= factor;
+    sums.r = r;
+}
+
+// Takes in one iteration's columns.
+template <typename T, bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ void absorb(const Vector<T> (&v)[LOADS], const Scale& scale, Sums<float>& sums) {
+    typename T::Word largest = v[0].word[0];
+#pragma unroll
+    for (int i = 1; i < 4 * LOADS; i++) largest = T::larger(largest, v[i / 4].word[i % 4]);
+    const float exponent = scale.exponent<SOFTCAP>(T::largest(largest), 0.0f);
+    // Rare after a slice's first iteration. False for NaN, which then shows in s.
+    if (__builtin_expect(exponent > sums.r, 0)) rescale<ENTROPY>(sums, round_up(exponent));
+
+    float accumulators[4], weighted[4];
+#pragma unroll
+    for (int i = 0; i < 4 * LOADS; i++) {
+#pragma unroll
+        for (int half = 0; half < T::PER_WORD; half++) {
+            const typename T::Word word = v[i / 4].word[i % 4];
+            const int lane = (T::PER_WORD * i + half) % 4;
+            const bool first = T::PER_WORD * i + half < 4;
+            const float t = scale.exponent<SOFTCAP>(half == 0 ? T::low(word) : T::high(word), sums.r);
+            const float power = exp2_approximate(t);
+            accumulators[lane] = first ? power : accumulators[lane] + power;
+            if constexpr (ENTROPY) {
+                // An excluded column's -inf * 0 would be NaN; a NaN is in the power.
+                const float finite = fmaxf(t, -127.0f);
+                weighted[lane] = first ? finite * power : fmaf(finite, power, weighted[lane]);
+            }
+        }
+    }
+    sums.s += (accumulators[0] + accumulators[1]) + (accumulators[2] + accumulators[3]);
+    if constexpr (ENTROPY) sums.weighted += (weighted[0] + weighted[1]) + (weighted[2] + weighted[3]);
+}
+
+// Sum over the lanes of a warp, all lanes get it.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
+    return value;
+}
+
+// Brings a warp's sums to their largest r and adds them up.
+template <bool ENTROPY>
+__device__ __forceinline__ void reduce_warp(Sums<float>& sums) {
+    // r is an integer, and beyond the range of i32 there is no softmax anyway.
+    const float r = static_cast<float>(__reduce_max_sync(0xffffffffu, __float2int_rn(sums.r)));
+    rescale<ENTROPY>(sums, r);
+    sums.s = warp_sum(sums.s);
+    if constexpr (ENTROPY) sums.weighted = warp_sum(sums.weighted);
+}
+
+// 2^n for an integer n <= 0, exactly; 0 below the range of f64.
+__device__ __forceinline__ double exact_power_of_two(double n) {
+    const int exponent = n < -1022.0 ? -1023 : static_cast<int>(n);
+    return __hiloint2double((1023 + exponent) << 20, 0);
+}
+
+// Adds a slice to the slices before it.
+template <bool ENTROPY>
+__device__ __forceinline__ void add_slice(Sums<double>& row, float r, float s, float weighted) {
+    const float largest = fmaxf(row.r, r);
+    const double row_distance = double{row.r} - largest, distance = double{r} - largest;
+    const double row_factor = exact_power_of_two(row_distance), factor = exact_power_of_two(distance);
+    if constexpr (ENTROPY) {
+        // Without a term on one side the product of a distance with its zero sum is zero.
+        row.weighted =
+            fma(row_distance, row.s, row.weighted) * row_factor + fma(distance, double{s}, double{weighted}) * factor;
+    }
+    row.s = row.s * row_factor + double{s} * factor;
+    row.r = largest;
+}
+
+// A row's results from its sums. One thread.
+template <typename T, bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ void finish(const TokenLogProb& arguments, const Sums<double>& sums, uint32_t row,
+                                       int32_t target) {
+    const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
+    float log_prob = NAN, entropy = NAN;
+    float2 state = make_float2(0.0f, NAN);
+    // r still at its start: only -inf. r infinite: a +inf. A sum that is NaN: a NaN.
+    if (fabsf(sums.r) < LARGEST_EXPONENT && !isnan(sums.s)) {
+        const auto* logits =
+            static_cast<const typename T::Bits*>(arguments.logits) + int64_t{row} * arguments.row_stride;
+        const double log2_sum = log2(sums.s);
+        constexpr double LN_2 = 0.693147180559945309;
+        const double t = scale.exact_exponent<SOFTCAP>(load<T>(logits + target), sums.r);
+        // The roundings of the sum must not make a probability larger than 1, nor an entropy negative.
+        log_prob = static_cast<float>(fmin((t - log2_sum) * LN_2, 0.0));
+        state = make_float2(sums.r, static_cast<float>(sums.s));
+        if constexpr (ENTROPY) entropy = static_cast<float>(fmax((log2_sum - sums.weighted / sums.s) * LN_2, 0.0));
+        if (log_prob == -INFINITY) atomicAdd(&arguments.status->minus_infinite_targets, 1u);
+    } else {
+        record(&arguments.status->non_finite_rows, &arguments.status->first_non_finite_row, row);
+    }
+    arguments.log_probs[row] = log_prob;
+    arguments.states[row] = state;
+    if constexpr (ENTROPY) arguments.entropies[row] = entropy;
+}
+
+// A row that is not read: masked, or with a target that is no column. One thread.
+template <bool ENTROPY>
+__device__ __forceinline__ void skip(const TokenLogProb& arguments, uint32_t row, bool masked) {
+    const float value = masked ? 0.0f : NAN;
+    if (!masked) record(&arguments.status->bad_targets, &arguments.status->first_bad_target_row, row);
+    arguments.log_probs[row] = value;
+    arguments.states[row] = make_float2(0.0f, value);
+    if constexpr (ENTROPY) arguments.entropies[row] = value;
+}
+
+template <typename T, bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
+    __shared__ SharedSums shared;
+    const uint32_t row = blockIdx.x;
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
+    if (target < 0 || target >= arguments.vocab) {
+        if (thread == 0 && blockIdx.y == 0) skip<ENTROPY>(arguments, row, target < 0);
+        return;
+    }
+
+    if (thread == 0) shared.row = {START, 0.0, 0.0};
+    const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
+    // Columns of one iteration of the block.
+    constexpr int32_t STEP = THREADS * LOADS * COLUMNS<T>;
+    const int32_t first_slice = static_cast<int32_t>(blockIdx.y) * arguments.slices_per_block;
+    const int32_t last_slice = min(first_slice + arguments.slices_per_block, arguments.slices);
+    const auto* columns = static_cast<const typename T::Bits*>(arguments.logits) + int64_t{row} * arguments.row_stride +
+                          int64_t{first_slice} * SLICE + thread * COLUMNS<T>;
+    const bool aligned = reinterpret_cast<uintptr_t>(columns) % 16 == 0;
+    // From the first slice's start on, less what this thread skips: negative where it has no column.
+    int32_t left = arguments.vocab - first_slice * SLICE;
+
+    for (int32_t slice = first_slice; slice < last_slice; slice++) {
+        Sums<float> sums{START, 0.0f, 0.0f};
+        int32_t in_slice = min(left, SLICE);
+        left -= SLICE;
+        if (aligned) {
+#pragma unroll 1
+            for (; in_slice >= STEP; in_slice -= STEP) {
+                Vector<T> v[LOADS];
+#pragma unroll
+                for (int i = 0; i < LOADS; i++) v[i] = load_vector<T>(columns + i * THREADS * COLUMNS<T>);
+                absorb<T, SOFTCAP, ENTROPY>(v, scale, sums);
+                columns += STEP;
+            }
+        }
+#pragma unroll 1
+        for (; in_slice > 0; in_slice -= STEP) {
+            Vector<T> v[LOADS];
+#pragma unroll
+            for (int i = 0; i < LOADS; i++) {
+                const int32_t offset = i * THREADS * COLUMNS<T>;
+                v[i] = load_part<T>(columns + offset, in_slice - offset - thread * COLUMNS<T>);
+            }
+            absorb<T, SOFTCAP, ENTROPY>(v, scale, sums);
+            columns += STEP;
+        }
+
+        reduce_warp<ENTROPY>(sums);
+        // Two places, taken in turn: warp 0 may still read the last slice's while others write this one's. A warp is at
+        // most one barrier ahead, so it cannot write a place that is still being read.
+        Sums<float>* warps = shared.warps[slice & 1];
+        if (thread % 32 == 0) warps[thread / 32] = sums;
+        __syncthreads();
+        if (thread < 32) {
+            sums = thread < WARPS ? warps[thread] : Sums<float>{START, 0.0f, 0.0f};
+            reduce_warp<ENTROPY>(sums);
+            if (thread == 0) {
+                if (gridDim.y > 1) {
+                    arguments.partials[int64_t{row} * arguments.slices + slice] =
+                        make_float4(sums.r, sums.s, sums.weighted, 0.0f);
+                } else {
+                    Sums<double> before = shared.row;
+                    add_slice<ENTROPY>(before, sums.r, sums.s, sums.weighted);
+                    shared.row = before;
+                }
+            }
+        }
+    }
+
+    if (thread > 0) return;
+    Sums<double> sums;
+    if (gridDim.y > 1) {
+        // The last block of the row to come here adds up the slices, in order. The count returns to 0 by itself.
+        __threadfence();
+        if (atomicInc(arguments.tickets + row, gridDim.y - 1) != gridDim.y - 1) return;
+        __threadfence();
+        sums = {START, 0.0, 0.0};
+        const float4* partials = arguments.partials + int64_t{row} * arguments.slices;
+#pragma unroll 1
+        for (int32_t slice = 0; slice < arguments.slices; slice++) {
+            // Past the first-level cache, which may hold what was there before.
+            const float4 part = __ldcg(partials + slice);
+            add_slice<ENTROPY>(sums, part.x, part.y, part.z);
+        }
+    } else {
+        sums = shared.row;
+    }
+    finish<T, SOFTCAP, ENTROPY>(arguments, sums, row, static_cast<int32_t>(target));
+}
+
+#define KERNEL(NAME, T, SOFTCAP, ENTROPY, BLOCKS)                 \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) \
+        NAME(const __grid_constant__ TokenLogProb arguments) {    \
+        token_log_prob<T, SOFTCAP, ENTROPY>(arguments);           \
+    }
+
+KERNEL(token_log_prob_f32, F32, false, false, 6)
+KERNEL(token_log_prob_f16, F16, false, false, 6)
+KERNEL(token_log_prob_bf16, Bf16, false, false, 6)
+KERNEL(token_log_prob_f32_entropy, F32, false, true, 4)
+KERNEL(token_log_prob_f16_entropy, F16, false, true, 4)
+KERNEL(token_log_prob_bf16_entropy, Bf16, false, true, 4)
+KERNEL(token_log_prob_f32_softcap, F32, true, false, 4)
+KERNEL(token_log_prob_f16_softcap, F16, true, false, 4)
+KERNEL(token_log_prob_bf16_softcap, Bf16, true, false, 4)
+KERNEL(token_log_prob_f32_softcap_entropy, F32, true, true, 4)
+KERNEL(token_log_prob_f16_softcap_entropy, F16, true, true, 4)
+KERNEL(token_log_prob_bf16_softcap_entropy, Bf16, true, true, 4)

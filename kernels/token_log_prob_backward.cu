@@ -1,0 +1,313 @@
+// Token log-probs, backward: one read of the logits, one write of their gradient, in place or not.
+//
+// Grid (N, ceil(V / SLICE)), THREADS threads: a block does one slice of one row. With z the scaled logits, p their
+// softmax, g and e the upstream gradients of log-prob and entropy H:
+//
+// d loss / d x_j = { g ([j = target] - p_j) - e p_j (log p_j + H) } dz_j/dx_j
+//
+// The loop knows no target: it writes -g p_j everywhere. The target's column is then written again from g (1 - p_t),
+// formed before the one rounding to the logits' type: adding g to a rounded -g p_t would lose everything where p_t is
+// near 1.
+
+#include <cstdint>
+
+#include "include/logits.cuh"
+#include "include/status.cuh"
+
+constexpr int THREADS = 256;
+// 16-byte loads in flight per thread.
+constexpr int LOADS = 4;
+
+struct TokenLogProbBackward {
+    const void* logits;              // [N, V], rows row_stride elements apart
+    void* gradients;                 // [N, V], rows gradient_row_stride elements apart; may be the logits
+    const void* targets;             // [N]
+    const float2* states;            // [N]: r, s, as the forward kernel left them
+    const float* entropies;          // [N], as the forward kernel left them; not read by kernels without entropy
+    const float* row_gradients;      // [N], d loss / d log-prob; null: from the sequences
+    const float* entropy_gradients;  // [N], d loss / d entropy; not read by kernels without entropy
+    const int32_t* row_sequences;    // [N]; read where row_gradients is null
+    const double* sequence_weights;  // [S], d loss / d log-prob of each of the sequence's rows
+    int64_t row_stride;
+    int64_t gradient_row_stride;
+    double loss_scale;
+    int32_t vocab;
+    int32_t target_bytes;  // 4 or 8
+    float scale;           // log2(e)/T
+    float inverse_temperature;
+    float softcap;     // not read by kernels without softcap
+    int32_t reserved;  // no padding that would be left uninitialised
+};
+
+// Not the read-only path and no __restrict__: in place, this kernel writes what it reads. `volatile` and the memory
+// clobber keep loads and stores in the order of the text, which in place decides what is read.
+template <typename T>
+__device__ __forceinline__ Vector<T> load_vector(const void* address) {
+    Vector<T> v;
+    if constexpr (T::PER_WORD == 1) {
+        asm volatile("ld.global.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(v.word[0]), "=f"(v.word[1]), "=f"(v.word[2]), "=f"(v.word[3])
+                     : "l"(address)
+                     : "memory");
+    } else {
+        asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+                     : "l"(address)
+                     : "memory");
+    }
+    return v;
+}
+
+// Evict-first: the gradient's next reader is another kernel.
+template <typename T>
+__device__ __forceinline__ void store_vector(void* address, const Vector<T>& v) {
+    if constexpr (T::PER_WORD == 1) {
+        asm volatile("st.global.cs.v4.f32 [%0], {%1, %2, %3, %4};"
+                     :
+                     : "l"(address), "f"(v.word[0]), "f"(v.word[1]), "f"(v.word[2]), "f"(v.word[3])
+                     : "memory");
+    } else {
+        asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};"
+                     :
+                     : "l"(address), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+                     : "memory");
+    }
+}
+
+// How a block's columns are divided: vectors where logits and gradient are 16-byte aligned at once, single columns at
+// both ends; nothing but single columns where the two are never aligned at once.
+template <typename T>
+struct Division {
+    int32_t head;  // single columns before the first vector
+    int32_t vectors;
+    int32_t singles;  // head and tail
+
+    __device__ __forceinline__ Division(const void* logits, const void* gradients, int32_t columns) {
+        const uint32_t from = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(logits));
+        const uint32_t to = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(gradients));
+        const int32_t to_aligned = static_cast<int32_t>((0u - to) % 16u / sizeof(typename T::Bits));
+        head = (from - to) % 16u == 0 ? min(to_aligned, columns) : columns;
+        vectors = (columns - head) / COLUMNS<T>;
+        singles = columns - vectors * COLUMNS<T>;
+    }
+
+    __device__ __forceinline__ int32_t single(int32_t index) const {
+        return index < head ? index : index + vectors * COLUMNS<T>;
+    }
+
+    // The thread that writes a column: it alone may read the column beforehand and write it again afterwards.
+    __device__ __forceinline__ int32_t owner(int32_t column) const {
+        const int32_t behind_head = column - head;
+        if (behind_head < 0) return column % THREADS;
+        if (behind_head < vectors * COLUMNS<T>) return behind_head / COLUMNS<T> % THREADS;
+        return (column - vectors * COLUMNS<T>) % THREADS;
+    }
+};
+
+// Writes one value to all columns.
+template <typename T>
+__device__ __forceinline__ void fill(typename T::Bits* gradients, const Division<T>& division, typename T::Word word) {
+    const Vector<T> v{{word, word, word, word}};
+#pragma unroll 1
+    for (int32_t i = threadIdx.x; i < division.vectors; i += THREADS) {
+        store_vector<T>(gradients + division.head + i * COLUMNS<T>, v);
+    }
+#pragma unroll 1
+    for (int32_t i = threadIdx.x; i < division.singles; i += THREADS) {
+        gradients[division.single(i)] = static_cast<typename T::Bits>(word);
+    }
+}
+
+// What turns exponents into gradients: 2^t (constant + slope t), or, folded, 2^(t + log2 |constant|) and the sign: that
+// is half an operation per column less where two columns are packed into a word, which takes both signs at once.
+struct RowFactors {
+    float r;         // folded: r - log2 |constant|
+    float constant;  // -(g + e (H - ln s))/(T s)
+    float slope;     // -e ln 2/(T s)
+    uint32_t sign;   // folded: the sign bits of a word
+};
+
+// Rounding r - log2 |constant| to f32 costs at most 2^-19 in the exponent below this size, little beside the last place
+// of f16, 2^-11; under an offset of thousands it would cost 2^-13. Usual logits and gradients lie well below.
+constexpr float LARGEST_FOLDED = 64.0f;
+
+// Folds the constant into r, where that is exact enough.
+__device__ __forceinline__ bool fold(RowFactors& factors) {
+    const uint32_t bits = __float_as_uint(factors.constant);
+    const int32_t exponent = static_cast<int32_t>(bits >> 23 & 0xff);
+    // Zero, subnormal, infinite.
+    if (exponent == 0 || exponent == 255) return false;
+    const float mantissa = __uint_as_float((bits & 0x7fffffu) | 0x3f800000u);
+    const float folded = (factors.r - static_cast<float>(exponent - 127)) - log2f(mantissa);
+    if (!(fabsf(folded) <= LARGEST_FOLDED)) return false;
+    factors.r = folded;
+    factors.sign = (bits & 0x80000000u) | (bits & 0x80000000u) >> 16;
+    return true;
+}
+
+template <bool SOFTCAP, bool ENTROPY, bool FOLD>
+__device__ __forceinline__ float gradient(float x, const Scale& scale, const RowFactors& factors) {
+    float softcap_slope;
+    const float t = scale.exponent<SOFTCAP>(x, factors.r, softcap_slope);
+    const float power = exp2_approximate(t);
+    if constexpr (FOLD) return power;
+    float factor = factors.constant;
+    // Without the limit, an excluded column would get 0 * -inf, which is NaN.
+    if constexpr (ENTROPY) factor = fmaf(fmaxf(t, -127.0f), factors.slope, factor);
+    const float value = power * factor;
+    return SOFTCAP ? value * softcap_slope : value;
+}
+
+template <typename T, bool SOFTCAP, bool ENTROPY, bool FOLD>
+__device__ __forceinline__ typename T::Word word_of_gradients(typename T::Word word, const Scale& scale,
+                                                              const RowFactors& factors) {
+    const float low = gradient<SOFTCAP, ENTROPY, FOLD>(T::low(word), scale, factors);
+    float high = 0.0f;
+    if constexpr (T::PER_WORD == 2) high = gradient<SOFTCAP, ENTROPY, FOLD>(T::high(word), scale, factors);
+    if constexpr (FOLD) {
+        return T::pack(low, high) ^ factors.sign;
+    } else {
+        return T::pack(low, high);
+    }
+}
+
+template <typename T, bool SOFTCAP, bool ENTROPY, bool FOLD>
+__device__ __forceinline__ Vector<T> gradients_of(const Vector<T>& v, const Scale& scale, const RowFactors& factors) {
+    Vector<T> out;
+#pragma unroll
+    for (int i = 0; i < 4; i++) out.word[i] = word_of_gradients<T, SOFTCAP, ENTROPY, FOLD>(v.word[i], scale, factors);
+    return out;
+}
+
+// A block's columns, as if none were the target.
+template <typename T, bool SOFTCAP, bool ENTROPY, bool FOLD>
+__device__ __forceinline__ void write_columns(const typename T::Bits* logits, typename T::Bits* gradients,
+                                              const Division<T>& division, const Scale& scale,
+                                              const RowFactors& factors) {
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    const auto* from = logits + division.head + thread * COLUMNS<T>;
+    auto* to = gradients + division.head + thread * COLUMNS<T>;
+    int32_t left = division.vectors - thread;
+#pragma unroll 1
+    for (; left > (LOADS - 1) * THREADS; left -= LOADS * THREADS) {
+        Vector<T> v[LOADS];
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) v[i] = load_vector<T>(from + i * THREADS * COLUMNS<T>);
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) v[i] = gradients_of<T, SOFTCAP, ENTROPY, FOLD>(v[i], scale, factors);
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) store_vector<T>(to + i * THREADS * COLUMNS<T>, v[i]);
+        from += LOADS * THREADS * COLUMNS<T>;
+        to += LOADS * THREADS * COLUMNS<T>;
+    }
+#pragma unroll 1
+    for (; left > 0; left -= THREADS) {
+        store_vector<T>(to, gradients_of<T, SOFTCAP, ENTROPY, FOLD>(load_vector<T>(from), scale, factors));
+        from += THREADS * COLUMNS<T>;
+        to += THREADS * COLUMNS<T>;
+    }
+#pragma unroll 1
+    for (int32_t i = thread; i < division.singles; i += THREADS) {
+        const int32_t column = division.single(i);
+        const typename T::Word logit = *static_cast<const volatile typename T::Bits*>(logits + column);
+        gradients[column] =
+            static_cast<typename T::Bits>(word_of_gradients<T, SOFTCAP, ENTROPY, FOLD>(logit, scale, factors));
+    }
+}
+
+template <typename T, bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ void token_log_prob_backward(const TokenLogProbBackward& arguments) {
+    using Bits = typename T::Bits;
+    const uint32_t row = blockIdx.x;
+    const int32_t begin = static_cast<int32_t>(blockIdx.y) * SLICE;
+    const int32_t columns = min(arguments.vocab - begin, SLICE);
+    const auto* logits = static_cast<const Bits*>(arguments.logits) + int64_t{row} * arguments.row_stride + begin;
+    auto* gradients = static_cast<Bits*>(arguments.gradients) + int64_t{row} * arguments.gradient_row_stride + begin;
+    const Division<T> division(logits, gradients, columns);
+
+    const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
+    if (target < 0) return fill<T>(gradients, division, 0);
+    const float2 state = arguments.states[row];
+    const float g =
+        arguments.row_gradients != nullptr
+            ? arguments.row_gradients[row]
+            : static_cast<float>(arguments.sequence_weights[arguments.row_sequences[row]] * arguments.loss_scale);
+    float e = 0.0f, entropy = 0.0f;
+    if constexpr (ENTROPY) {
+        e = arguments.entropy_gradients[row];
+        entropy = arguments.entropies[row];
+    }
+    // Rows without a softmax, and those whose target is no column.
+    if (isnan(state.y) || isnan(g) || isnan(e) || (e != 0.0f && isnan(entropy)) || target >= arguments.vocab) {
+        return fill<T>(gradients, division, T::not_a_number());
+    }
+    if (g == 0.0f && e == 0.0f) return fill<T>(gradients, division, 0);
+
+    RowFactors factors{state.x, 0.0f, 0.0f, 0};
+    if constexpr (ENTROPY) {
+        // H - ln s cancels, so it is formed in f64: by one thread, since many devices have few units for that.
+        __shared__ float shared[2];
+        if (threadIdx.x == 0) {
+            const double unit = double{arguments.inverse_temperature} / double{state.y};
+            shared[0] = static_cast<float>(-(double{g} + double{e} * (double{entropy} - log(double{state.y}))) * unit);
+            shared[1] = static_cast<float>(double{e} * -0.693147180559945309 * unit);
+        }
+        __syncthreads();
+        factors.constant = shared[0];
+        factors.slope = shared[1];
+    } else {
+        factors.constant = -(g * arguments.inverse_temperature) / state.y;
+    }
+    const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
+
+    // The target's logit, before the row is overwritten. Only the thread that overwrites it reads it: then the order of
+    // its own instructions is enough. Another thread would need a barrier.
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    const int32_t target_column = static_cast<int32_t>(target) - begin;
+    const bool owns_target = target_column >= 0 && target_column < columns && division.owner(target_column) == thread;
+    float target_logit = 0.0f;
+    if (owns_target) target_logit = load<T>(logits + target_column);
+
+    // One condition for the whole row, so that all of its columns are rounded alike.
+    RowFactors folded = factors;
+    if (!SOFTCAP && !ENTROPY && T::PER_WORD == 2 && fold(folded)) {
+        write_columns<T, SOFTCAP, ENTROPY, !SOFTCAP && !ENTROPY && T::PER_WORD == 2>(logits, gradients, division, scale,
+                                                                                     folded);
+    } else {
+        write_columns<T, SOFTCAP, ENTROPY, false>(logits, gradients, division, scale, factors);
+    }
+
+    if (owns_target) {
+        float softcap_slope;
+        const float t = scale.exponent<SOFTCAP>(target_logit, state.x, softcap_slope);
+        const float p = exp2_approximate(t) / state.y;
+        float value = g * (1.0f - p);
+        if constexpr (ENTROPY) {
+            const double log_p =
+                (scale.exact_exponent<SOFTCAP>(target_logit, state.x) - log2(double{state.y})) * 0.693147180559945309;
+            const double of_entropy = p > 0.0f ? double{e} * p * (log_p + entropy) : 0.0;
+            value = static_cast<float>(double{g} * (1.0 - p) - of_entropy);
+        }
+        gradients[target_column] =
+            static_cast<Bits>(T::pack(value * arguments.inverse_temperature * softcap_slope, 0.0f));
+    }
+}
+
+#define KERNEL(NAME, T, SOFTCAP, ENTROPY, BLOCKS)                      \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)      \
+        NAME(const __grid_constant__ TokenLogProbBackward arguments) { \
+        token_log_prob_backward<T, SOFTCAP, ENTROPY>(arguments);       \
+    }
+
+KERNEL(token_log_prob_backward_f32, F32, false, false, 4)
+KERNEL(token_log_prob_backward_f16, F16, false, false, 4)
+KERNEL(token_log_prob_backward_bf16, Bf16, false, false, 4)
+KERNEL(token_log_prob_backward_f32_entropy, F32, false, true, 4)
+KERNEL(token_log_prob_backward_f16_entropy, F16, false, true, 4)
+KERNEL(token_log_prob_backward_bf16_entropy, Bf16, false, true, 4)
+KERNEL(token_log_prob_backward_f32_softcap, F32, true, false, 4)
+KERNEL(token_log_prob_backward_f16_softcap, F16, true, false, 4)
+KERNEL(token_log_prob_backward_bf16_softcap, Bf16, true, false, 4)
+KERNEL(token_log_prob_backward_f32_softcap_entropy, F32, true, true, 4)
+KERNEL(token_log_prob_backward_f16_softcap_entropy, F16, true, true, 4)
+KERNEL(token_log_prob_backward_bf16_softcap_entropy, Bf16, true, true, 4)

@@ -1,0 +1,178 @@
+//! The kernels' arguments: the structs of `kernels/`, member for member. Pointers are device addresses; 0 is none.
+
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
+
+/// What the device has found wrong, or odd, since the word was cleared. Counts, and the lowest index of each kind
+/// (`u32::MAX`: none).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Status {
+    /// Rows without a softmax ([`Error::NonFiniteRow`](crate::Error::NonFiniteRow)).
+    pub non_finite_rows: u32,
+    /// The first of them.
+    pub first_non_finite_row: u32,
+    /// Rows whose target is no column. Their log-prob is NaN.
+    pub bad_targets: u32,
+    /// The first of them.
+    pub first_bad_target_row: u32,
+    /// Reference log-probs of scored rows, or of sequences, that are not finite.
+    pub non_finite_references: u32,
+    /// The sequence of the first of them.
+    pub first_non_finite_reference_sequence: u32,
+    /// Scored rows whose target has a logit of −inf.
+    pub minus_infinite_targets: u32,
+    pub(super) reserved: u32,
+}
+
+impl Status {
+    /// Nothing found.
+    pub const CLEAR: Self = Self {
+        non_finite_rows: 0,
+        first_non_finite_row: u32::MAX,
+        bad_targets: 0,
+        first_bad_target_row: u32::MAX,
+        non_finite_references: 0,
+        first_non_finite_reference_sequence: u32::MAX,
+        minus_infinite_targets: 0,
+        reserved: 0,
+    };
+}
+
+/// `kernels/token_log_prob.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct TokenLogProb {
+    pub(super) logits: u64,
+    pub(super) targets: u64,
+    pub(super) log_probs: u64,
+    pub(super) states: u64,
+    pub(super) entropies: u64,
+    pub(super) partials: u64,
+    pub(super) tickets: u64,
+    pub(super) status: u64,
+    pub(super) row_stride: i64,
+    pub(super) vocab: i32,
+    pub(super) slices: i32,
+    pub(super) slices_per_block: i32,
+    pub(super) target_bytes: i32,
+    pub(super) scale: f32,
+    pub(super) softcap: f32,
+}
+
+/// `kernels/token_log_prob_backward.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct TokenLogProbBackward {
+    pub(super) logits: u64,
+    pub(super) gradients: u64,
+    pub(super) targets: u64,
+    pub(super) states: u64,
+    pub(super) entropies: u64,
+    pub(super) row_gradients: u64,
+    pub(super) entropy_gradients: u64,
+    pub(super) row_sequences: u64,
+    pub(super) sequence_weights: u64,
+    pub(super) row_stride: i64,
+    pub(super) gradient_row_stride: i64,
+    pub(super) loss_scale: f64,
+    pub(super) vocab: i32,
+    pub(super) target_bytes: i32,
+    pub(super) scale: f32,
+    pub(super) inverse_temperature: f32,
+    pub(super) softcap: f32,
+    pub(super) reserved: i32,
+}
+
+/// `kernels/log_ratio.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct LogRatio {
+    pub(super) log_probs: u64,
+    pub(super) entropies: u64,
+    pub(super) targets: u64,
+    pub(super) reference_tokens: u64,
+    pub(super) reference_sequences: u64,
+    pub(super) sequence_offsets: u64,
+    pub(super) log_ratios: u64,
+    pub(super) log_prob_sums: u64,
+    pub(super) entropy_sums: u64,
+    pub(super) scored_rows: u64,
+    pub(super) row_sequences: u64,
+    pub(super) status: u64,
+    pub(super) target_bytes: i32,
+    pub(super) mean: i32,
+}
+
+macro_rules! passed_by_value {
+    ($($arguments:ty),*) => {$(
+        // SAFETY: plain C layout of numbers only, as the kernel declares it.
+        unsafe impl DeviceRepr for $arguments {}
+    )*};
+}
+
+passed_by_value!(Status, TokenLogProb, TokenLogProbBackward, LogRatio);
+
+// SAFETY: eight numbers.
+unsafe impl ValidAsZeroBits for Status {}
+// SAFETY: two f32.
+unsafe impl DeviceRepr for crate::stages::SoftmaxState {}
+// SAFETY: zero is what a masked row has.
+unsafe impl ValidAsZeroBits for crate::stages::SoftmaxState {}
+
+/// `kernels/objective.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct ObjectiveArguments {
+    pub(super) log_ratios: u64,
+    pub(super) rewards: u64,
+    pub(super) proposal_offsets: u64,
+    pub(super) group_offsets: u64,
+    pub(super) scored_rows: u64,
+    pub(super) group_losses: u64,
+    pub(super) coefficients: u64,
+    pub(super) sequence_weights: u64,
+    pub(super) statistics: u64,
+    pub(super) status: u64,
+    pub(super) beta_policy: f64,
+    pub(super) beta_reward: f64,
+    pub(super) label_smoothing: f64,
+    pub(super) alpha: f64,
+    pub(super) weight: f64,
+    pub(super) target: i32,
+    pub(super) divergence: i32,
+    pub(super) reward_bytes: i32,
+    pub(super) groups: i32,
+    pub(super) mean: i32,
+    pub(super) padding: i32,
+}
+
+/// [`GroupStatistics`](crate::GroupStatistics) as the kernel writes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct DeviceGroupStatistics {
+    /// As [`GroupStatistics::effective_sample_size`](crate::GroupStatistics::effective_sample_size).
+    pub effective_sample_size: f64,
+    /// As [`GroupStatistics::margin`](crate::GroupStatistics::margin).
+    pub margin: f64,
+    /// 1 if it agrees.
+    pub agrees: i32,
+    /// 1 if several tie.
+    pub tied: i32,
+}
+
+impl From<DeviceGroupStatistics> for crate::GroupStatistics {
+    fn from(group: DeviceGroupStatistics) -> Self {
+        Self {
+            effective_sample_size: group.effective_sample_size,
+            margin: group.margin,
+            agrees: group.agrees != 0,
+            tied: group.tied != 0,
+        }
+    }
+}
+
+passed_by_value!(ObjectiveArguments, DeviceGroupStatistics);
+
+// SAFETY: numbers only.
+unsafe impl ValidAsZeroBits for DeviceGroupStatistics {}

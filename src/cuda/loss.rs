@@ -1,0 +1,369 @@
+//! The stages composed on the device.
+
+use super::arguments::{DeviceGroupStatistics, Status};
+use super::driver::called;
+use super::log_ratio::check_reference;
+use super::raw::{self, ForwardOutputs, LogRatioInputs, LogRatioOutputs, ObjectiveInputs, ObjectiveOutputs, Upstream};
+use super::token_log_prob::{Reference, rows, targets};
+use super::workspace::{Grown, Scratch};
+use super::{Cuda, Logits, LogitsMut};
+use crate::batch::Batch;
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::logits::Shape;
+use crate::loss::{PreferenceLoss, sealed};
+use crate::loss_options::{LogRatio, LossOptions};
+use crate::report::{Report, RowSummary, StageResults};
+use crate::stages::{GroupStatistics, Rewards, SoftmaxState, check_length, check_rewards, check_rows};
+use crate::targets::TokenId;
+use cudarc::driver::{
+    CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, ValidAsZeroBits,
+};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// Device buffers of a loss, kept between steps: per row (N), per sequence (S) and per group (G), never anything of the
+/// size of the logits.
+#[derive(Default)]
+pub struct CudaWorkspace {
+    /// Partial sums, tickets and the status word of this loss. Behind a lock: reading the report needs it.
+    scratch: Mutex<Scratch>,
+    /// Copies of the ids, for the backward pass: one of the two types.
+    targets_u32: Grown<u32>,
+    targets_i64: Grown<i64>,
+    target_bytes: usize,
+    log_probs: Grown<f32>,
+    states: Grown<SoftmaxState>,
+    entropies: Grown<f32>,
+    row_sequences: Grown<i32>,
+    sequence_offsets: Grown<i64>,
+    group_offsets: Grown<i64>,
+    rewards: Grown<f64>,
+    proposal_offsets: Grown<f64>,
+    log_ratios: Grown<f64>,
+    log_prob_sums: Grown<f64>,
+    entropy_sums: Grown<f64>,
+    scored_rows: Grown<i32>,
+    group_losses: Grown<f64>,
+    coefficients: Grown<f64>,
+    sequence_weights: Grown<f64>,
+    statistics: Grown<DeviceGroupStatistics>,
+    /// The batch whose offsets are on the device.
+    batch: Option<Batch>,
+    /// What the report needs of the last forward pass.
+    options: Option<LossOptions>,
+    vocab: usize,
+}
+
+impl std::fmt::Debug for CudaWorkspace {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("CudaWorkspace").field("batch", &self.batch).finish_non_exhaustive()
+    }
+}
+
+/// The address of a buffer that this module's launches write, in the order of the one stream that they run on.
+fn address<T: DeviceRepr + ValidAsZeroBits>(
+    buffer: &mut Grown<T>,
+    stream: &Arc<CudaStream>,
+    length: usize,
+) -> Result<raw::Address> {
+    Ok(buffer.at_least(stream, length)?.device_ptr_mut(stream).0)
+}
+
+/// Copies host numbers to a buffer, in the stream's order.
+fn upload<T: DeviceRepr + ValidAsZeroBits>(
+    buffer: &mut Grown<T>,
+    stream: &Arc<CudaStream>,
+    numbers: &[T],
+) -> Result<raw::Address> {
+    let slice = buffer.at_least(stream, numbers.len())?;
+    if !numbers.is_empty() {
+        called("cuMemcpyHtoDAsync", stream.memcpy_htod(numbers, slice))?;
+    }
+    Ok(slice.device_ptr_mut(stream).0)
+}
+
+fn download<T: DeviceRepr + Clone + Default>(
+    slice: Option<&CudaSlice<T>>,
+    stream: &Arc<CudaStream>,
+    length: usize,
+) -> Result<Vec<T>> {
+    let mut numbers = vec![T::default(); length];
+    if let Some(slice) = slice
+        && length > 0
+    {
+        called("cuMemcpyDtoHAsync", stream.memcpy_dtoh(&slice.slice(..length), &mut numbers))?;
+    }
+    Ok(numbers)
+}
+
+impl sealed::Backend for Cuda {
+    type Workspace = CudaWorkspace;
+
+    fn read_report(&self, workspace: &CudaWorkspace) -> Result<Report> {
+        workspace.read(&self.stream)
+    }
+}
+
+impl CudaWorkspace {
+    fn read(&self, stream: &Arc<CudaStream>) -> Result<Report> {
+        let (Some(batch), Some(options)) = (&self.batch, &self.options) else { return Err(Error::NoForward) };
+        let (sequences, groups) = (batch.sequences(), batch.groups());
+        let log_ratios = download(self.log_ratios.get(), stream, sequences)?;
+        let entropy_sums = download(self.entropy_sums.get(), stream, if options.entropy { sequences } else { 0 })?;
+        let scored_rows = download(self.scored_rows.get(), stream, sequences)?;
+        let group_losses = download(self.group_losses.get(), stream, groups)?;
+        let statistics: Vec<GroupStatistics> =
+            download(self.statistics.get(), stream, groups)?.into_iter().map(GroupStatistics::from).collect();
+        let status = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).read_status(stream)?;
+        check_status(&status, self.vocab)?;
+        let scored: usize = scored_rows.iter().map(|rows| *rows as usize).sum();
+        let rows = RowSummary {
+            scored_rows: scored,
+            non_finite_rows: status.non_finite_rows as usize,
+            first_non_finite_row: (status.non_finite_rows > 0).then_some(status.first_non_finite_row as usize),
+            impossible_targets: status.minus_infinite_targets as usize,
+            empty_sequences: scored_rows.iter().filter(|rows| **rows == 0).count(),
+            entropy: (options.entropy && scored > 0).then(|| entropy_sums.iter().sum()),
+        };
+        let mut report = Report::default();
+        report.fill(
+            batch,
+            &rows,
+            &StageResults {
+                log_ratios: &log_ratios,
+                group_losses: &group_losses,
+                statistics: &statistics,
+                beta_policy: options.objective.beta_policy(),
+                weight: options.reduction.weight(groups),
+            },
+        );
+        Ok(report)
+    }
+}
+
+/// Inputs that were on the device, and that the host would have refused.
+fn check_status(status: &Status, vocab: usize) -> Result<()> {
+    if status.bad_targets > 0 {
+        let (row, count) = (status.first_bad_target_row as usize, status.bad_targets as usize);
+        return Err(Error::DeviceTarget { row, count, vocab });
+    }
+    if status.non_finite_references > 0 {
+        let sequence = status.first_non_finite_reference_sequence as usize;
+        return Err(Error::NotFinite { what: "reference log-prob", sequence, value: f64::NAN });
+    }
+    Ok(())
+}
+
+impl PreferenceLoss<Cuda> {
+    /// Logits `[N, V]`, targets `[N]` and the reference's log-probs on the device, the rewards `[S]` on the host → the
+    /// loss, as part of the [report](PreferenceLoss::report), which stays on the device until it is asked for. Does not
+    /// wait for the device.
+    ///
+    /// # Errors
+    /// Lengths that do not fit, and what is wrong with the rewards, as
+    /// [`PreferenceLoss::<Cpu>::forward`](crate::PreferenceLoss#method.forward); [`Error::Cuda`]. A refused call
+    /// launches nothing. What only the device can see comes out of [`report`](PreferenceLoss::report):
+    /// [`Error::DeviceTarget`], [`Error::NotFinite`], [`Error::NonFiniteRow`].
+    pub fn forward<'a, T: Element, I: TokenId>(
+        &mut self,
+        logits: &Logits<'_, T>,
+        targets: &CudaView<'_, I>,
+        batch: &Batch,
+        reference: &Reference<'_>,
+        rewards: impl Into<Rewards<'a>>,
+    ) -> Result<()> {
+        let rewards = rewards.into();
+        let (options, objective) = (self.options, self.options.objective);
+        let (count, sequences, groups) = (logits.rows(), batch.sequences(), batch.groups());
+        check_length("targets", targets.len(), count)?;
+        check_rows(batch, count)?;
+        check_reference(reference, batch)?;
+        check_rewards(&objective, rewards, batch)?;
+
+        // From here on the workspace is this pass's: a driver's error leaves no forward pass behind.
+        self.shape = None;
+        self.report = OnceLock::new();
+        let cuda = &self.backend;
+        let stream = cuda.stream.clone();
+        let work = &mut self.workspace;
+        work.vocab = logits.vocab();
+        work.options = Some(options);
+        work.place(batch, rewards, &stream)?;
+        let target_copy = work.copy_targets(targets, &stream)?;
+        let mut scratch = work.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        scratch.clear_status(&stream)?;
+
+        let log_probs = address(&mut work.log_probs, &stream, count)?;
+        let states = address(&mut work.states, &stream, count)?;
+        let entropies = if options.entropy { address(&mut work.entropies, &stream, count)? } else { 0 };
+        let outputs = ForwardOutputs { log_probs, states, entropies };
+        let (logits_address, _read_logits) = logits.data.device_ptr(&stream);
+        let (mut reference_tokens, mut reference_sequences) = (0, 0);
+        let (_read_tokens, _read_sequences);
+        match reference {
+            Reference::PerToken(reference) => (reference_tokens, _read_tokens) = reference.device_ptr(&stream),
+            Reference::PerSequence(reference) => (reference_sequences, _read_sequences) = reference.device_ptr(&stream),
+            Reference::None => {}
+        }
+        let log_ratios = address(&mut work.log_ratios, &stream, sequences)?;
+        let scored_rows = address(&mut work.scored_rows, &stream, sequences)?;
+        let ratio_inputs = LogRatioInputs {
+            log_probs,
+            entropies,
+            targets: target_copy,
+            reference_tokens,
+            reference_sequences,
+            sequence_offsets: address(&mut work.sequence_offsets, &stream, sequences + 1)?,
+            sequences,
+            mean: options.log_ratio == LogRatio::Mean,
+        };
+        let ratio_outputs = LogRatioOutputs {
+            log_ratios,
+            log_prob_sums: address(&mut work.log_prob_sums, &stream, sequences)?,
+            entropy_sums: if options.entropy { address(&mut work.entropy_sums, &stream, sequences)? } else { 0 },
+            scored_rows,
+            row_sequences: address(&mut work.row_sequences, &stream, count)?,
+        };
+        let objective_inputs = ObjectiveInputs {
+            log_ratios,
+            rewards: address(&mut work.rewards, &stream, sequences)?,
+            proposal_offsets: if rewards.has_proposal() {
+                address(&mut work.proposal_offsets, &stream, sequences)?
+            } else {
+                0
+            },
+            group_offsets: address(&mut work.group_offsets, &stream, groups + 1)?,
+            scored_rows,
+            groups,
+            mean: options.log_ratio == LogRatio::Mean,
+            weight: options.reduction.weight(groups),
+        };
+        let objective_outputs = ObjectiveOutputs {
+            group_losses: address(&mut work.group_losses, &stream, groups)?,
+            coefficients: address(&mut work.coefficients, &stream, sequences)?,
+            sequence_weights: address(&mut work.sequence_weights, &stream, sequences)?,
+            statistics: address(&mut work.statistics, &stream, groups)?,
+        };
+        // SAFETY: every buffer of the workspace has the length that its stage takes; the caller's views have those that
+        // were checked, and are borrowed until the launches are ordered in the stream; the offsets come from a valid
+        // batch.
+        unsafe {
+            raw::token_log_probs_with(
+                cuda,
+                &mut scratch,
+                rows::<T>(logits_address, logits.shape),
+                target_copy,
+                &options.logits,
+                outputs,
+            )?;
+            raw::log_ratios_with(cuda, &mut scratch, ratio_inputs, ratio_outputs)?;
+            raw::objective(cuda, &objective, objective_inputs, objective_outputs)?;
+        }
+        drop(scratch);
+        self.shape = Some(logits.shape);
+        self.overwritten = false;
+        Ok(())
+    }
+
+    /// Writes loss scale × d loss / d logits, `[N, V]`, to `gradients`. Does not wait for the device.
+    ///
+    /// # Errors
+    /// [`Error::NoForward`]; [`Error::LogitsOverwritten`] after a backward pass in place; [`Error::Length`] if logits
+    /// or gradient have not the N and V of the forward pass; [`Error::Cuda`].
+    pub fn backward<T: Element>(&mut self, logits: &Logits<'_, T>, gradients: &mut LogitsMut<'_, T>) -> Result<()> {
+        self.check_backward(logits.shape)?;
+        let stream = self.backend.stream.clone();
+        let (address, _read) = logits.data.device_ptr(&stream);
+        let (gradient, _write) = gradients.data.device_ptr_mut(&stream);
+        self.launch_backward(rows::<T>(address, logits.shape), rows::<T>(gradient, gradients.shape))
+    }
+
+    /// Overwrites the logits with loss scale × d loss / d logits; the bits are those of [`backward`](Self::backward).
+    /// It is the step's last: a second one would take the gradient for logits, and is refused.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_in_place<T: Element>(&mut self, logits: &mut LogitsMut<'_, T>) -> Result<()> {
+        self.check_backward(logits.shape)?;
+        let stream = self.backend.stream.clone();
+        let (address, _write) = logits.data.device_ptr_mut(&stream);
+        let both = rows::<T>(address, logits.shape);
+        self.launch_backward(both, both)?;
+        self.overwritten = true;
+        Ok(())
+    }
+
+    fn check_backward(&self, shape: Shape) -> Result<()> {
+        let forward = self.shape.ok_or(Error::NoForward)?;
+        if self.overwritten {
+            return Err(Error::LogitsOverwritten);
+        }
+        check_length("rows of the backward pass", shape.rows, forward.rows)?;
+        check_length("vocabulary of the backward pass", shape.vocab, forward.vocab)
+    }
+
+    fn launch_backward(&mut self, logits: raw::Rows, gradients: raw::Rows) -> Result<()> {
+        check_length("rows of the gradient", gradients.rows, logits.rows)?;
+        check_length("vocabulary of the gradient", gradients.vocab, logits.vocab)?;
+        let stream = self.backend.stream.clone();
+        let work = &mut self.workspace;
+        let sequences = work.batch.as_ref().map_or(0, Batch::sequences);
+        let targets = work.targets(&stream, logits.rows)?;
+        let states = address(&mut work.states, &stream, logits.rows)?;
+        let upstream = Upstream::PerSequence {
+            row_sequences: address(&mut work.row_sequences, &stream, logits.rows)?,
+            weights: address(&mut work.sequence_weights, &stream, sequences)?,
+            loss_scale: self.loss_scale,
+        };
+        let options = self.options.logits;
+        // SAFETY: as in the forward pass, whose buffers these are; the gradients are the caller's view, or the logits
+        // themselves.
+        unsafe {
+            raw::token_log_probs_backward(&self.backend, logits, targets, &options, states, 0, upstream, gradients)
+        }
+    }
+}
+
+impl CudaWorkspace {
+    /// Brings the offsets, unless the batch is the last one's, and the rewards to the device.
+    fn place(&mut self, batch: &Batch, rewards: Rewards<'_>, stream: &Arc<CudaStream>) -> Result<()> {
+        if self.batch.as_ref() != Some(batch) {
+            self.batch = None;
+            let offsets = |offsets: &[usize]| offsets.iter().map(|offset| *offset as i64).collect::<Vec<_>>();
+            upload(&mut self.sequence_offsets, stream, &offsets(batch.sequence_offsets()))?;
+            upload(&mut self.group_offsets, stream, &offsets(batch.group_offsets()))?;
+            self.batch = Some(batch.clone());
+        }
+        let numbers: Vec<f64> = (0..batch.sequences()).map(|sequence| rewards.value(sequence)).collect();
+        upload(&mut self.rewards, stream, &numbers)?;
+        if rewards.has_proposal() {
+            let offsets: Vec<f64> = (0..batch.sequences()).map(|sequence| rewards.offset(sequence)).collect();
+            upload(&mut self.proposal_offsets, stream, &offsets)?;
+        }
+        Ok(())
+    }
+
+    /// Copies the ids, which the backward pass reads again.
+    fn copy_targets<I: TokenId>(&mut self, from: &CudaView<'_, I>, stream: &Arc<CudaStream>) -> Result<raw::Targets> {
+        self.target_bytes = size_of::<I>();
+        let copy = self.targets(stream, from.len())?;
+        let (raw::Targets::U32(to) | raw::Targets::I64(to)) = copy;
+        if !from.is_empty() {
+            let (source, _read) = from.device_ptr(stream);
+            called("cuCtxSetCurrent", stream.context().bind_to_thread())?;
+            // SAFETY: both hold N ids of this type.
+            let copied =
+                unsafe { cudarc::driver::result::memcpy_dtod_async(to, source, from.num_bytes(), stream.cu_stream()) };
+            called("cuMemcpyDtoDAsync", copied)?;
+        }
+        Ok(copy)
+    }
+
+    fn targets(&mut self, stream: &Arc<CudaStream>, count: usize) -> Result<raw::Targets> {
+        if self.target_bytes == 4 {
+            Ok(targets::<u32>(address(&mut self.targets_u32, stream, count)?))
+        } else {
+            Ok(targets::<i64>(address(&mut self.targets_i64, stream, count)?))
+        }
+    }
+}

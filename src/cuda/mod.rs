@@ -1,0 +1,90 @@
+//! The CUDA backend: hand-written kernels, launched on the caller's stream through [cudarc].
+//!
+//! - Three levels: [`raw`] takes device pointers (for tch, and frameworks that own their memory), [`Cuda`]'s stages take
+//!   cudarc slices and views, [`PreferenceLoss`](crate::PreferenceLoss)`<Cuda>` is the loss with its workspaces.
+//! - Everything runs on the stream that [`Cuda::new`] was given, in order, and nothing waits for the device: what the
+//!   device finds wrong (a NaN row, a target beyond the vocabulary) is counted there and becomes an `Error` when a report
+//!   or [`Cuda::status`] is read.
+//! - After the first step of a shape nothing is allocated.
+//! - The bits of a row's result depend on that row alone, as on the CPU. The two backends differ within
+//!   [`reference::bounds`](crate::reference::bounds).
+//!
+//! The kernels are compiled by `build.rs`. Where that found no nvcc, the crate builds all the same and [`Cuda::new`]
+//! says what is missing.
+
+mod arguments;
+mod driver;
+mod kernels;
+mod log_ratio;
+mod logits;
+mod loss;
+mod objective;
+pub mod raw;
+mod token_log_prob;
+mod tuning;
+mod workspace;
+
+pub use arguments::{DeviceGroupStatistics, Status};
+pub use driver::driver_present;
+pub use log_ratio::{DeviceBatch, LogRatios};
+pub use logits::{Logits, LogitsMut};
+pub use loss::CudaWorkspace;
+pub use objective::ObjectiveOutputs;
+pub use token_log_prob::{Reference, RowGradients, SavedRows, TokenLogProbs};
+
+use crate::error::Result;
+use cudarc::driver::{CudaStream, sys};
+use kernels::Kernels;
+use std::sync::{Arc, Mutex};
+use workspace::Scratch;
+
+/// A CUDA device as a backend: a stream, the kernels of its context, and scratch memory that is kept between calls.
+/// Cheap to clone; clones share the scratch memory, as they share the stream.
+#[derive(Clone)]
+pub struct Cuda {
+    stream: Arc<CudaStream>,
+    kernels: Arc<Kernels>,
+    scratch: Arc<Mutex<Scratch>>,
+    /// Multiprocessors of the device.
+    multiprocessors: usize,
+}
+
+impl Cuda {
+    /// The device of `stream`, on which everything will run.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`](crate::Error::NoDriver), [`Error::KernelsNotBuilt`](crate::Error::KernelsNotBuilt), or what
+    /// the driver says to loading the kernels.
+    pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        let kernels = kernels::of_context(stream.context())?;
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = driver::called("cuDeviceGetAttribute", stream.context().attribute(attribute))?;
+        Ok(Self {
+            stream: stream.clone(),
+            kernels,
+            scratch: Arc::default(),
+            multiprocessors: multiprocessors.max(1) as usize,
+        })
+    }
+
+    /// Device `ordinal`'s default stream: the null stream of its primary context.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`], and what the driver says to opening the device.
+    pub fn device(ordinal: usize) -> Result<Self> {
+        driver::require()?;
+        let context = driver::called("cuDevicePrimaryCtxRetain", cudarc::driver::CudaContext::new(ordinal))?;
+        Self::new(&context.default_stream())
+    }
+
+    /// The stream that everything runs on.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+}
+
+impl std::fmt::Debug for Cuda {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Cuda").field("device", &self.stream.context().ordinal()).finish_non_exhaustive()
+    }
+}

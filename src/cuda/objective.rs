@@ -1,0 +1,74 @@
+//! The objective on the device: launches `kernels/objective.cu`.
+
+use super::arguments::DeviceGroupStatistics;
+use super::driver::called;
+use super::log_ratio::DeviceBatch;
+use super::{Cuda, raw};
+use crate::error::Result;
+use crate::loss_options::Reduction;
+use crate::objective::Objective;
+use crate::stages::{Rewards, check_length, check_rewards};
+use cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
+
+/// Where the objective stage writes.
+pub struct ObjectiveOutputs<'a> {
+    /// Loss of each group, G, before the reduction.
+    pub group_losses: CudaViewMut<'a, f64>,
+    /// d loss / d log-ratio of each sequence, S, with β_π and the reduction's weight in it.
+    pub coefficients: CudaViewMut<'a, f64>,
+    /// What a trainer logs of each group, G.
+    pub statistics: CudaViewMut<'a, DeviceGroupStatistics>,
+}
+
+impl Cuda {
+    /// Log-ratios `[S]` on the device and rewards `[S]` on the host → group losses, coefficients, statistics. Brings
+    /// the rewards to the device: [`PreferenceLoss`](crate::PreferenceLoss) does so without allocating.
+    ///
+    /// # Errors
+    /// As [`Cpu::objective`](crate::Cpu::objective); [`Error::Cuda`](crate::Error::Cuda).
+    pub fn objective<'a>(
+        &self,
+        objective: &Objective,
+        log_ratios: &CudaView<'_, f64>,
+        batch: &DeviceBatch,
+        rewards: impl Into<Rewards<'a>>,
+        reduction: Reduction,
+        outputs: &mut ObjectiveOutputs<'_>,
+    ) -> Result<()> {
+        let rewards = rewards.into();
+        let (sequences, groups) = (batch.batch.sequences(), batch.batch.groups());
+        check_length("log-ratios", log_ratios.len(), sequences)?;
+        check_length("coefficients", outputs.coefficients.len(), sequences)?;
+        check_length("group losses", outputs.group_losses.len(), groups)?;
+        check_length("statistics", outputs.statistics.len(), groups)?;
+        check_rewards(objective, rewards, &batch.batch)?;
+        let stream = &self.stream;
+        let upload = |value: &dyn Fn(usize) -> f64| {
+            let numbers: Vec<f64> = (0..sequences).map(value).collect();
+            called("cuMemcpyHtoDAsync", stream.clone_htod(&numbers))
+        };
+        let values = upload(&|sequence| rewards.value(sequence))?;
+        let offsets = if rewards.has_proposal() { Some(upload(&|sequence| rewards.offset(sequence))?) } else { None };
+        let (log_ratios, _read_log_ratios) = log_ratios.device_ptr(stream);
+        let (rewards, _read_rewards) = values.device_ptr(stream);
+        let proposal = offsets.as_ref().map(|offsets| offsets.device_ptr(stream));
+        let (group_offsets, _read_offsets) = batch.group_offsets.device_ptr(stream);
+        let (group_losses, _write_losses) = outputs.group_losses.device_ptr_mut(stream);
+        let (coefficients, _write_coefficients) = outputs.coefficients.device_ptr_mut(stream);
+        let (statistics, _write_statistics) = outputs.statistics.device_ptr_mut(stream);
+        let inputs = raw::ObjectiveInputs {
+            log_ratios,
+            rewards,
+            proposal_offsets: proposal.as_ref().map_or(0, |held| held.0),
+            group_offsets,
+            scored_rows: 0,
+            groups,
+            mean: false,
+            weight: reduction.weight(groups),
+        };
+        let outputs = raw::ObjectiveOutputs { group_losses, coefficients, sequence_weights: 0, statistics };
+        // SAFETY: the lengths and the rewards were checked, the offsets are a valid batch's, and everything is borrowed
+        // until the launch is in the stream; the uploaded numbers are freed in the stream's order, behind it.
+        unsafe { raw::objective(self, objective, inputs, outputs) }
+    }
+}

@@ -1,0 +1,490 @@
+//! The stages over device addresses: for tch, and for frameworks that own their memory.
+//!
+//! Every function launches on the stream of its [`Cuda`] and returns. An address of 0 is "none" where that is allowed.
+//! Checked here are lengths and settings; that an address is one, nobody can check.
+
+use super::Cuda;
+use super::arguments::{self, Status};
+use super::driver::called;
+use super::kernels::Stage;
+use super::tuning;
+use super::workspace::Scratch;
+use crate::element::Dtype;
+use crate::error::{Error, Result};
+use crate::logits::LogitOptions;
+use crate::objective::{Divergence, Objective, Target};
+use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, sys};
+use std::sync::PoisonError;
+
+/// An address of device memory.
+pub type Address = sys::CUdeviceptr;
+
+/// Target ids on the device: which of the two types, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// `[N]` u32; an id with its highest bit set masks its row.
+    U32(Address),
+    /// `[N]` i64; a negative id masks its row.
+    I64(Address),
+}
+
+impl Targets {
+    fn parts(self) -> (Address, i32) {
+        match self {
+            Self::U32(address) => (address, 4),
+            Self::I64(address) => (address, 8),
+        }
+    }
+}
+
+/// Logits on the device: `[N, V]`, row stride ≥ V in elements, aligned to an element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// The first element.
+    pub address: Address,
+    /// N.
+    pub rows: usize,
+    /// V.
+    pub vocab: usize,
+    /// Elements from the start of one row to the start of the next.
+    pub row_stride: usize,
+    /// The type of an element.
+    pub dtype: Dtype,
+}
+
+impl Rows {
+    fn check(&self) -> Result<()> {
+        let Self { rows, vocab, row_stride, .. } = *self;
+        // A grid has up to 65535 blocks along y, one per slice.
+        if vocab == 0 || vocab > 65_535 * tuning::SLICE {
+            return Err(Error::Vocabulary { vocab });
+        }
+        // A grid has up to 2^31 - 1 blocks along x, and a kernel's row offset is an i64.
+        let end = row_stride.checked_mul(rows).and_then(|elements| i64::try_from(elements).ok());
+        if row_stride < vocab || end.is_none() || i32::try_from(rows).is_err() {
+            return Err(Error::Shape { elements: usize::MAX, rows: Some(rows), vocab, row_stride });
+        }
+        Ok(())
+    }
+}
+
+/// What the token log-prob stage writes.
+#[derive(Clone, Copy, Debug)]
+pub struct ForwardOutputs {
+    /// `[N]` f32.
+    pub log_probs: Address,
+    /// `[N]` [`SoftmaxState`](crate::SoftmaxState), aligned to 8 bytes.
+    pub states: Address,
+    /// `[N]` f32, or 0.
+    pub entropies: Address,
+}
+
+/// Where the gradient of a row's log-prob comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Upstream {
+    /// `[N]` f32 each.
+    PerRow {
+        /// d loss / d log-prob.
+        log_probs: Address,
+        /// d loss / d entropy, or 0; needs the entropies of the forward pass.
+        entropies: Address,
+    },
+    /// One number per sequence, times `loss_scale`.
+    PerSequence {
+        /// `[N]` i32: the sequence of each row.
+        row_sequences: Address,
+        /// `[S]` f64.
+        weights: Address,
+        /// The factor.
+        loss_scale: f64,
+    },
+}
+
+fn suffix(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "f32",
+        Dtype::F16 => "f16",
+        Dtype::Bf16 => "bf16",
+    }
+}
+
+/// log2 e / T: logits are exponents of two inside of the kernels.
+fn scale(options: &LogitOptions) -> f32 {
+    (std::f64::consts::LOG2_E / options.temperature()) as f32
+}
+
+/// Launches `name` with its one struct of arguments.
+///
+/// # Safety
+/// `arguments` is the struct that this kernel declares, and its addresses are what the kernel takes them for.
+pub(super) unsafe fn launch<A: DeviceRepr>(
+    cuda: &Cuda,
+    stage: Stage,
+    name: &str,
+    grid: (u32, u32),
+    arguments: &A,
+) -> Result<()> {
+    let kernel = cuda.kernels.kernel(stage, name)?;
+    let config = LaunchConfig { grid_dim: (grid.0, grid.1, 1), block_dim: (kernel.threads, 1, 1), shared_mem_bytes: 0 };
+    let mut builder = cuda.stream.launch_builder(&kernel.function);
+    builder.arg(arguments);
+    // SAFETY: the caller's promise.
+    called("cuLaunchKernel", unsafe { builder.launch(config) }.map(drop))
+}
+
+/// Logits and targets to log-probs, softmax states and, if wanted, entropies.
+///
+/// # Errors
+/// [`Error::Vocabulary`], [`Error::Shape`], [`Error::Cuda`]. What the device finds is in [`Cuda::status`].
+///
+/// # Safety
+/// 1. `logits` covers N rows as it says, in memory that the stream may read, and holds its `dtype`.
+/// 2. `targets` holds N ids, and `outputs` room for N results, each address aligned to its type.
+/// 3. Nothing else writes what is read, or touches what is written, until the stream has run it.
+/// 4. Outputs overlap neither one another nor the inputs.
+pub unsafe fn token_log_probs(
+    cuda: &Cuda,
+    logits: Rows,
+    targets: Targets,
+    options: &LogitOptions,
+    outputs: ForwardOutputs,
+) -> Result<()> {
+    let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: the caller's promise.
+    unsafe { token_log_probs_with(cuda, &mut scratch, logits, targets, options, outputs) }
+}
+
+/// [`token_log_probs`] with scratch memory, and a status word, of the caller's.
+///
+/// # Safety
+/// As [`token_log_probs`].
+pub(super) unsafe fn token_log_probs_with(
+    cuda: &Cuda,
+    scratch: &mut Scratch,
+    logits: Rows,
+    targets: Targets,
+    options: &LogitOptions,
+    outputs: ForwardOutputs,
+) -> Result<()> {
+    logits.check()?;
+    if logits.rows == 0 {
+        return Ok(());
+    }
+    let slices = logits.vocab.div_ceil(tuning::SLICE);
+    let slices_per_block = tuning::slices_per_block(logits.rows, slices, cuda.multiprocessors);
+    let shared = slices_per_block < slices;
+    let stream = &cuda.stream;
+    let (mut partials, mut tickets) = (0, 0);
+    if shared {
+        partials = scratch.partials.at_least(stream, 4 * logits.rows * slices)?.device_ptr(stream).0;
+        tickets = scratch.tickets.at_least(stream, logits.rows)?.device_ptr(stream).0;
+    }
+    let status = scratch.status(stream)?.device_ptr_mut(stream).0;
+    let (target_address, target_bytes) = targets.parts();
+    let arguments = arguments::TokenLogProb {
+        logits: logits.address,
+        targets: target_address,
+        log_probs: outputs.log_probs,
+        states: outputs.states,
+        entropies: outputs.entropies,
+        partials,
+        tickets,
+        status,
+        row_stride: logits.row_stride as i64,
+        vocab: logits.vocab as i32,
+        slices: slices as i32,
+        slices_per_block: slices_per_block as i32,
+        target_bytes,
+        scale: scale(options),
+        softcap: options.softcap() as f32,
+    };
+    let softcap = if options.softcap() > 0.0 { "_softcap" } else { "" };
+    let entropy = if outputs.entropies == 0 { "" } else { "_entropy" };
+    let name = format!("token_log_prob_{}{softcap}{entropy}", suffix(logits.dtype));
+    let grid = (logits.rows as u32, slices.div_ceil(slices_per_block) as u32);
+    // SAFETY: the caller's promise, for the addresses; the scratch memory has the sizes that the kernel takes.
+    unsafe { launch(cuda, Stage::TokenLogProb, &name, grid, &arguments) }
+}
+
+/// The gradient of the logits, out of place or, with `gradients` the logits' own address and stride, in place: the bits
+/// are the same.
+///
+/// # Errors
+/// [`Error::Vocabulary`], [`Error::Shape`] (also if the two shapes differ), [`Error::EntropiesNotKept`],
+/// [`Error::Cuda`].
+///
+/// # Safety
+/// 1. to 4. of [`token_log_probs`], except that `gradients` may be the logits.
+/// 5. `states` and `entropies` are those of the forward pass over the same logits with the same options.
+/// 6. `upstream` holds as many entries as it says; every row's sequence is one of the weights'.
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn token_log_probs_backward(
+    cuda: &Cuda,
+    logits: Rows,
+    targets: Targets,
+    options: &LogitOptions,
+    states: Address,
+    entropies: Address,
+    upstream: Upstream,
+    gradients: Rows,
+) -> Result<()> {
+    logits.check()?;
+    gradients.check()?;
+    let same = (logits.rows, logits.vocab, logits.dtype) == (gradients.rows, gradients.vocab, gradients.dtype);
+    if !same {
+        let Rows { rows, vocab, row_stride, .. } = gradients;
+        return Err(Error::Shape { elements: rows * row_stride, rows: Some(logits.rows), vocab, row_stride });
+    }
+    if logits.rows == 0 {
+        return Ok(());
+    }
+    let (mut row_gradients, mut entropy_gradients) = (0, 0);
+    let (mut sequences, mut sequence_weights, mut scale_of_loss) = (0, 0, 1.0);
+    match upstream {
+        Upstream::PerRow { log_probs, entropies } => (row_gradients, entropy_gradients) = (log_probs, entropies),
+        Upstream::PerSequence { row_sequences, weights, loss_scale } => {
+            (sequences, sequence_weights, scale_of_loss) = (row_sequences, weights, loss_scale);
+        }
+    }
+    if entropy_gradients != 0 && entropies == 0 {
+        return Err(Error::EntropiesNotKept);
+    }
+    let (target_address, target_bytes) = targets.parts();
+    let arguments = arguments::TokenLogProbBackward {
+        logits: logits.address,
+        gradients: gradients.address,
+        targets: target_address,
+        states,
+        entropies,
+        row_gradients,
+        entropy_gradients,
+        row_sequences: sequences,
+        sequence_weights,
+        row_stride: logits.row_stride as i64,
+        gradient_row_stride: gradients.row_stride as i64,
+        loss_scale: scale_of_loss,
+        vocab: logits.vocab as i32,
+        target_bytes,
+        scale: scale(options),
+        inverse_temperature: (1.0 / options.temperature()) as f32,
+        softcap: options.softcap() as f32,
+        reserved: 0,
+    };
+    let softcap = if options.softcap() > 0.0 { "_softcap" } else { "" };
+    let entropy = if entropy_gradients == 0 { "" } else { "_entropy" };
+    let name = format!("token_log_prob_backward_{}{softcap}{entropy}", suffix(logits.dtype));
+    let grid = (logits.rows as u32, logits.vocab.div_ceil(tuning::SLICE) as u32);
+    // SAFETY: the caller's promise.
+    unsafe { launch(cuda, Stage::TokenLogProbBackward, &name, grid, &arguments) }
+}
+
+/// What the log-ratio stage reads: `[N]` per row, `[S]` per sequence; 0 where allowed.
+#[derive(Clone, Copy, Debug)]
+pub struct LogRatioInputs {
+    /// `[N]` f32.
+    pub log_probs: Address,
+    /// `[N]` f32, or 0: their sums are not wanted.
+    pub entropies: Address,
+    /// `[N]` ids.
+    pub targets: Targets,
+    /// `[N]` f32 of the reference, or 0.
+    pub reference_tokens: Address,
+    /// `[S]` f64 of the reference, or 0.
+    pub reference_sequences: Address,
+    /// `[S + 1]` i64, ascending from 0 to N.
+    pub sequence_offsets: Address,
+    /// S.
+    pub sequences: usize,
+    /// The sum divided by the number of scored rows.
+    pub mean: bool,
+}
+
+/// What the log-ratio stage writes.
+#[derive(Clone, Copy, Debug)]
+pub struct LogRatioOutputs {
+    /// `[S]` f64.
+    pub log_ratios: Address,
+    /// `[S]` f64: sums of the policy's log-probs over scored rows.
+    pub log_prob_sums: Address,
+    /// `[S]` f64, or 0: sums of the entropies over scored rows.
+    pub entropy_sums: Address,
+    /// `[S]` i32: how many rows are scored.
+    pub scored_rows: Address,
+    /// `[N]` i32: the sequence of each row, for the backward pass.
+    pub row_sequences: Address,
+}
+
+/// Log-probs and the reference's to log-ratios, per token first, in f64, in a fixed order.
+///
+/// # Errors
+/// [`Error::Shape`] for more than 2^31 − 1 sequences; [`Error::Cuda`].
+///
+/// # Safety
+/// As 2. to 4. of [`token_log_probs`]; the offsets ascend from 0 to N.
+pub unsafe fn log_ratios(cuda: &Cuda, inputs: LogRatioInputs, outputs: LogRatioOutputs) -> Result<()> {
+    let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: the caller's promise.
+    unsafe { log_ratios_with(cuda, &mut scratch, inputs, outputs) }
+}
+
+/// [`log_ratios`] with a status word of the caller's.
+///
+/// # Safety
+/// As [`log_ratios`].
+pub(super) unsafe fn log_ratios_with(
+    cuda: &Cuda,
+    scratch: &mut Scratch,
+    inputs: LogRatioInputs,
+    outputs: LogRatioOutputs,
+) -> Result<()> {
+    if inputs.sequences == 0 {
+        return Ok(());
+    }
+    let Ok(sequences) = i32::try_from(inputs.sequences) else {
+        return Err(Error::OffsetRange { what: "sequence offsets", index: inputs.sequences });
+    };
+    let status = scratch.status(&cuda.stream)?.device_ptr_mut(&cuda.stream).0;
+    let (targets, target_bytes) = inputs.targets.parts();
+    let arguments = arguments::LogRatio {
+        log_probs: inputs.log_probs,
+        entropies: inputs.entropies,
+        targets,
+        reference_tokens: inputs.reference_tokens,
+        reference_sequences: inputs.reference_sequences,
+        sequence_offsets: inputs.sequence_offsets,
+        log_ratios: outputs.log_ratios,
+        log_prob_sums: outputs.log_prob_sums,
+        entropy_sums: outputs.entropy_sums,
+        scored_rows: outputs.scored_rows,
+        row_sequences: outputs.row_sequences,
+        status,
+        target_bytes,
+        mean: i32::from(inputs.mean),
+    };
+    // SAFETY: the caller's promise.
+    unsafe { launch(cuda, Stage::LogRatio, "log_ratio", (sequences as u32, 1), &arguments) }
+}
+
+/// What the objective stage reads; 0 where allowed.
+#[derive(Clone, Copy, Debug)]
+pub struct ObjectiveInputs {
+    /// `[S]` f64.
+    pub log_ratios: Address,
+    /// `[S]` f64: rewards, or log q.
+    pub rewards: Address,
+    /// `[S]` f64, or 0.
+    pub proposal_offsets: Address,
+    /// `[G + 1]` i64, strictly ascending from 0 to S.
+    pub group_offsets: Address,
+    /// `[S]` i32, or 0 unless `mean`.
+    pub scored_rows: Address,
+    /// G.
+    pub groups: usize,
+    /// The log-ratios are means over rows: a row gets its share of the coefficient.
+    pub mean: bool,
+    /// What the reduction multiplies each group's loss with.
+    pub weight: f64,
+}
+
+/// What the objective stage writes.
+#[derive(Clone, Copy, Debug)]
+pub struct ObjectiveOutputs {
+    /// `[G]` f64, before the reduction.
+    pub group_losses: Address,
+    /// `[S]` f64: d loss / d log-ratio.
+    pub coefficients: Address,
+    /// `[S]` f64: d loss / d log-prob of each row of the sequence; or 0.
+    pub sequence_weights: Address,
+    /// `[G]` [`DeviceGroupStatistics`](arguments::DeviceGroupStatistics), or 0.
+    pub statistics: Address,
+}
+
+/// The codes of `kernels/objective.cu`.
+fn target_code(target: Target) -> (i32, f64, f64) {
+    match target {
+        Target::Rewards { beta } => (0, beta, 0.0),
+        Target::Preference { label_smoothing } => (1, 1.0, label_smoothing),
+        Target::OfficialPreference => (2, 1.0, 0.0),
+        Target::Distribution => (3, 1.0, 0.0),
+    }
+}
+
+fn divergence_code(divergence: Divergence) -> (i32, f64) {
+    match divergence {
+        Divergence::ReverseKl => (0, 0.0),
+        Divergence::ForwardKl => (1, 0.0),
+        Divergence::Alpha(alpha) => (2, alpha),
+        Divergence::JensenShannon => (3, 0.0),
+    }
+}
+
+/// Log-ratios and rewards to group losses, coefficients and statistics.
+///
+/// # Errors
+/// [`Error::OffsetRange`] for more than 2^31 − 1 groups; [`Error::Cuda`].
+///
+/// # Safety
+/// As 2. to 4. of [`token_log_probs`]; the offsets are those of non-empty groups from 0 to S; rewards are what the
+/// objective takes (finite).
+pub unsafe fn objective(
+    cuda: &Cuda,
+    objective: &Objective,
+    inputs: ObjectiveInputs,
+    outputs: ObjectiveOutputs,
+) -> Result<()> {
+    if inputs.groups == 0 {
+        return Ok(());
+    }
+    let Ok(groups) = i32::try_from(inputs.groups) else {
+        return Err(Error::OffsetRange { what: "group offsets", index: inputs.groups });
+    };
+    let (target, beta_reward, label_smoothing) = target_code(objective.target());
+    let (divergence, alpha) = divergence_code(objective.divergence());
+    let arguments = arguments::ObjectiveArguments {
+        log_ratios: inputs.log_ratios,
+        rewards: inputs.rewards,
+        proposal_offsets: inputs.proposal_offsets,
+        group_offsets: inputs.group_offsets,
+        scored_rows: inputs.scored_rows,
+        group_losses: outputs.group_losses,
+        coefficients: outputs.coefficients,
+        sequence_weights: outputs.sequence_weights,
+        statistics: outputs.statistics,
+        status: 0,
+        beta_policy: objective.beta_policy(),
+        beta_reward,
+        label_smoothing,
+        alpha,
+        weight: inputs.weight,
+        target,
+        divergence,
+        reward_bytes: 8,
+        groups,
+        mean: i32::from(inputs.mean),
+        padding: 0,
+    };
+    // A warp per group.
+    let groups_per_block = cuda.kernels.kernel(Stage::Objective, "objective")?.threads as usize / 32;
+    let blocks = inputs.groups.div_ceil(groups_per_block) as u32;
+    // SAFETY: the caller's promise.
+    unsafe { launch(cuda, Stage::Objective, "objective", (blocks, 1), &arguments) }
+}
+
+impl Cuda {
+    /// What the device has found in the calls of this module and of the stages since the word was cleared. Waits for
+    /// the stream.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn status(&self) -> Result<Status> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).read_status(&self.stream)
+    }
+
+    /// Clears the status word, in the stream's order.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn clear_status(&self) -> Result<()> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).clear_status(&self.stream)
+    }
+}

@@ -1,0 +1,76 @@
+//! Device memory that is kept between calls and only grows.
+
+use super::arguments::Status;
+use super::driver::called;
+use crate::error::Result;
+use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
+use std::sync::Arc;
+
+/// A buffer that grows when it must. What it held is lost when it does.
+pub(super) struct Grown<T> {
+    slice: Option<CudaSlice<T>>,
+}
+
+impl<T> Default for Grown<T> {
+    fn default() -> Self {
+        Self { slice: None }
+    }
+}
+
+impl<T: DeviceRepr + ValidAsZeroBits> Grown<T> {
+    /// At least `length` elements; zeros when new. Growing frees the old buffer in the stream's order, behind what
+    /// still uses it.
+    pub(super) fn at_least(&mut self, stream: &Arc<CudaStream>, length: usize) -> Result<&mut CudaSlice<T>> {
+        let fits = self.slice.as_ref().is_some_and(|slice| slice.len() >= length.max(1));
+        if !fits {
+            self.slice = None;
+            self.slice = Some(called("cuMemAllocAsync", stream.alloc_zeros(length.max(1)))?);
+        }
+        match &mut self.slice {
+            Some(slice) => Ok(slice),
+            None => unreachable!("it was just put there"),
+        }
+    }
+
+    /// The buffer, if there is one.
+    pub(super) fn get(&self) -> Option<&CudaSlice<T>> {
+        self.slice.as_ref()
+    }
+}
+
+/// What the token log-prob stage needs beside its outputs.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// State and entropy sum of each slice of each row, `[N, slices]` of four f32, where several blocks share a row.
+    pub(super) partials: Grown<f32>,
+    /// How many blocks of each row have come, `[N]`; the last one sets it back to 0.
+    pub(super) tickets: Grown<u32>,
+    /// What was found wrong, once there is one.
+    pub(super) status: Option<CudaSlice<Status>>,
+}
+
+impl Scratch {
+    /// The status word; clear when new.
+    pub(super) fn status(&mut self, stream: &Arc<CudaStream>) -> Result<&mut CudaSlice<Status>> {
+        if self.status.is_none() {
+            self.status = Some(called("cuMemcpyHtoDAsync", stream.clone_htod(&[Status::CLEAR]))?);
+        }
+        match &mut self.status {
+            Some(status) => Ok(status),
+            None => unreachable!("it was just put there"),
+        }
+    }
+
+    /// Reads the status word. Waits for the stream.
+    pub(super) fn read_status(&mut self, stream: &Arc<CudaStream>) -> Result<Status> {
+        let mut read = [Status::CLEAR];
+        called("cuMemcpyDtoHAsync", stream.memcpy_dtoh(self.status(stream)?, &mut read))?;
+        called("cuStreamSynchronize", stream.synchronize())?;
+        Ok(read[0])
+    }
+
+    /// Clears the status word, in the stream's order.
+    pub(super) fn clear_status(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
+        called("cuMemcpyHtoDAsync", stream.memcpy_htod(&[Status::CLEAR], self.status(stream)?))
+    }
+}

@@ -1,0 +1,122 @@
+//! Kernels on softcuda without a driver: compiled from `kernels/`, launched with plain structs, checked for faults.
+
+#![allow(dead_code, reason = "every test binary uses its own part of it")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use softcuda::Settings;
+use softcuda::machine::device::{Device, Launch, Program};
+use softcuda::report::LaunchReport;
+
+/// PTX of `kernels/<name>.cu`, compiled once per test binary and text.
+pub(crate) fn ptx(name: &str) -> String {
+    static COMPILING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = COMPILING.lock().unwrap_or_else(PoisonError::into_inner);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.ptx", std::process::id()));
+    if let Ok(found) = std::fs::read_to_string(&output) {
+        return found;
+    }
+    let nvcc = nvcc(root);
+    let run = Command::new(&nvcc)
+        .args(["-std=c++17", "-O3", "-ptx", "-arch=compute_80", "-o"])
+        .args([&output, &root.join("kernels").join(name).with_extension("cu")])
+        .output()
+        .unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    std::fs::read_to_string(&output).expect("nvcc wrote its output")
+}
+
+/// Where `build.rs` looks for it.
+fn nvcc(root: &Path) -> PathBuf {
+    let named = std::env::var_os("NVCC").map(PathBuf::from);
+    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
+    let toolkits = toolkits.map(|folder| Path::new(&folder).join("bin/nvcc"));
+    let on_path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&on_path).map(|folder| folder.join("nvcc"));
+    let mut all =
+        named.into_iter().chain(toolkits).chain(on_path).chain([root.join(".cache/nvcc/nvidia/cu13/bin/nvcc")]);
+    all.find(|path| path.is_file()).expect("no nvcc: run scripts/install-nvcc")
+}
+
+/// A device with one kernel's module.
+pub(crate) struct Kernel {
+    device: Device,
+    program: Arc<Program>,
+    index: usize,
+}
+
+impl Kernel {
+    pub(crate) fn new(name: &str, shuffle: Option<u64>) -> Self {
+        let device = Device::new(&Settings { shuffle, ..Settings::default() });
+        let program = device.load(&ptx(name)).unwrap_or_else(|error| panic!("{error}"));
+        let index = program.kernel(name).expect("the kernel");
+        Kernel { device, program, index }
+    }
+
+    /// A buffer with these numbers; the null pointer for `None`.
+    pub(crate) fn input<T: bytemuck::Pod>(&self, values: Option<&[T]>) -> u64 {
+        let Some(values) = values else { return 0 };
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let address = self.device.memory.allocate(bytes.len().max(1) as u64).expect("memory");
+        self.device.memory.write(address, bytes).expect("a write in bounds");
+        address
+    }
+
+    /// Writes a part of a buffer.
+    pub(crate) fn write<T: bytemuck::Pod>(&self, address: u64, values: &[T]) {
+        self.device.memory.write(address, bytemuck::cast_slice(values)).expect("a write in bounds");
+    }
+
+    /// A buffer that nobody has written.
+    pub(crate) fn output<T>(&self, count: usize) -> u64 {
+        self.device.memory.allocate((count * size_of::<T>()).max(1) as u64).expect("memory")
+    }
+
+    pub(crate) fn read<T: bytemuck::Pod>(&self, address: u64, count: usize) -> Vec<T> {
+        let mut values = vec![T::zeroed(); count];
+        self.device.memory.read(address, bytemuck::cast_slice_mut(&mut values)).expect("a read in bounds");
+        values
+    }
+
+    /// Runs the kernel; a fault fails the test.
+    pub(crate) fn launch<A: bytemuck::NoUninit>(&self, grid: usize, block: u32, arguments: &A) -> LaunchReport {
+        let parameters = bytemuck::bytes_of(arguments).to_vec();
+        assert_eq!(parameters.len(), self.program.kernels()[self.index].parameter_bytes as usize);
+        let launch = Launch { grid: [grid as u32, 1, 1], block: [block, 1, 1], parameters, ..Launch::default() };
+        let report = self.device.launch(&self.program, self.index, &launch);
+        if let Some(fault) = &report.fault {
+            panic!("{fault}");
+        }
+        report
+    }
+}
+
+/// `Status` of `kernels/include/status.cuh`.
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(crate) struct Status {
+    pub(crate) non_finite_rows: u32,
+    pub(crate) first_non_finite_row: u32,
+    pub(crate) bad_targets: u32,
+    pub(crate) first_bad_target_row: u32,
+    pub(crate) non_finite_references: u32,
+    pub(crate) first_non_finite_reference_sequence: u32,
+    pub(crate) minus_infinite_targets: u32,
+    pub(crate) reserved: u32,
+}
+
+impl Status {
+    pub(crate) const CLEAR: Status = Status {
+        non_finite_rows: 0,
+        first_non_finite_row: u32::MAX,
+        bad_targets: 0,
+        first_bad_target_row: u32::MAX,
+        non_finite_references: 0,
+        first_non_finite_reference_sequence: u32::MAX,
+        minus_infinite_targets: 0,
+        reserved: 0,
+    };
+}
