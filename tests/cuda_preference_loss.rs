@@ -14,14 +14,12 @@ mod device;
 #[path = "support/fixture.rs"]
 mod fixture;
 
-use std::path::Path;
-
 use comparison::Stored;
 use cudarc::driver::CudaSlice;
 use device::{download, upload};
 use exo_kernels::cuda::{Cuda, Logits, LogitsMut, Reference};
 use exo_kernels::{Batch, Betas, Error, LogRatio, LossOptions, Objective, PreferenceLoss, Reduction, Report};
-use fixture::{Fixture, StoredLogits};
+use fixture::{Fixture, StoredLogits, golden_folder};
 
 fn compare_composition<T: Stored + PartialEq>(name: &str, fixture: &Fixture, values: &[T], cuda: &Cuda) {
     let stages = comparison_cuda::computed(fixture, values, cuda);
@@ -63,9 +61,8 @@ fn compare_composition<T: Stored + PartialEq>(name: &str, fixture: &Fixture, val
 #[test]
 fn the_loss_is_its_stages() {
     let cuda = device::cuda();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut files: Vec<_> =
-        std::fs::read_dir(folder).expect("tests/golden").map(|entry| entry.expect("entry").path()).collect();
+        std::fs::read_dir(golden_folder()).expect("tests/golden").map(|entry| entry.expect("entry").path()).collect();
     files.sort();
     for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "safetensors")) {
         let name = file.file_stem().expect("a name").to_string_lossy();

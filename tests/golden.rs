@@ -11,15 +11,15 @@ mod device;
 #[path = "support/fixture.rs"]
 mod fixture;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use comparison::{Backend, OutputError, compare};
 use exo_kernels::Cpu;
 use exo_kernels::cpu::InstructionSet;
-use fixture::Fixture;
+use fixture::{Fixture, golden_folder};
 
 fn fixtures() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folder = golden_folder();
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(folder).expect("tests/golden").map(|entry| entry.expect("entry").path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "safetensors"));
@@ -69,7 +69,7 @@ type Change<'a> = (&'static str, Box<dyn Fn(&mut Fixture) + 'a>);
 /// The comparison itself: an expected value that is off by a little more than its bound must be seen, in every output.
 #[test]
 fn a_wrong_value_is_over_its_bound() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/matrix-exo-rw-f32.safetensors");
+    let file = golden_folder().join("matrix-exo-rw-f32.safetensors");
     let right = Fixture::read(&file).expect("a readable fixture");
     let row = right.targets.iter().position(|&target| target >= 0).expect("a scored row");
     let off = |value: &mut f64| *value += 1e-4 * value.abs().max(1.0);

@@ -25,6 +25,13 @@ use exo_kernels::{Batch, Betas, LogitOptions, LossOptions, Objective};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 
+/// Where the golden fixtures are: `EXO_KERNELS_GOLDEN`, for binaries that run on another machine, or the repository.
+#[allow(dead_code, reason = "not every user of fixtures reads all of them")]
+pub(crate) fn golden_folder() -> std::path::PathBuf {
+    let repository = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    std::env::var_os("EXO_KERNELS_GOLDEN").map_or_else(repository, std::path::PathBuf::from)
+}
+
 /// What went wrong, in words that name the file's part.
 pub(crate) type Result<T> = std::result::Result<T, String>;
 
