@@ -358,3 +358,15 @@ fn reductions_scale_the_coefficients_and_not_the_group_losses() {
         assert_eq!(scaled, sum.iter().map(|c| weight * c).collect::<Vec<_>>());
     }
 }
+
+/// A sample with p = 0 whose q has underflowed to 0 contributes nothing to a forward KL: 0 · inf is 0 here, not NaN.
+#[test]
+fn an_impossible_sample_that_the_target_does_not_want_costs_nothing() {
+    // q of the last sample is e^-800, which is 0 in f64.
+    let (log_ratios, rewards) = ([0.5, -0.25, f64::NEG_INFINITY], [0.0, 0.0, -800.0]);
+    let (without, gradient_without) =
+        on_the_cpu(&Objective::dpo_rw(ONE).expect("betas"), &log_ratios[..2], &rewards[..2], None);
+    let (loss, gradient) = on_the_cpu(&Objective::dpo_rw(ONE).expect("betas"), &log_ratios, &rewards, None);
+    assert_eq!(loss, without);
+    assert_eq!(gradient, [gradient_without[0], gradient_without[1], 0.0]);
+}

@@ -204,11 +204,7 @@ impl Group {
 
     /// Σ q·(−log p) from terms that are never negative.
     fn cross_entropy(&self) -> f64 {
-        self.log_p
-            .iter()
-            .zip(&self.log_q)
-            .map(|(log_p, log_q)| if *log_q == f64::NEG_INFINITY { 0.0 } else { -log_q.exp() * log_p })
-            .sum()
+        self.log_p.iter().zip(&self.log_q).map(|(log_p, log_q)| product(log_q.exp(), -log_p)).sum()
     }
 
     /// (1 − Σ p^(1−α) q^α)/(α(1−α)); the limits KL(p‖q) at 0 and KL(q‖p) at 1.
