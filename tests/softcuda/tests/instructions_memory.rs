@@ -552,7 +552,8 @@ fn blocks_of_a_cluster_reach_each_others_shared_memory() {
     isspacep.shared::cluster %p2, %rd3;
     isspacep.shared::cta %p3, %rd3;
     selp.u32 %r14, 1, 0, %p2;
-    selp.u32 %r15, 1, 0, %p3;
+    selp.u32 %r15, 2, 0, %p3;
+    add.u32 %r14, %r14, %r15;
     barrier.cluster.arrive.aligned;
     barrier.cluster.wait.aligned;
     @%p1 st.shared.u32 [mine+4], 0;
@@ -578,7 +579,9 @@ fn blocks_of_a_cluster_reach_each_others_shared_memory() {
         let (first, rank, other) = (block / 4 * 4, block % 4, lane % 4);
         let value = 100 + first + other;
         let before = first + (rank + 3) % 4;
-        assert_eq!(row, [value, other, value, other, value, rank, 1, before], "block {block}, thread {lane}");
+        // In the cluster's window always, in the thread's own block only if it is that one.
+        let windows = 1 + 2 * u32::from(other == rank);
+        assert_eq!(row, [value, other, value, other, value, rank, windows, before], "block {block}, thread {lane}");
     }
 }
 
