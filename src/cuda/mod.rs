@@ -5,7 +5,9 @@
 //! - Everything runs on the stream that [`Cuda::new`] was given, in order, and nothing waits for the device: what the
 //!   device finds wrong (a NaN row, a target beyond the vocabulary) is counted there and becomes an `Error` when a report
 //!   or [`Cuda::status`] is read.
-//! - After the first step of a shape nothing is allocated.
+//! - After the first step of a shape nothing is allocated, so the stages can be captured in a CUDA graph (with cudarc's
+//!   event tracking off: a capture may not wait for events from outside). [`PreferenceLoss`](crate::PreferenceLoss)
+//!   cannot: it brings the rewards from the host in each step.
 //! - The bits of a row's result depend on that row alone, as on the CPU. The two backends differ within
 //!   [`reference::bounds`](crate::reference::bounds).
 //!
