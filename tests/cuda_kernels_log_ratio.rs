@@ -10,9 +10,10 @@ mod support {
     pub(crate) mod kernel_device;
 }
 
+use exo_kernels::cuda::Status;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use support::kernel_device::{Kernel, Status};
+use support::kernel_device::Kernel;
 
 const STEP: f64 = 1.0 / 1_048_576.0;
 const MASKED: i64 = -100;

@@ -4,224 +4,17 @@
 mod support {
     pub(crate) mod fifty_digits;
     pub(crate) mod objective_bounds;
+    pub(crate) mod objective_cases;
     pub(crate) mod one_group;
 }
 
 use exo_kernels::reference::{bounds, objective as reference};
-use exo_kernels::{Betas, Divergence, Objective, Target};
+use exo_kernels::{Divergence, Objective, Target};
 use support::fifty_digits::{Exact, Group, Real};
-use support::{objective_bounds, one_group};
-
-/// One group's inputs.
-#[derive(Debug, Clone)]
-struct Case {
-    name: String,
-    log_ratios: Vec<f64>,
-    rewards: Vec<f64>,
-    offsets: Option<Vec<f64>>,
-    betas: Betas,
-}
-
-impl Case {
-    fn new(name: impl Into<String>, betas: Betas, log_ratios: Vec<f64>, rewards: Vec<f64>) -> Self {
-        Case { name: name.into(), log_ratios, rewards, offsets: None, betas }
-    }
-
-    /// From implicit rewards f and target logits s: S = f/β_π, r = s·β_r, as f64 rounds them.
-    fn from_logits(name: impl Into<String>, betas: Betas, f: &[f64], s: &[f64]) -> Self {
-        let log_ratios = f.iter().map(|f| f / betas.policy).collect();
-        Case::new(name, betas, log_ratios, s.iter().map(|s| s * betas.reward).collect())
-    }
-}
-
-const EXACT: Betas = Betas { policy: 1.0, reward: 1.0 };
-/// Neither is an f64: every product and quotient rounds.
-const ROUNDED: Betas = Betas { policy: 0.1, reward: 0.3 };
-const TINY: Betas = Betas { policy: 1e-3, reward: 1e-3 };
-
-/// Numbers that look random, the same in every run (splitmix64), uniform in [−1, 1).
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-    }
-
-    fn take(&mut self, k: usize, scale: f64) -> Vec<f64> {
-        (0..k).map(|_| scale * self.next()).collect()
-    }
-
-    /// On a grid of 2^(−10), so that sums and differences of a few of them are exact.
-    fn take_dyadic(&mut self, k: usize, scale: f64) -> Vec<f64> {
-        (0..k).map(|_| (scale * self.next() * 1024.0).round() / 1024.0).collect()
-    }
-}
-
-fn cases() -> Vec<Case> {
-    let mut numbers = Numbers(1);
-    let mut cases = Vec::new();
-    for k in [1, 2, 3, 8, 64, 1024] {
-        let (f, s) = (numbers.take(k, 3.0), numbers.take(k, 3.0));
-        cases.push(Case::from_logits(format!("generic, K = {k}"), ROUNDED, &f, &s));
-    }
-    // f = s + d: a little off the optimum, in inputs that are exact and in inputs that are rounded.
-    for exponent in [10, 13, 27] {
-        let d = 0.5f64.powi(exponent);
-        for k in [2, 8, 64] {
-            let s = numbers.take_dyadic(k, 2.0);
-            let f: Vec<f64> = s.iter().map(|s| s + d * (numbers.next() * 16.0).round() / 16.0).collect();
-            cases.push(Case::from_logits(format!("d = 2^-{exponent}, exact, K = {k}"), EXACT, &f, &s));
-            cases.push(Case::from_logits(format!("d = 2^-{exponent}, rounded, K = {k}"), ROUNDED, &f, &s));
-        }
-    }
-    // One sample has all the weight under the policy; the target agrees, disagrees, or does not care.
-    for gap in [14.0, 30.0, 60.0, 700.0, 720.0, 800.0] {
-        for k in [2, 3, 8] {
-            if gap > 700.0 && k > 2 {
-                // e^(−720) is subnormal and e^720 infinite; e^(−800) is 0. Pairs show what that does.
-                continue;
-            }
-            let mut f = numbers.take(k, 1.0);
-            f[k / 2] += gap;
-            let indifferent = numbers.take(k, 2.0);
-            let mut agreeing = indifferent.clone();
-            agreeing[k / 2] += gap - 0.75;
-            let mut opposed = indifferent.clone();
-            opposed[0] += gap;
-            for (name, s) in [("indifferent", indifferent), ("agreeing", agreeing), ("opposed", opposed)] {
-                for betas in [EXACT, ROUNDED] {
-                    cases.push(Case::from_logits(format!("gap {gap}, {name}, K = {k}, {betas:?}"), betas, &f, &s));
-                }
-            }
-        }
-    }
-    for k in [3, 8, 64] {
-        let (f, s) = (numbers.take(k, 30.0), numbers.take(k, 30.0));
-        cases.push(Case::from_logits(format!("spread 60, K = {k}"), ROUNDED, &f, &s));
-    }
-    // Common offsets, of the log-ratios, of the rewards and of both by a proposal, cost the digits that f64 has not
-    // there.
-    for k in [2, 8] {
-        let (log_ratios, rewards) = (numbers.take(k, 5.0), numbers.take(k, 2.0));
-        let moved = |values: &[f64], by: f64| values.iter().map(|value| value + by).collect::<Vec<f64>>();
-        let case =
-            Case::new(format!("offsets of 1e4, K = {k}"), ROUNDED, moved(&log_ratios, 1e4), moved(&rewards, -1e4));
-        cases.push(Case { offsets: Some(moved(&numbers.take(k, 3.0), 1e4)), ..case.clone() });
-        cases.push(case);
-        cases.push(Case::new(format!("tiny betas, K = {k}"), TINY, moved(&log_ratios, -50.0), moved(&rewards, 0.1)));
-        cases.push(Case::new(format!("nothing but ties, K = {k}"), ROUNDED, vec![0.7; k], vec![-0.2; k]));
-        let same = numbers.take_dyadic(k, 3.0);
-        cases.push(Case::new(format!("the optimum, K = {k}"), EXACT, same.clone(), same));
-    }
-    // Two samples next to the optimum, and one of no weight that is far from it.
-    let (f, s) = ([1.0, 0.5 + 0.5f64.powi(27), -59.0], [1.0, 0.5, -64.0]);
-    cases.push(Case::from_logits("near the optimum but for one", EXACT, &f, &s));
-    cases
-}
-
-/// α close to and at the limits 0 and 1, at the symmetric ½ and on both sides of it.
-const ALPHAS: [f64; 8] = [0.0, 1e-12, 1e-3, 0.1, 0.5, 0.9, 0.999, 1.0];
-
-fn reward_objectives(betas: Betas) -> Vec<Objective> {
-    let mut objectives = vec![Objective::exo(betas), Objective::dpo_rw(betas), Objective::jensen_shannon(betas)];
-    objectives.extend(ALPHAS.iter().map(|&alpha| Objective::alpha(alpha, betas)));
-    objectives.into_iter().map(|objective| objective.expect("betas and alphas in range")).collect()
-}
-
-fn preference_objectives(betas: Betas, k: usize) -> Vec<Objective> {
-    let beta = betas.policy;
-    let mut objectives = vec![Objective::dpo_pref(beta, 0.0)];
-    for epsilon in [1e-300, 1e-3, 0.3] {
-        objectives.extend([Objective::exo_pref(beta, epsilon), Objective::dpo_pref(beta, epsilon)]);
-        for divergence in [Divergence::Alpha(0.1), Divergence::Alpha(0.999), Divergence::JensenShannon] {
-            objectives.push(Objective::new(Target::Preference { label_smoothing: epsilon }, divergence, beta));
-        }
-    }
-    if k <= 2 {
-        objectives.push(Objective::exo_pref_official(beta));
-        objectives.push(Objective::new(Target::OfficialPreference, Divergence::ForwardKl, beta));
-    }
-    objectives.into_iter().map(|objective| objective.expect("parameters in range")).collect()
-}
-
-/// The largest share of a bound that was used.
-#[derive(Default)]
-struct Used {
-    loss: f64,
-    coefficient: f64,
-    where_loss: String,
-    where_coefficient: String,
-}
-
-impl Used {
-    fn loss(&mut self, share: f64, at: &str) {
-        if share > self.loss || share.is_nan() {
-            (self.loss, self.where_loss) = (share, at.to_owned());
-        }
-    }
-
-    fn coefficient(&mut self, share: f64, at: &str) {
-        if share > self.coefficient || share.is_nan() {
-            (self.coefficient, self.where_coefficient) = (share, at.to_owned());
-        }
-    }
-
-    fn check(&self) {
-        println!("loss: {:.3} of its bound at {}", self.loss, self.where_loss);
-        println!("coefficients: {:.3} of their bounds at {}", self.coefficient, self.where_coefficient);
-        assert!(self.loss <= 1.0, "loss {} times its bound: {}", self.loss, self.where_loss);
-        assert!(
-            self.coefficient <= 1.0,
-            "coefficient {} times its bound: {}",
-            self.coefficient,
-            self.where_coefficient
-        );
-    }
-}
-
-/// |computed − exact|, without rounding the exact value first.
-fn error(computed: f64, exact: &Real) -> f64 {
-    if !computed.is_finite() {
-        return f64::INFINITY;
-    }
-    (Real::try_from(computed).unwrap_or(Real::ZERO) - exact).to_f64().value().abs()
-}
-
-fn share(error: f64, bound: f64) -> f64 {
-    if error == 0.0 { 0.0 } else { error / bound }
-}
-
-/// The CPU on one group, within the bounds and the properties that no rounding may break.
-fn check_cpu(case: &Case, objective: &Objective, group: &Group, exact: &Exact, used: &mut Used) {
-    let at = format!("{}, {objective:?}", case.name);
-    let k = case.log_ratios.len();
-    let zeros = vec![0.0; k];
-    let offsets = case.offsets.as_deref().unwrap_or(&zeros);
-    let (loss, coefficients) =
-        one_group::on_the_cpu(objective, &case.log_ratios, &case.rewards, case.offsets.as_deref());
-    let bounds = objective_bounds::group(objective, &case.log_ratios, &case.rewards, offsets, group, exact);
-    used.loss(share(error(loss, &exact.loss), bounds.loss + group.error()), &at);
-    let beta = Real::try_from(objective.beta_policy()).unwrap_or(Real::ZERO);
-    for i in 0..k {
-        let exact = &beta * &exact.gradient[i];
-        used.coefficient(share(error(coefficients[i], &exact), bounds.coefficients[i] + group.error()), &at);
-    }
-
-    let is_official =
-        objective.target() == Target::OfficialPreference && objective.divergence() == Divergence::ReverseKl;
-    // log(1 + e^(−10)) rounded up.
-    let least = if is_official { -4.539_889_921_686_466e-5 } else { 0.0 };
-    assert!(loss >= least, "{at}: loss {loss}");
-    // The top's is minus the sum of the others': what is left is the roundings of K additions and of the product with
-    // β.
-    let sizes: f64 = coefficients.iter().map(|c| c.abs()).sum();
-    let sum: f64 = coefficients.iter().sum();
-    assert!(sum.abs() <= (2 * k + 2) as f64 * f64::EPSILON * sizes + k as f64 * f64::MIN_POSITIVE, "{at}: sum {sum}");
-}
+use support::objective_cases::{
+    ALPHAS, Case, Numbers, ROUNDED, Used, cases, check_group, error, preference_objectives, reward_objectives, share,
+};
+use support::one_group;
 
 /// The plain f64 specification, within the absolute bounds that it states.
 fn check_reference(case: &Case, objective: &Objective, group: &Group, exact: &Exact, used: &mut Used) {
@@ -261,7 +54,9 @@ fn check(cases: &[Case], objectives: impl Fn(&Case) -> Vec<Objective>) {
             }
             let Some((_, group)) = &group else { continue };
             let exact = group.exact(&objective);
-            check_cpu(case, &objective, group, &exact, &mut cpu);
+            let (loss, coefficients) =
+                one_group::on_the_cpu(&objective, &case.log_ratios, &case.rewards, case.offsets.as_deref());
+            check_group(case, &objective, (loss, &coefficients), group, &exact, &mut cpu);
             check_reference(case, &objective, group, &exact, &mut reference);
         }
     }

@@ -22,7 +22,9 @@ pub struct Status {
     pub first_non_finite_reference_sequence: u32,
     /// Scored rows whose target has a logit of −inf.
     pub minus_infinite_targets: u32,
-    pub(super) reserved: u32,
+    /// 0; of the objective kernel, where it is given the word, the complement of the first sequence whose reward is not
+    /// finite.
+    pub reserved: u32,
 }
 
 impl Status {

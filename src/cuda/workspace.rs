@@ -21,14 +21,13 @@ impl<T: DeviceRepr + ValidAsZeroBits> Grown<T> {
     /// At least `length` elements; zeros when new. Growing frees the old buffer in the stream's order, behind what
     /// still uses it.
     pub(super) fn at_least(&mut self, stream: &Arc<CudaStream>, length: usize) -> Result<&mut CudaSlice<T>> {
-        let fits = self.slice.as_ref().is_some_and(|slice| slice.len() >= length.max(1));
-        if !fits {
+        if self.slice.as_ref().is_some_and(|slice| slice.len() < length) {
             self.slice = None;
-            self.slice = Some(called("cuMemAllocAsync", stream.alloc_zeros(length.max(1)))?);
         }
         match &mut self.slice {
             Some(slice) => Ok(slice),
-            None => unreachable!("it was just put there"),
+            // An allocation of nothing would be none.
+            slot => Ok(slot.insert(called("cuMemAllocAsync", stream.alloc_zeros(length.max(1)))?)),
         }
     }
 
@@ -52,12 +51,9 @@ pub(super) struct Scratch {
 impl Scratch {
     /// The status word; clear when new.
     pub(super) fn status(&mut self, stream: &Arc<CudaStream>) -> Result<&mut CudaSlice<Status>> {
-        if self.status.is_none() {
-            self.status = Some(called("cuMemcpyHtoDAsync", stream.clone_htod(&[Status::CLEAR]))?);
-        }
         match &mut self.status {
             Some(status) => Ok(status),
-            None => unreachable!("it was just put there"),
+            slot => Ok(slot.insert(called("cuMemcpyHtoDAsync", stream.clone_htod(&[Status::CLEAR]))?)),
         }
     }
 

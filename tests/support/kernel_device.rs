@@ -93,30 +93,3 @@ impl Kernel {
         report
     }
 }
-
-/// `Status` of `kernels/include/status.cuh`.
-#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub(crate) struct Status {
-    pub(crate) non_finite_rows: u32,
-    pub(crate) first_non_finite_row: u32,
-    pub(crate) bad_targets: u32,
-    pub(crate) first_bad_target_row: u32,
-    pub(crate) non_finite_references: u32,
-    pub(crate) first_non_finite_reference_sequence: u32,
-    pub(crate) minus_infinite_targets: u32,
-    pub(crate) reserved: u32,
-}
-
-impl Status {
-    pub(crate) const CLEAR: Status = Status {
-        non_finite_rows: 0,
-        first_non_finite_row: u32::MAX,
-        bad_targets: 0,
-        first_bad_target_row: u32::MAX,
-        non_finite_references: 0,
-        first_non_finite_reference_sequence: u32::MAX,
-        minus_infinite_targets: 0,
-        reserved: 0,
-    };
-}

@@ -5,7 +5,8 @@
 use exo_kernels::{Divergence, Objective, Target};
 use softcuda::report::LaunchReport;
 
-use crate::support::kernel_device::{Kernel, Status};
+use crate::support::kernel_device::Kernel;
+use exo_kernels::cuda::{DeviceGroupStatistics, Status};
 
 /// `ObjectiveArguments` of `kernels/objective.cu`.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -32,16 +33,6 @@ struct Arguments {
     groups: i32,
     mean: i32,
     padding: i32,
-}
-
-/// `GroupStatistics` there.
-#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub(crate) struct Statistics {
-    pub(crate) effective_sample_size: f64,
-    pub(crate) margin: f64,
-    pub(crate) agrees: i32,
-    pub(crate) tied: i32,
 }
 
 /// What the kernel is given, for all groups.
@@ -91,7 +82,7 @@ pub(crate) struct Outputs {
     pub(crate) losses: Vec<f64>,
     pub(crate) coefficients: Vec<f64>,
     pub(crate) weights: Vec<f64>,
-    pub(crate) statistics: Vec<Statistics>,
+    pub(crate) statistics: Vec<DeviceGroupStatistics>,
     pub(crate) status: Status,
     pub(crate) report: LaunchReport,
 }
@@ -149,7 +140,7 @@ pub(crate) fn run(objective: &Objective, inputs: &Inputs) -> Outputs {
         group_losses: kernel.output::<f64>(groups),
         coefficients: kernel.output::<f64>(sequences),
         sequence_weights: kernel.output::<f64>(sequences),
-        statistics: kernel.output::<Statistics>(groups),
+        statistics: kernel.output::<DeviceGroupStatistics>(groups),
         status,
         beta_policy: objective.beta_policy(),
         beta_reward,

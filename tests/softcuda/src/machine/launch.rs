@@ -10,7 +10,7 @@ use crate::ptx::decode::code::Operation;
 use crate::report::{Fault, LaunchReport};
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 /// Warp instructions that a team executes before another one has its turn.
 const QUANTUM: u64 = 1 << 20;
@@ -58,16 +58,14 @@ pub fn run(device: &Device, program: &Program, kernel: usize, launch: &Launch, n
     });
     let queue = Mutex::new(Queue { next: 0, order, teams, paused: VecDeque::new(), running: 0 });
     let fault = Mutex::new(None);
-    let started = AtomicU64::new(0);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = if settings.host_threads == 0 { cores } else { settings.host_threads };
     let workers = threads.min(usize::try_from(teams).unwrap_or(usize::MAX)).max(1);
     let tallies: Vec<Tally> = if workers == 1 {
-        vec![work(&launched, &queue, &fault, &started)]
+        vec![work(&launched, &queue, &fault)]
     } else {
         std::thread::scope(|scope| {
-            let handles: Vec<_> =
-                (0..workers).map(|_| scope.spawn(|| work(&launched, &queue, &fault, &started))).collect();
+            let handles: Vec<_> = (0..workers).map(|_| scope.spawn(|| work(&launched, &queue, &fault))).collect();
             let joined: Vec<_> = handles.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
             // A panic is a bug of the interpreter: it goes on to the caller, who knows what to do.
             joined.into_iter().map(|tally| tally.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
@@ -108,7 +106,7 @@ impl Drop for StopOnPanic<'_> {
 }
 
 /// One host thread: takes teams until none is left.
-fn work(launched: &Launched, queue: &Mutex<Queue>, fault: &Mutex<Option<Fault>>, started: &AtomicU64) -> Tally {
+fn work(launched: &Launched, queue: &Mutex<Queue>, fault: &Mutex<Option<Fault>>) -> Tally {
     let mut tally =
         Tally { instructions: vec![Count::default(); launched.program.instructions.len()], ..Tally::default() };
     let _stop = StopOnPanic(&launched.stop);
@@ -134,7 +132,6 @@ fn work(launched: &Launched, queue: &Mutex<Queue>, fault: &Mutex<Option<Fault>>,
             waiting.order.as_ref().map_or(next, |order| u64::from(order[next as usize]))
         });
         drop(waiting);
-        started.fetch_add(1, Ordering::Relaxed);
         let mut team = match (team, number) {
             (Some(team), _) => team,
             (None, number) => Team::new(launched, number.unwrap_or(0)),

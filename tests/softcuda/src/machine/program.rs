@@ -2,7 +2,7 @@
 
 use super::memory::global::GlobalMemory;
 use super::window;
-use crate::ptx::decode::code::{CallSite, Code, Decoded, Operation, Target, place_in_frame};
+use crate::ptx::decode::code::{CallSite, Code, Decoded, Target, place_in_frame};
 use crate::ptx::decode::scope::{Binding, Frame, Scope};
 use crate::ptx::syntax::{Error, Function, Initial, Module, Statement, Variable};
 use crate::ptx::types::Space;
@@ -422,11 +422,4 @@ fn mentioned(body: &[Statement]) -> Vec<&str> {
         }
     }
     names
-}
-
-impl Program {
-    /// Whether an instruction ends the straight line it stands in.
-    pub fn is_control(&self, place: u32) -> bool {
-        matches!(self.instructions[place as usize].operation, Operation::Control(_))
-    }
 }

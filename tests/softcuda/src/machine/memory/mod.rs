@@ -9,7 +9,7 @@ mod mapping;
 pub mod shared;
 
 use crate::check::clock::TeamClocks;
-use crate::report::{FaultKind, OtherAccess};
+use crate::report::FaultKind;
 
 /// Why an access was refused, in the terms of a fault report; the caller adds who and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,9 +70,6 @@ fn check_atomic_width(bytes: u32) -> Result<(), Refusal> {
     }
     Err(Refusal::new(FaultKind::InvalidOperation, format!("no atomic operation has {bytes} bytes")))
 }
-
-/// The report of an earlier access, once its place and text are known.
-pub type Other = OtherAccess;
 
 /// One lane that accesses memory.
 #[derive(Clone, Copy, Debug)]
