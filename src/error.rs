@@ -31,6 +31,17 @@ pub enum Error {
         /// Elements from the start of one row to the start of the next.
         row_stride: usize,
     },
+    /// A matrix whose elements do not make its rows.
+    Matrix {
+        /// Elements given.
+        elements: usize,
+        /// Rows asked for; `None` where they follow from the length.
+        rows: Option<usize>,
+        /// Columns per row.
+        columns: usize,
+        /// Elements from the start of one row to the start of the next.
+        row_stride: usize,
+    },
     /// A vocabulary of no column, or of more than `i32::MAX`.
     Vocabulary {
         /// Columns given.
@@ -184,6 +195,13 @@ impl fmt::Display for Error {
                     write!(f, "logits: {elements} elements given, which is no multiple of the vocabulary of {vocab}")
                 }
             },
+            Error::Matrix { elements, rows: Some(rows), columns, row_stride } => write!(
+                f,
+                "matrix: {elements} elements given, which cannot hold {rows} rows of {columns} columns at a row stride of {row_stride}"
+            ),
+            Error::Matrix { elements, rows: None, columns, .. } => {
+                write!(f, "matrix: {elements} elements given, which is no multiple of {columns} columns")
+            }
             Error::Vocabulary { vocab } => {
                 write!(f, "vocabulary: {vocab} columns given, 1 to {} expected", i32::MAX)
             }

@@ -11,12 +11,15 @@ pub mod cpu;
 pub mod cuda;
 mod element;
 mod error;
+mod linear;
 mod logits;
 mod loss;
 mod loss_options;
+mod matrix;
 pub mod objective;
 pub mod reference;
 mod report;
+mod row_loss;
 mod stages;
 mod targets;
 
@@ -24,11 +27,14 @@ pub use batch::Batch;
 pub use cpu::Cpu;
 pub use element::{Dtype, Element};
 pub use error::{Error, Result};
+pub use linear::{Head, LinearGradients};
 pub use logits::{LogitOptions, Logits, LogitsMut};
 pub use loss::{Backend, PreferenceLoss};
 pub use loss_options::{LogRatio, LossOptions, Reduction};
+pub use matrix::{Matrix, MatrixMut};
 pub use objective::{Betas, Divergence, Objective, Target};
 pub use report::{Oddities, Report};
+pub use row_loss::RowLoss;
 pub use stages::{
     GroupStatistics, ObjectiveInputs, ObjectiveOutputs, Reference, Rewards, RowGradients, SavedRows, SoftmaxState,
     TokenLogProbs,

@@ -53,7 +53,7 @@ impl Shape {
 }
 
 /// Columns are counted in 32 bits inside a row; rows are placed with 64.
-fn check_vocab(vocab: usize) -> Result<()> {
+pub(crate) fn check_vocab(vocab: usize) -> Result<()> {
     if vocab == 0 || vocab > i32::MAX as usize { Err(Error::Vocabulary { vocab }) } else { Ok(()) }
 }
 
