@@ -12,6 +12,7 @@ pub mod cuda;
 mod element;
 mod error;
 mod linear;
+mod linear_loss;
 mod logits;
 mod loss;
 mod loss_options;
@@ -36,7 +37,7 @@ pub use objective::{Betas, Divergence, Objective, Target};
 pub use report::{Oddities, Report};
 pub use row_loss::RowLoss;
 pub use stages::{
-    GroupStatistics, ObjectiveInputs, ObjectiveOutputs, Reference, Rewards, RowGradients, SavedRows, SoftmaxState,
-    TokenLogProbs,
+    GroupStatistics, ObjectiveInputs, ObjectiveOutputs, Reference, Rewards, RowGradients, RowLosses, SavedRows,
+    SoftmaxState, TokenLogProbs,
 };
 pub use targets::{IGNORE_INDEX, TokenId, shifted_targets};

@@ -64,7 +64,7 @@ impl sealed::Backend for Cpu {
 /// Per row (N), per sequence (S) and per group (G): never anything of the size of the logits.
 #[derive(Debug, Default)]
 pub struct Workspace {
-    targets: Vec<i64>,
+    pub(crate) targets: Vec<i64>,
     log_probs: Vec<f32>,
     states: Vec<SoftmaxState>,
     entropies: Vec<f32>,
@@ -185,10 +185,25 @@ impl PreferenceLoss<Cpu> {
         reference: Reference<'_>,
         rewards: impl Into<Rewards<'a>>,
     ) -> Result<()> {
-        let rewards = rewards.into();
+        let (backend, options) = (self.backend, self.options.logits);
+        self.forward_with(logits.shape(), targets, batch, reference, rewards.into(), |targets, outputs| {
+            backend.token_log_probs(logits, targets, &options, outputs)
+        })
+    }
+
+    /// The stages in order; `token_log_probs` is the first.
+    pub(crate) fn forward_with<I: TokenId>(
+        &mut self,
+        shape: Shape,
+        targets: &[I],
+        batch: &Batch,
+        reference: Reference<'_>,
+        rewards: Rewards<'_>,
+        token_log_probs: impl FnOnce(&[i64], TokenLogProbs<'_>) -> Result<()>,
+    ) -> Result<()> {
         let (options, objective) = (self.options, self.options.objective);
-        let rows = logits.rows();
-        targets::check(targets, rows, logits.vocab())?;
+        let rows = shape.rows;
+        targets::check(targets, rows, shape.vocab)?;
         check_rows(batch, rows)?;
         check_reference(reference, batch, |row| targets[row].id() >= 0)?;
         check_rewards(&objective, rewards, batch)?;
@@ -204,7 +219,7 @@ impl PreferenceLoss<Cpu> {
             states: &mut work.states,
             entropies: options.entropy.then_some(work.entropies.as_mut_slice()),
         };
-        self.backend.token_log_probs(logits, targets, &options.logits, outputs)?;
+        token_log_probs(targets, outputs)?;
         self.backend.log_ratios(&work.log_probs, targets, reference, batch, options.log_ratio, &mut work.log_ratios)?;
         self.backend.objective(
             &objective,
@@ -239,7 +254,7 @@ impl PreferenceLoss<Cpu> {
             },
         );
         self.report = OnceLock::from(report);
-        self.shape = Some(logits.shape());
+        self.shape = Some(shape);
         self.overwritten = false;
         Ok(())
     }
@@ -271,7 +286,7 @@ impl PreferenceLoss<Cpu> {
         Ok(())
     }
 
-    fn prepare_backward(&mut self, shape: Shape) -> Result<()> {
+    pub(crate) fn prepare_backward(&mut self, shape: Shape) -> Result<()> {
         let forward = self.shape.ok_or(Error::NoForward)?;
         if self.overwritten {
             return Err(Error::LogitsOverwritten);
@@ -288,7 +303,7 @@ impl PreferenceLoss<Cpu> {
 
 impl Workspace {
     /// What the token log-prob stage takes back: the loss has no entropy term.
-    fn for_backward(&self) -> (SavedRows<'_>, RowGradients<'_>) {
+    pub(crate) fn for_backward(&self) -> (SavedRows<'_>, RowGradients<'_>) {
         (
             SavedRows { states: &self.states, entropies: None },
             RowGradients { log_probs: &self.row_gradients, entropies: None },

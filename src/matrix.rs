@@ -86,6 +86,15 @@ impl<'a, T: Element> Matrix<'a, T> {
         &self.data[start..start + self.shape.columns]
     }
 
+    /// Everything from row `row` on.
+    pub(crate) fn rows_from(&self, row: usize) -> &'a [T] {
+        &self.data[row * self.shape.row_stride..]
+    }
+
+    pub(crate) fn row_stride(&self) -> usize {
+        self.shape.row_stride
+    }
+
     pub(crate) fn shape(&self) -> MatrixShape {
         self.shape
     }
@@ -120,11 +129,18 @@ impl<'a, T: Element> MatrixMut<'a, T> {
         self.shape.columns
     }
 
-    pub(crate) fn shape(&self) -> MatrixShape {
-        self.shape
+    pub(crate) fn row_stride(&self) -> usize {
+        self.shape.row_stride
     }
 
-    pub(crate) fn into_parts(self) -> (&'a mut [T], MatrixShape) {
-        (self.data, self.shape)
+    pub(crate) fn row_mut(&mut self, row: usize) -> &mut [T] {
+        let start = row * self.shape.row_stride;
+        &mut self.data[start..start + self.shape.columns]
+    }
+
+    /// Rows `first..last`, with what lies between them; behind the last row nothing.
+    pub(crate) fn rows_mut(&mut self, first: usize, last: usize) -> &mut [T] {
+        let end = if last > first { (last - 1) * self.shape.row_stride + self.shape.columns } else { 0 };
+        &mut self.data[(first * self.shape.row_stride).min(end)..end]
     }
 }

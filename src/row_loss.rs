@@ -59,18 +59,24 @@ impl<F> RowLoss<F> {
 
 impl RowLoss<&[f32]> {
     /// l and dl / d log π of a scored row.
-    pub(crate) fn at(&self, row: usize, log_prob: f32) -> (f64, f32) {
+    pub(crate) fn at(&self, row: usize, log_prob: f32) -> (f32, f32) {
+        let (Self::Weighted { weights } | Self::ClippedRatio { weights, .. }) = *self;
+        if weights[row] == 0.0 {
+            // Not 0 · −inf, for a target that has no probability.
+            return (0.0, 0.0);
+        }
         match *self {
-            Self::Weighted { weights } => (f64::from(-weights[row]) * f64::from(log_prob), -weights[row]),
+            Self::Weighted { weights } => (-weights[row] * log_prob, -weights[row]),
             Self::ClippedRatio { weights, advantages, old_log_probs, low, high } => {
                 let (weight, advantage) = (f64::from(weights[row]), f64::from(advantages[row]));
                 let ratio = (f64::from(log_prob) - f64::from(old_log_probs[row])).exp();
                 let clipped = ratio.clamp(1.0 - f64::from(low), 1.0 + f64::from(high));
                 // Where the clipped branch is the smaller one the ratio has no gradient; at a tie it still has.
                 if clipped * advantage < ratio * advantage {
-                    return (-weight * clipped * advantage, 0.0);
+                    return ((-weight * clipped * advantage) as f32, 0.0);
                 }
-                (-weight * ratio * advantage, (-weight * ratio * advantage) as f32)
+                let loss = (-weight * ratio * advantage) as f32;
+                (loss, loss)
             }
         }
     }

@@ -58,6 +58,15 @@ pub struct RowGradients<'a> {
     pub entropies: Option<&'a [f32]>,
 }
 
+/// Where a loss that is a sum over rows is written: one entry per row, N of each.
+#[derive(Debug)]
+pub struct RowLosses<'a> {
+    /// As [`TokenLogProbs::log_probs`].
+    pub log_probs: &'a mut [f32],
+    /// l of each row; 0 for a masked row, NaN for a row without a softmax.
+    pub losses: &'a mut [f32],
+}
+
 /// Log-probs of the same tokens under the frozen reference model, at the same temperature and softcap.
 #[derive(Debug, Clone, Copy)]
 pub enum Reference<'a> {

@@ -4,8 +4,10 @@
 //! Central differences with step h are off by about h²·(third derivative)/6 + ε·|value|/h. With values and derivatives
 //! of order 1 and h = 6e-6, the cube root of f64's ε, both are below 1e-10.
 
-use exo_kernels::reference::{preference_loss, token_log_prob};
-use exo_kernels::{Batch, Betas, LogRatio, LogitOptions, Logits, LossOptions, Objective, Reduction, Reference};
+use exo_kernels::reference::{linear_log_prob, preference_loss, token_log_prob};
+use exo_kernels::{
+    Batch, Betas, Head, LogRatio, LogitOptions, Logits, LossOptions, Matrix, Objective, Reduction, Reference,
+};
 
 /// Steps that are exact in f32, in which logits are stored: 2⁻¹⁷ next to logits that are multiples of 2⁻⁶ below 8.
 const STEP: f64 = 1.0 / 131_072.0;
@@ -104,4 +106,47 @@ fn whole_loss() {
         }
         assert!(largest > 1e-3, "{options:?}: a gradient of nothing proves nothing");
     }
+}
+
+/// W·h + b through the softmax: by each hidden state, each weight and each bias.
+#[test]
+fn linear_log_prob() {
+    let (n, h, v) = (3, 4, 5);
+    let (hidden, weight, bias) = (logits(n * h, 21), logits(v * h, 22), logits(v, 23));
+    let targets = [4, 0, 2];
+    let upstream = [(0.7, 0.2), (-1.1, 0.0), (0.3, -0.4)];
+    let options = LogitOptions::default().with_temperature(3.0).and_then(|options| options.with_softcap(9.0));
+    let options = options.expect("valid");
+    let rows_of = |hidden: &[f32], weight: &[f32], bias: &[f32]| -> Vec<Vec<f64>> {
+        let head = Head::new(Matrix::new(weight, h).expect("rows")).and_then(|head| head.with_bias(bias));
+        let head = head.expect("a head");
+        hidden.chunks(h).map(|hidden| linear_log_prob::logits(hidden, &head)).collect()
+    };
+    let value = |hidden: &[f32], weight: &[f32], bias: &[f32]| -> f64 {
+        let rows = rows_of(hidden, weight, bias);
+        let rows = rows.iter().zip(targets).zip(upstream);
+        rows.map(|((row, target), (g, e))| {
+            let row = token_log_prob::forward_f64(row, target, &options);
+            g * row.log_prob + e * row.entropy
+        })
+        .sum()
+    };
+    let d: Vec<f64> = rows_of(&hidden, &weight, &bias)
+        .iter()
+        .zip(targets)
+        .zip(upstream)
+        .flat_map(|((row, target), (g, e))| token_log_prob::backward_f64(row, target, &options, g, e))
+        .collect();
+    let head = Head::new(Matrix::new(&weight, h).expect("rows")).and_then(|head| head.with_bias(&bias));
+    let gradients = linear_log_prob::backward(&d, Matrix::new(&hidden, h).expect("rows"), &head.expect("a head"));
+    let check = |what: &str, gradients: &[f64], values: &[f32], value: &dyn Fn(&[f32]) -> f64| {
+        for (at, gradient) in gradients.iter().enumerate() {
+            let numeric = difference(values, at, value);
+            // Derivatives are up to 4^3 times those of the logits.
+            assert!((gradient - numeric).abs() <= 64.0 * TOLERANCE, "{what} {at}: {gradient} {numeric}");
+        }
+    };
+    check("hidden", &gradients.hidden, &hidden, &|hidden| value(hidden, &weight, &bias));
+    check("weight", &gradients.weight, &weight, &|weight| value(&hidden, weight, &bias));
+    check("bias", &gradients.bias, &bias, &|bias| value(&hidden, &weight, bias));
 }

@@ -9,6 +9,10 @@
 
 mod dispatch;
 mod elementary;
+mod linear_log_prob;
+mod linear_log_prob_backward;
+mod linear_row_loss;
+mod linear_tiles;
 mod log_ratio;
 mod objective;
 mod token_log_prob;

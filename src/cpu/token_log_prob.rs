@@ -98,14 +98,14 @@ impl Scale {
 
 /// The sums of a part of a row: Σ 2^t and Σ t·2^t, both relative to 2^r.
 #[derive(Debug, Clone, Copy)]
-struct PartialSums {
+pub(super) struct PartialSums {
     r: f32,
     sum: f64,
     weighted: f64,
 }
 
 impl PartialSums {
-    const EMPTY: PartialSums = PartialSums { r: START, sum: 0.0, weighted: 0.0 };
+    pub(super) const EMPTY: PartialSums = PartialSums { r: START, sum: 0.0, weighted: 0.0 };
 
     /// The same sums relative to 2^r for an r that is not smaller. Exact but for the two terms of `weighted`.
     #[inline(always)]
@@ -118,7 +118,7 @@ impl PartialSums {
         PartialSums { r, sum: self.sum * factor, weighted: (self.weighted - distance * self.sum) * factor }
     }
 
-    fn merge(self, other: Self) -> Self {
+    pub(super) fn merge(self, other: Self) -> Self {
         let r = if other.r > self.r { other.r } else { self.r };
         let (left, right) = (self.at(r), other.at(r));
         PartialSums { r, sum: left.sum + right.sum, weighted: left.weighted + right.weighted }
@@ -248,19 +248,19 @@ fn across_lanes(mut lanes: [f32; LANES]) -> f32 {
 }
 
 /// What one row needs beside its logits.
-struct RowForward<'a> {
-    instructions: Available,
-    scale: &'a Scale,
-    entropy: bool,
+pub(super) struct RowForward<'a> {
+    pub(super) instructions: Available,
+    pub(super) scale: &'a Scale,
+    pub(super) entropy: bool,
 }
 
 /// A row's results: log-prob, state, entropy.
-type Row = (f32, SoftmaxState, f32);
+pub(super) type Row = (f32, SoftmaxState, f32);
 
 impl RowForward<'_> {
     /// The sums of a part of a row that begins at a multiple of [`SLICE`]. The tree has the same shape on any number of
     /// threads.
-    fn sums<T: Element>(&self, logits: &[T]) -> PartialSums {
+    pub(super) fn sums<T: Element>(&self, logits: &[T]) -> PartialSums {
         if logits.len() > SLICE {
             let (left, right) = logits.split_at(middle(logits.len()));
             let (left, right) = join(|| self.sums(left), || self.sums(right));
@@ -276,13 +276,17 @@ impl RowForward<'_> {
     }
 
     fn row<T: Element>(&self, logits: &[T], target: usize) -> Row {
-        let sums = self.sums(logits);
+        self.finish(self.sums(logits), logits[target].to_f32())
+    }
+
+    /// A row's results, from its sums and the target's logit.
+    pub(super) fn finish(&self, sums: PartialSums, target: f32) -> Row {
         // r at its start: only −inf. r infinite: a +inf. A sum that is NaN: a NaN.
         if sums.r.abs() >= LARGEST_EXPONENT || sums.sum.is_nan() {
             return (f32::NAN, SoftmaxState { r: 0.0, s: f32::NAN }, f32::NAN);
         }
         let state = SoftmaxState { r: sums.r, s: sums.sum as f32 };
-        let (power, t) = target_power(self.instructions, self.scale, logits[target].to_f32(), sums.r);
+        let (power, t) = target_power(self.instructions, self.scale, target, sums.r);
         let tail = sums.sum - f64::from(power);
         // Where the target has most of the probability, what counts is what the others have.
         let log_prob = if f64::from(power) > tail {

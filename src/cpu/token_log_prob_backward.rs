@@ -145,7 +145,7 @@ fn gradients<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bo
 }
 
 /// What all rows share.
-struct Backward<'a, I> {
+pub(super) struct Backward<'a, I> {
     instructions: Available,
     scale: Scale,
     inverse_temperature: f64,
@@ -154,7 +154,40 @@ struct Backward<'a, I> {
     gradients: RowGradients<'a>,
 }
 
-impl<I: TokenId> Backward<'_, I> {
+/// The gradient of a scored row, before a logit of it is seen.
+#[derive(Clone, Copy)]
+pub(super) enum RowGradient {
+    /// All of it is 0.
+    Zero,
+    /// All of it is NaN.
+    Nan,
+    /// It must be computed.
+    Run(RowTerms),
+}
+
+/// What a row's gradient is made of.
+#[derive(Clone, Copy)]
+pub(super) struct RowTerms {
+    factors: RowFactors,
+    sum: f64,
+    entropy: f64,
+    /// d loss / d log-prob and d loss / d entropy.
+    g: f64,
+    e: f64,
+}
+
+impl<'a, I: TokenId> Backward<'a, I> {
+    pub(super) fn new(
+        instructions: Available,
+        targets: &'a [I],
+        options: &LogitOptions,
+        saved: SavedRows<'a>,
+        gradients: RowGradients<'a>,
+    ) -> Self {
+        let inverse_temperature = 1.0 / options.temperature();
+        Self { instructions, scale: Scale::new(options), inverse_temperature, targets, saved, gradients }
+    }
+
     fn slices<T: Element>(&self, place: Place<'_, T>, factors: RowFactors, entropy: bool) {
         let columns = place.columns();
         if columns > SLICE {
@@ -171,13 +204,11 @@ impl<I: TokenId> Backward<'_, I> {
         }
     }
 
-    fn row<T: Element>(&self, row: usize, mut place: Place<'_, T>) {
-        let Some(target) = targets::column(self.targets[row]) else {
-            return place.gradient().fill(T::from_f32(0.0));
-        };
+    /// What is known of a scored row's gradient without its logits.
+    pub(super) fn row_gradient(&self, row: usize) -> RowGradient {
         let SoftmaxState { r, s } = self.saved.states[row];
         if s.is_nan() {
-            return place.gradient().fill(T::NAN);
+            return RowGradient::Nan;
         }
         let g = f64::from(self.gradients.log_probs[row]);
         let (e, entropy) = match (self.gradients.entropies, self.saved.entropies) {
@@ -186,29 +217,55 @@ impl<I: TokenId> Backward<'_, I> {
         };
         if g.is_nan() || e.is_nan() || (e != 0.0 && entropy.is_nan()) {
             // And so that no NaN of the caller's, with whatever bits, goes through the loop.
-            return place.gradient().fill(T::NAN);
+            return RowGradient::Nan;
         }
         if g == 0.0 && e == 0.0 {
-            return place.gradient().fill(T::from_f32(0.0));
+            return RowGradient::Zero;
         }
-
-        // Before the row is overwritten.
-        let x = place.logit(target);
         let (sum, unit) = (f64::from(s), self.inverse_temperature / f64::from(s));
         let factors = RowFactors {
             r,
             constant: (-(g + e * (entropy - sum.ln())) * unit) as f32,
             slope: (-e * std::f64::consts::LN_2 * unit) as f32,
         };
-        self.slices(place.reborrow(), factors, e != 0.0);
+        RowGradient::Run(RowTerms { factors, sum, entropy, g, e })
+    }
 
-        let (power, t) = target_power(self.instructions, &self.scale, x, r);
+    /// Overwrites some of a row's logits with their gradient; `target` is among them, or `None`.
+    pub(super) fn overwrite(&self, gradient: RowGradient, logits: &mut [f32], target: Option<usize>) {
+        self.write(gradient, Place::InPlace(logits), target);
+    }
+
+    fn write<T: Element>(&self, gradient: RowGradient, mut place: Place<'_, T>, target: Option<usize>) {
+        let terms = match gradient {
+            RowGradient::Zero => return place.gradient().fill(T::from_f32(0.0)),
+            RowGradient::Nan => return place.gradient().fill(T::NAN),
+            RowGradient::Run(terms) => terms,
+        };
+        // Before the row is overwritten.
+        let at_target = target.map(|column| (column, self.target_gradient(&terms, place.logit(column))));
+        self.slices(place.reborrow(), terms.factors, terms.e != 0.0);
+        if let Some((column, value)) = at_target {
+            place.gradient()[column] = T::from_f32(value);
+        }
+    }
+
+    /// The gradient of the target's logit x.
+    fn target_gradient(&self, terms: &RowTerms, x: f32) -> f32 {
+        let RowTerms { factors, sum, entropy, g, e } = *terms;
+        let (power, t) = target_power(self.instructions, &self.scale, x, factors.r);
         let p = f64::from(power) / sum;
         let log_p = (t - sum.log2()) * std::f64::consts::LN_2;
         let entropy_part = if p > 0.0 { e * p * (log_p + entropy) } else { 0.0 };
         let slope = self.scale.exact_slope(x);
-        place.gradient()[target] =
-            T::from_f32(((g * (1.0 - p) - entropy_part) * self.inverse_temperature * slope) as f32);
+        ((g * (1.0 - p) - entropy_part) * self.inverse_temperature * slope) as f32
+    }
+
+    fn row<T: Element>(&self, row: usize, mut place: Place<'_, T>) {
+        match targets::column(self.targets[row]) {
+            Some(target) => self.write(self.row_gradient(row), place, Some(target)),
+            None => place.gradient().fill(T::from_f32(0.0)),
+        }
     }
 }
 
@@ -305,7 +362,7 @@ impl Cpu {
 }
 
 /// That everything fits, and what all rows share.
-fn prepare<'a, I: TokenId>(
+pub(super) fn prepare<'a, I: TokenId>(
     instructions: Available,
     rows: usize,
     vocab: usize,
@@ -326,12 +383,5 @@ fn prepare<'a, I: TokenId>(
             return Err(Error::EntropiesNotKept);
         }
     }
-    Ok(Backward {
-        instructions,
-        scale: Scale::new(options),
-        inverse_temperature: 1.0 / options.temperature(),
-        targets,
-        saved,
-        gradients,
-    })
+    Ok(Backward::new(instructions, targets, options, saved, gradients))
 }

@@ -16,6 +16,8 @@
 //! Errors are added by absolute value, as if all had the same sign, to first order in u; `HIGHER_ORDER` makes room for
 //! the rest.
 
+pub mod linear_log_prob;
+
 use crate::logits::LogitOptions;
 use crate::objective::{Divergence, Objective};
 use crate::reference::objective::GroupLoss;

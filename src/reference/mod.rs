@@ -8,6 +8,7 @@
 //! (arXiv 2410.21662). A formula without a source is derived where it stands.
 
 pub mod bounds;
+pub mod linear_log_prob;
 pub mod log_ratio;
 pub mod objective;
 pub mod preference_loss;

@@ -22,11 +22,18 @@ pub struct TokenLogProb {
 /// The scaled logits z of a row: c·tanh(x/c)/T. A logit of −inf means "excluded" and stays −inf under a softcap, +inf
 /// stays +inf.
 pub fn scaled_logits<T: Element>(logits: &[T], options: &LogitOptions) -> Vec<f64> {
+    scaled(&widened(logits), options)
+}
+
+fn widened<T: Element>(logits: &[T]) -> Vec<f64> {
+    logits.iter().map(|logit| f64::from(logit.to_f32())).collect()
+}
+
+fn scaled(logits: &[f64], options: &LogitOptions) -> Vec<f64> {
     let (temperature, softcap) = (options.temperature(), options.softcap());
     logits
         .iter()
-        .map(|logit| {
-            let x = f64::from(logit.to_f32());
+        .map(|&x| {
             let capped = if softcap == 0.0 || x.is_infinite() { x } else { softcap * (x / softcap).tanh() };
             capped / temperature
         })
@@ -38,7 +45,12 @@ pub fn scaled_logits<T: Element>(logits: &[T], options: &LogitOptions) -> Vec<f6
 ///
 /// The sum is written as 1 + the tail behind the largest term, so that log-probs near 0 keep their digits.
 pub fn forward<T: Element>(logits: &[T], target: usize, options: &LogitOptions) -> TokenLogProb {
-    let z = scaled_logits(logits, options);
+    forward_f64(&widened(logits), target, options)
+}
+
+/// [`forward`] for logits that are in f64.
+pub fn forward_f64(logits: &[f64], target: usize, options: &LogitOptions) -> TokenLogProb {
+    let z = scaled(logits, options);
     let mut top = 0;
     for j in 0..z.len() {
         if z[j] > z[top] || z[top].is_nan() {
@@ -81,8 +93,19 @@ pub fn backward<T: Element>(
     log_prob_gradient: f64,
     entropy_gradient: f64,
 ) -> Vec<f64> {
-    let z = scaled_logits(logits, options);
-    let row = forward(logits, target, options);
+    backward_f64(&widened(logits), target, options, log_prob_gradient, entropy_gradient)
+}
+
+/// [`backward`] for logits that are in f64.
+pub fn backward_f64(
+    logits: &[f64],
+    target: usize,
+    options: &LogitOptions,
+    log_prob_gradient: f64,
+    entropy_gradient: f64,
+) -> Vec<f64> {
+    let z = scaled(logits, options);
+    let row = forward_f64(logits, target, options);
     let (temperature, softcap) = (options.temperature(), options.softcap());
     let mut gradient = Vec::with_capacity(z.len());
     for j in 0..z.len() {
@@ -92,7 +115,7 @@ pub fn backward<T: Element>(
         let p = log_p.exp();
         let not_p = if j == target { -log_p.exp_m1() } else { -p };
         let entropy_part = if p > 0.0 { -p * (log_p + row.entropy) } else { 0.0 };
-        let x = f64::from(logits[j].to_f32());
+        let x = logits[j];
         // 1 − tanh² = 1/cosh², which does not cancel.
         let slope = if softcap == 0.0 { 1.0 } else { (x / softcap).cosh().powi(-2) };
         let dz = log_prob_gradient * not_p + entropy_gradient * entropy_part;

@@ -1,0 +1,128 @@
+//! How much memory the linear stage takes at its peak: what its modules say, and nothing that grows with N·V.
+//!
+//! A counting allocator follows what is allocated. There is one test in this file, so nothing else allocates beside it.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use exo_kernels::{
+    Cpu, Head, LinearGradients, LogitOptions, Matrix, MatrixMut, RowGradients, RowLoss, RowLosses, SavedRows,
+    SoftmaxState, TokenLogProbs,
+};
+use half::bf16;
+
+struct Counting;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
+        PEAK.fetch_max(held, Ordering::SeqCst);
+        // SAFETY: the caller's contract is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Ordering::SeqCst);
+        // SAFETY: the caller's contract is the same.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most that was held during `run` beyond what was held before.
+fn peak(run: impl FnOnce()) -> usize {
+    let before = HELD.load(Ordering::SeqCst);
+    PEAK.store(before, Ordering::SeqCst);
+    run();
+    PEAK.load(Ordering::SeqCst) - before
+}
+
+const TILE: usize = 256 * 512 * 4;
+
+/// What `gemm` packs of a tile's operands: at most both of them, 512 deep.
+const PACKED: usize = (256 + 512) * 512 * 4 + 64 * 1024;
+
+fn gradients<'a>(hidden: &'a mut [bf16], weight: &'a mut [bf16], size: usize) -> LinearGradients<'a, bf16, bf16> {
+    LinearGradients::new(
+        Some(MatrixMut::new(hidden, size).expect("rows")),
+        Some(MatrixMut::new(weight, size).expect("rows")),
+    )
+}
+
+#[test]
+fn the_peak_is_what_the_modules_say() {
+    let (rows, size, threads) = (700, 48, 2);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    let mut measured = Vec::new();
+    for vocab in [20_000, 80_000] {
+        let hidden = vec![bf16::from_f32(0.5); rows * size];
+        let weight: Vec<bf16> = (0..vocab * size).map(|i| bf16::from_f32((i % 11) as f32 * 0.01)).collect();
+        let (hidden, weight) = (Matrix::new(&hidden, size).expect("rows"), Matrix::new(&weight, size).expect("rows"));
+        let head = Head::new(weight).expect("a head");
+        let targets: Vec<u32> = (0..rows as u32).map(|row| row * 20).collect();
+        let options = LogitOptions::default();
+        let cpu = Cpu::default();
+        let (mut log_probs, mut states) = (vec![0.0; rows], vec![SoftmaxState::default(); rows]);
+        let (mut grad_hidden, mut grad_weight) = (vec![bf16::ZERO; rows * size], vec![bf16::ZERO; vocab * size]);
+        let g = vec![0.1f32; rows];
+        let mut losses = vec![0.0f32; rows];
+
+        let forward = peak(|| {
+            let outputs = TokenLogProbs { log_probs: &mut log_probs, states: &mut states, entropies: None };
+            let run = || cpu.linear_token_log_probs(hidden, &head, &targets, &options, outputs);
+            pool.install(run).expect("forward");
+        });
+        let backward = peak(|| {
+            let saved = SavedRows { states: &states, entropies: None };
+            let upstream = RowGradients { log_probs: &g, entropies: None };
+            let run = || {
+                let gradients = gradients(&mut grad_hidden, &mut grad_weight, size);
+                cpu.linear_token_log_probs_backward(hidden, &head, &targets, &options, saved, upstream, gradients)
+            };
+            pool.install(run).expect("backward");
+        });
+        let one_pass = peak(|| {
+            let outputs = RowLosses { log_probs: &mut log_probs, losses: &mut losses };
+            let loss = RowLoss::Weighted { weights: g.as_slice() };
+            let run = || {
+                let gradients = gradients(&mut grad_hidden, &mut grad_weight, size);
+                cpu.linear_row_loss(hidden, &head, &targets, &options, loss, outputs, gradients)
+            };
+            pool.install(run).expect("one pass");
+        });
+
+        // 700 rows are filled up to 704, in three tiles of 256.
+        let (padded, tiled) = (704, 768);
+        let per_thread = TILE + 512 * 512 * 4 + PACKED;
+        let hidden_bytes = 4 * padded * size;
+        let forward_allowed = hidden_bytes + 32 * 40 * rows + threads * per_thread + 64 * 1024;
+        assert!(forward <= forward_allowed, "forward, V={vocab}: {forward} bytes, {forward_allowed} allowed");
+        let chunk = 8;
+        let backward_allowed = hidden_bytes
+            + 4 * tiled * size
+            + 2 * chunk * TILE
+            + chunk * 512 * 4 * size
+            + 128 * rows
+            + threads * (512 * 512 * 4 + PACKED)
+            + 64 * 1024;
+        assert!(backward <= backward_allowed, "backward, V={vocab}: {backward} bytes, {backward_allowed} allowed");
+        let one_pass_allowed = backward_allowed + (1024 + 4 * size) * vocab.next_multiple_of(512) + 32 * 40 * rows;
+        assert!(one_pass <= one_pass_allowed, "one pass, V={vocab}: {one_pass} bytes, {one_pass_allowed} allowed");
+        let logits = 4 * rows * vocab;
+        measured.push((forward, backward, one_pass, logits));
+    }
+    println!("forward, backward, one pass, f32 logits: {measured:?} bytes");
+    let [(forward, backward, ..), (forward_of_four, backward_of_four, _, logits)] = measured[..] else {
+        unreachable!("two vocabularies")
+    };
+    // Four times the vocabulary, the same memory but for what threads pack at the same moment.
+    assert!(forward_of_four <= forward + threads * PACKED, "{measured:?}");
+    assert!(backward_of_four <= backward + threads * PACKED, "{measured:?}");
+    assert!(backward_of_four * 10 < logits, "{measured:?}");
+}
