@@ -114,8 +114,12 @@ __device__ __forceinline__ void write_sequence(const LogRatio& a, int sequence, 
     if (sums.non_finite_references > 0) {
         // An infinite reference would make a log-ratio of +inf, which takes all of its group's weight in silence.
         log_ratio = NAN;
-        atomicAdd(&a.status->non_finite_references, static_cast<uint32_t>(sums.non_finite_references));
-        atomicMin(&a.status->first_non_finite_reference_sequence, static_cast<uint32_t>(sequence));
+        record(
+            &a.status->non_finite_references,
+            &a.status->first_non_finite_reference_sequence,
+            static_cast<uint32_t>(sequence),
+            static_cast<uint32_t>(sums.non_finite_references)
+        );
     }
     if (a.mean != 0) {
         log_ratio /= static_cast<double>(max(sums.scored, 1));

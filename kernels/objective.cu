@@ -489,8 +489,7 @@ extern "C" __global__ void __launch_bounds__(exo::THREADS, 1)
         loss = group.poison();
         if (group.lane == 0) {
             if (a.status != nullptr) {
-                // The complement: 0 is none, and the largest is the first.
-                atomicMax(&a.status->reserved, ~static_cast<uint32_t>(group.first + refused));
+                record_first(&a.status->first_bad_reward_sequence, static_cast<uint32_t>(group.first + refused));
             }
             a.group_losses[index] = loss;
             if (a.statistics != nullptr) {

@@ -245,10 +245,7 @@ pub(crate) fn check_rewards(objective: &Objective, rewards: Rewards<'_>, batch: 
         Target::Preference { .. } => check_finite("reward", (0..sequences).map(|i| rewards.value(i))),
         Target::OfficialPreference => {
             check_finite("reward", (0..sequences).map(|i| rewards.value(i)))?;
-            match batch.group_ranges().enumerate().find(|(_, group)| group.len() > 2) {
-                Some((group, sequences)) => Err(Error::PairsOnly { group, size: sequences.len() }),
-                None => Ok(()),
-            }
+            check_group_sizes(objective, batch)
         }
         Target::Distribution => {
             for group in batch.group_ranges() {
@@ -268,6 +265,17 @@ pub(crate) fn check_rewards(objective: &Objective, rewards: Rewards<'_>, batch: 
             }
             Ok(())
         }
+    }
+}
+
+/// That the objective takes groups of these sizes.
+pub(crate) fn check_group_sizes(objective: &Objective, batch: &Batch) -> Result<()> {
+    if objective.target() != Target::OfficialPreference {
+        return Ok(());
+    }
+    match batch.group_ranges().enumerate().find(|(_, group)| group.len() > 2) {
+        Some((group, sequences)) => Err(Error::PairsOnly { group, size: sequences.len() }),
+        None => Ok(()),
     }
 }
 

@@ -14,6 +14,7 @@ mod support {
 
 use std::path::Path;
 
+use exo_kernels::cuda::Status;
 use exo_kernels::reference::{bounds, objective as reference};
 use exo_kernels::{
     Batch, Betas, Cpu, Divergence, GroupStatistics, Objective, ObjectiveInputs, ObjectiveOutputs, Reduction, Rewards,
@@ -313,12 +314,12 @@ fn nan_poisons_its_own_group_only() {
             assert_eq!((gpu.agrees != 0, gpu.tied != 0), (cpu.agrees, cpu.tied), "{objective:?} {g}");
             assert_eq!(gpu.margin.is_nan(), cpu.margin.is_nan());
         }
-        assert_eq!(outputs.status.reserved, 0);
+        assert_eq!(outputs.status, Status::CLEAR);
     }
 }
 
 /// Two groups of three: rewards, offsets, the first sequence that is refused.
-type BadRewards<'a> = (&'a Objective, [f64; 6], Option<[f64; 6]>, Option<u32>);
+type BadRewards<'a> = (&'a Objective, [f64; 6], Option<[f64; 6]>, Option<usize>);
 
 /// Rewards that the host would have refused: NaN for their group, and the first of them in the status word.
 #[test]
@@ -349,11 +350,7 @@ fn bad_rewards_are_found() {
             inputs.push(&[0.5, -0.25, 1.0], &rewards[of.clone()], offsets.as_ref().map(|offsets| &offsets[of.clone()]));
         }
         let outputs = run(objective, &inputs);
-        assert_eq!(
-            (outputs.status.reserved != 0).then_some(!outputs.status.reserved),
-            first,
-            "{objective:?} {rewards:?}"
-        );
+        assert_eq!(outputs.status.first_bad_reward_sequence(), first, "{objective:?} {rewards:?}");
         assert!(!outputs.losses[0].is_nan());
         assert_eq!(outputs.losses[1].is_nan(), first.is_some());
         assert!(outputs.coefficients[3..].iter().all(|c| c.is_nan() == first.is_some()));

@@ -17,7 +17,7 @@ mod fixture;
 use comparison::Stored;
 use cudarc::driver::CudaSlice;
 use device::{download, upload};
-use exo_kernels::cuda::{Cuda, Logits, LogitsMut, Reference};
+use exo_kernels::cuda::{Cuda, DeviceRewards, Logits, LogitsMut, Reference, Rewards};
 use exo_kernels::{Batch, Betas, Error, LogRatio, LossOptions, Objective, PreferenceLoss, Reduction, Report};
 use fixture::{Fixture, StoredLogits, golden_folder};
 
@@ -200,6 +200,58 @@ fn what_only_the_device_can_see_comes_out_of_the_report() {
     assert_eq!(loss.report().expect_err("a NaN row"), Error::NonFiniteRow { row: 5, count: 1 });
     let report = loss.unchecked_report().expect("the report all the same");
     assert!(report.group_losses[0].is_nan() && report.group_losses[1].is_finite(), "NaN stays in its group");
+}
+
+/// Rewards that a reward model has left on the device give the bits of the host's.
+#[test]
+fn rewards_on_the_device_are_those_of_the_host() {
+    let small = Small::new();
+    let view = Logits::new(small.logits.as_view(), VOCAB).expect("rows");
+    let offsets = [0.5, -0.25, 1.5, 0.0];
+    let in_f32 = small.rewards.map(|reward| reward as f32);
+    let (f64s, f32s) = (upload(&small.cuda, &small.rewards), upload(&small.cuda, &in_f32));
+    let proposal = upload(&small.cuda, &offsets);
+    let mut loss = PreferenceLoss::new(small.cuda.clone(), exo(0.5));
+    let mut report = |rewards: Rewards<'_>| {
+        loss.forward(&view, &small.targets.as_view(), &small.batch, &Reference::None, rewards).expect("forward");
+        loss.report().expect("report").clone()
+    };
+    let expected = report(Rewards::from(&small.rewards));
+    assert_eq!(report(Rewards::from(&f64s)), expected, "f64");
+    assert_eq!(report(Rewards::from(f32s.as_view())), expected, "f32");
+    let corrected = report(exo_kernels::Rewards::from(&small.rewards).with_proposal(&offsets).into());
+    assert_ne!(corrected.loss, expected.loss);
+    let on_device = DeviceRewards::from(f32s.as_view()).with_proposal(proposal.as_view());
+    assert_eq!(report(on_device.into()), corrected, "with a proposal");
+}
+
+/// What is wrong with them comes out of the report; what the host can see of them is refused at once.
+#[test]
+fn bad_rewards_on_the_device_come_out_of_the_report() {
+    let small = Small::new();
+    let view = Logits::new(small.logits.as_view(), VOCAB).expect("rows");
+    let (targets, none) = (small.targets.as_view(), Reference::None);
+    let mut loss = PreferenceLoss::new(small.cuda.clone(), exo(0.5));
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let rewards = upload(&small.cuda, &[0.0, 1.0, 2.0, bad]);
+        loss.forward(&view, &targets, &small.batch, &none, &rewards).expect("forward");
+        let found = loss.report().expect_err("a bad reward");
+        assert!(matches!(found, Error::NotFinite { what: "reward", sequence: 3, .. }), "{found}");
+    }
+    let rewards = upload(&small.cuda, &small.rewards);
+    loss.forward(&view, &targets, &small.batch, &none, &rewards).expect("forward");
+    loss.report().expect("the next step is clean");
+
+    let refused = loss.forward(&view, &targets, &small.batch, &none, rewards.slice(..3)).expect_err("three rewards");
+    assert_eq!(refused, Error::Length { what: "rewards", given: 3, expected: 4 });
+    let short = DeviceRewards::from(rewards.as_view()).with_proposal(rewards.slice(1..));
+    let refused = loss.forward(&view, &targets, &small.batch, &none, short).expect_err("three offsets");
+    assert_eq!(refused, Error::Length { what: "proposal offsets", given: 3, expected: 4 });
+    let official = Objective::exo_pref_official(0.5).expect("beta");
+    let threes = Batch::new(&[0u32, 4, 8, 16], &[0u32, 3]).expect("offsets");
+    let mut loss = PreferenceLoss::new(small.cuda.clone(), official);
+    let refused = loss.forward(&view, &targets, &threes, &none, rewards.slice(..3)).expect_err("a group of three");
+    assert_eq!(refused, Error::PairsOnly { group: 0, size: 3 });
 }
 
 #[test]

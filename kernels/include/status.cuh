@@ -3,8 +3,9 @@
 
 #include <cstdint>
 
-// Mirrored by #[repr(C)] in src/cuda. The host sets counts to 0 and firsts to 0xffffffff. Counts add and firsts take
-// the minimum, both on integers, so that the word does not depend on the order of blocks.
+// Mirrored by #[repr(C)] in src/cuda. All zeros is "nothing found", so that a memset clears the word. A `first` holds the
+// complement of the lowest index: 0 is none, the largest is the first, and no index of ours is 0xffffffff. Counts add and
+// firsts take the maximum, both on integers, so that the word does not depend on the order of blocks.
 struct Status {
     uint32_t non_finite_rows;
     uint32_t first_non_finite_row;
@@ -13,13 +14,18 @@ struct Status {
     uint32_t non_finite_references;
     uint32_t first_non_finite_reference_sequence;
     uint32_t minus_infinite_targets;
-    uint32_t reserved;
+    uint32_t first_bad_reward_sequence;
 };
 
-// Counts one occurrence at `index`.
-__device__ __forceinline__ void record(uint32_t* count, uint32_t* first, uint32_t index) {
-    atomicAdd(count, 1u);
-    atomicMin(first, index);
+// Notes an occurrence at `index`.
+__device__ __forceinline__ void record_first(uint32_t* first, uint32_t index) {
+    atomicMax(first, ~index);
+}
+
+// Counts `occurrences`, the first of them at `index`.
+__device__ __forceinline__ void record(uint32_t* count, uint32_t* first, uint32_t index, uint32_t occurrences = 1) {
+    atomicAdd(count, occurrences);
+    record_first(first, index);
 }
 
 // The target id of a row: u32 ids (4 bytes) are negative when they are so as an i32, i64 ids (8 bytes) as they stand. A

@@ -3,42 +3,79 @@
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
-/// What the device has found wrong, or odd, since the word was cleared. Counts, and the lowest index of each kind
-/// (`u32::MAX`: none).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+/// What the device has found wrong, or odd, since the word was cleared: counts, and the lowest index of each kind. Held as
+/// the kernels write it: zeros when nothing was found, an index as its complement (`kernels/include/status.cuh`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Status {
-    /// Rows without a softmax ([`Error::NonFiniteRow`](crate::Error::NonFiniteRow)).
-    pub non_finite_rows: u32,
-    /// The first of them.
-    pub first_non_finite_row: u32,
-    /// Rows whose target is no column. Their log-prob is NaN.
-    pub bad_targets: u32,
-    /// The first of them.
-    pub first_bad_target_row: u32,
-    /// Reference log-probs of scored rows, or of sequences, that are not finite.
-    pub non_finite_references: u32,
-    /// The sequence of the first of them.
-    pub first_non_finite_reference_sequence: u32,
-    /// Scored rows whose target has a logit of −inf.
-    pub minus_infinite_targets: u32,
-    /// 0; of the objective kernel, where it is given the word, the complement of the first sequence whose reward is not
-    /// finite.
-    pub reserved: u32,
+    non_finite_rows: u32,
+    first_non_finite_row: u32,
+    bad_targets: u32,
+    first_bad_target_row: u32,
+    non_finite_references: u32,
+    first_non_finite_reference_sequence: u32,
+    minus_infinite_targets: u32,
+    first_bad_reward_sequence: u32,
+}
+
+/// The index of a word's complement; 0 is none.
+fn first(complement: u32) -> Option<usize> {
+    (complement != 0).then_some(!complement as usize)
 }
 
 impl Status {
     /// Nothing found.
     pub const CLEAR: Self = Self {
         non_finite_rows: 0,
-        first_non_finite_row: u32::MAX,
+        first_non_finite_row: 0,
         bad_targets: 0,
-        first_bad_target_row: u32::MAX,
+        first_bad_target_row: 0,
         non_finite_references: 0,
-        first_non_finite_reference_sequence: u32::MAX,
+        first_non_finite_reference_sequence: 0,
         minus_infinite_targets: 0,
-        reserved: 0,
+        first_bad_reward_sequence: 0,
     };
+
+    /// Rows without a softmax ([`Error::NonFiniteRow`](crate::Error::NonFiniteRow)).
+    pub fn non_finite_rows(&self) -> usize {
+        self.non_finite_rows as usize
+    }
+
+    /// The first of them.
+    pub fn first_non_finite_row(&self) -> Option<usize> {
+        first(self.first_non_finite_row)
+    }
+
+    /// Rows whose target is no column. Their log-prob is NaN.
+    pub fn bad_targets(&self) -> usize {
+        self.bad_targets as usize
+    }
+
+    /// The first of them.
+    pub fn first_bad_target_row(&self) -> Option<usize> {
+        first(self.first_bad_target_row)
+    }
+
+    /// Reference log-probs of scored rows, or of sequences, that are not finite.
+    pub fn non_finite_references(&self) -> usize {
+        self.non_finite_references as usize
+    }
+
+    /// The sequence of the first of them.
+    pub fn first_non_finite_reference_sequence(&self) -> Option<usize> {
+        first(self.first_non_finite_reference_sequence)
+    }
+
+    /// Scored rows whose target has a logit of −inf.
+    pub fn minus_infinite_targets(&self) -> usize {
+        self.minus_infinite_targets as usize
+    }
+
+    /// The first sequence whose reward, or log q, or proposal offset, is one that the host would have refused. Its group
+    /// is NaN.
+    pub fn first_bad_reward_sequence(&self) -> Option<usize> {
+        first(self.first_bad_reward_sequence)
+    }
 }
 
 /// `kernels/token_log_prob.cu`.

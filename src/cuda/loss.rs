@@ -4,6 +4,7 @@ use super::arguments::{DeviceGroupStatistics, Status};
 use super::driver::called;
 use super::log_ratio::check_reference;
 use super::raw::{self, ForwardOutputs, LogRatioInputs, LogRatioOutputs, ObjectiveInputs, ObjectiveOutputs, Upstream};
+use super::rewards::{Held, Rewards};
 use super::token_log_prob::{Reference, rows, targets};
 use super::workspace::{Grown, Scratch};
 use super::{Cuda, Logits, LogitsMut};
@@ -14,8 +15,9 @@ use crate::logits::Shape;
 use crate::loss::{PreferenceLoss, sealed};
 use crate::loss_options::{LogRatio, LossOptions};
 use crate::report::{Report, RowSummary, StageResults};
-use crate::stages::{GroupStatistics, Rewards, SoftmaxState, check_length, check_rewards, check_rows};
+use crate::stages::{self, GroupStatistics, SoftmaxState, check_length, check_rows};
 use crate::targets::TokenId;
+use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{
     CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, ValidAsZeroBits,
 };
@@ -82,6 +84,19 @@ fn upload<T: DeviceRepr + ValidAsZeroBits>(
     Ok(slice.device_ptr_mut(stream).0)
 }
 
+/// A graph would read the host's memory again when it is launched, long after a step has let go of it.
+fn refuse_in_capture(stream: &CudaStream) -> Result<()> {
+    let status = called("cuStreamIsCapturing", stream.capture_status())?;
+    if status == CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+        return Ok(());
+    }
+    Err(Error::Cuda {
+        call: "cuMemcpyHtoDAsync",
+        code: CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED as i32,
+        message: "in a capture the batch must be that of the step before, and the rewards on the device".to_owned(),
+    })
+}
+
 fn download<T: DeviceRepr + Clone + Default>(
     slice: Option<&CudaSlice<T>>,
     stream: &Arc<CudaStream>,
@@ -119,9 +134,9 @@ impl CudaWorkspace {
         let scored: usize = scored_rows.iter().map(|rows| *rows as usize).sum();
         let rows = RowSummary {
             scored_rows: scored,
-            non_finite_rows: status.non_finite_rows as usize,
-            first_non_finite_row: (status.non_finite_rows > 0).then_some(status.first_non_finite_row as usize),
-            impossible_targets: status.minus_infinite_targets as usize,
+            non_finite_rows: status.non_finite_rows(),
+            first_non_finite_row: status.first_non_finite_row(),
+            impossible_targets: status.minus_infinite_targets(),
             empty_sequences: scored_rows.iter().filter(|rows| **rows == 0).count(),
             entropy: (options.entropy && scored > 0).then(|| entropy_sums.iter().sum()),
         };
@@ -143,27 +158,40 @@ impl CudaWorkspace {
 
 /// Inputs that were on the device, and that the host would have refused.
 fn check_status(status: &Status, vocab: usize) -> Result<()> {
-    if status.bad_targets > 0 {
-        let (row, count) = (status.first_bad_target_row as usize, status.bad_targets as usize);
-        return Err(Error::DeviceTarget { row, count, vocab });
+    if let Some(row) = status.first_bad_target_row() {
+        return Err(Error::DeviceTarget { row, count: status.bad_targets(), vocab });
     }
-    if status.non_finite_references > 0 {
-        let sequence = status.first_non_finite_reference_sequence as usize;
+    if let Some(sequence) = status.first_non_finite_reference_sequence() {
         return Err(Error::NotFinite { what: "reference log-prob", sequence, value: f64::NAN });
+    }
+    if let Some(sequence) = status.first_bad_reward_sequence() {
+        return Err(Error::NotFinite { what: "reward", sequence, value: f64::NAN });
     }
     Ok(())
 }
 
 impl PreferenceLoss<Cuda> {
-    /// Logits `[N, V]`, targets `[N]` and the reference's log-probs on the device, the rewards `[S]` on the host → the
-    /// loss, as part of the [report](PreferenceLoss::report), which stays on the device until it is asked for. Does not
-    /// wait for the device.
+    /// Logits `[N, V]`, targets `[N]` and the reference's log-probs on the device, the rewards `[S]` there or on the host
+    /// → the loss, as part of the [report](PreferenceLoss::report), which stays on the device until it is asked for. Does
+    /// not wait for the device.
+    ///
+    /// Forward and backward can be captured in a CUDA graph and replayed over whatever the same buffers hold then, if
+    /// 1. the stream is not the null stream, and cudarc's event tracking is off
+    ///    ([`CudaContext::disable_event_tracking`](cudarc::driver::CudaContext::disable_event_tracking)),
+    /// 2. a step of the same batch, shapes and options has run before: it has loaded the kernels, allocated what this
+    ///    loss keeps, and brought the batch's offsets to the device,
+    /// 3. the [`Rewards`] are on the device: a capture that would have to copy from the host is refused,
+    /// 4. the loss outlives the graph, and steps of other shapes are another loss's: the graph holds the addresses of
+    ///    this one's buffers, which may move when they grow.
+    ///
+    /// After a launch of the graph, [`discard_report`](Self::discard_report) before the next report.
     ///
     /// # Errors
     /// Lengths that do not fit, and what is wrong with the rewards, as
     /// [`PreferenceLoss::<Cpu>::forward`](crate::PreferenceLoss#method.forward); [`Error::Cuda`]. A refused call
     /// launches nothing. What only the device can see comes out of [`report`](PreferenceLoss::report):
-    /// [`Error::DeviceTarget`], [`Error::NotFinite`], [`Error::NonFiniteRow`].
+    /// [`Error::DeviceTarget`], [`Error::NotFinite`] (a reference; a reward on the device, whatever the objective has
+    /// against it), [`Error::NonFiniteRow`].
     pub fn forward<'a, T: Element, I: TokenId>(
         &mut self,
         logits: &Logits<'_, T>,
@@ -178,7 +206,10 @@ impl PreferenceLoss<Cuda> {
         check_length("targets", targets.len(), count)?;
         check_rows(batch, count)?;
         check_reference(reference, batch)?;
-        check_rewards(&objective, rewards, batch)?;
+        rewards.check(&objective, batch)?;
+        if matches!(rewards, Rewards::Host(_)) || self.workspace.batch.as_ref() != Some(batch) {
+            refuse_in_capture(&self.backend.stream)?;
+        }
 
         // From here on the workspace is this pass's: a driver's error leaves no forward pass behind.
         self.shape = None;
@@ -188,7 +219,11 @@ impl PreferenceLoss<Cuda> {
         let work = &mut self.workspace;
         work.vocab = logits.vocab();
         work.options = Some(options);
-        work.place(batch, rewards, &stream)?;
+        work.place(batch, &stream)?;
+        let (reward_addresses, proposal_offsets, _read_rewards) = match &rewards {
+            Rewards::Host(rewards) => work.bring(*rewards, batch.sequences(), &stream)?,
+            Rewards::Device(rewards) => rewards.addresses(&stream),
+        };
         let target_copy = work.copy_targets(targets, &stream)?;
         let mut scratch = work.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         scratch.clear_status(&stream)?;
@@ -226,12 +261,8 @@ impl PreferenceLoss<Cuda> {
         };
         let objective_inputs = ObjectiveInputs {
             log_ratios,
-            rewards: address(&mut work.rewards, &stream, sequences)?,
-            proposal_offsets: if rewards.has_proposal() {
-                address(&mut work.proposal_offsets, &stream, sequences)?
-            } else {
-                0
-            },
+            rewards: reward_addresses,
+            proposal_offsets,
             group_offsets: address(&mut work.group_offsets, &stream, groups + 1)?,
             scored_rows,
             groups,
@@ -257,7 +288,7 @@ impl PreferenceLoss<Cuda> {
                 outputs,
             )?;
             raw::log_ratios_with(cuda, &mut scratch, ratio_inputs, ratio_outputs)?;
-            raw::objective(cuda, &objective, objective_inputs, objective_outputs)?;
+            raw::objective_with(cuda, &mut scratch, &objective, objective_inputs, objective_outputs)?;
         }
         drop(scratch);
         self.shape = Some(logits.shape);
@@ -293,6 +324,12 @@ impl PreferenceLoss<Cuda> {
         Ok(())
     }
 
+    /// Forgets the report that was read, so that the next one is read from the device: after a CUDA graph with the forward
+    /// pass in it has been launched.
+    pub fn discard_report(&mut self) {
+        self.report = OnceLock::new();
+    }
+
     fn check_backward(&self, shape: Shape) -> Result<()> {
         let forward = self.shape.ok_or(Error::NoForward)?;
         if self.overwritten {
@@ -325,8 +362,8 @@ impl PreferenceLoss<Cuda> {
 }
 
 impl CudaWorkspace {
-    /// Brings the offsets, unless the batch is the last one's, and the rewards to the device.
-    fn place(&mut self, batch: &Batch, rewards: Rewards<'_>, stream: &Arc<CudaStream>) -> Result<()> {
+    /// Brings the offsets to the device, unless the batch is the last one's.
+    fn place(&mut self, batch: &Batch, stream: &Arc<CudaStream>) -> Result<()> {
         if self.batch.as_ref() != Some(batch) {
             self.batch = None;
             let offsets = |offsets: &[usize]| offsets.iter().map(|offset| *offset as i64).collect::<Vec<_>>();
@@ -334,13 +371,24 @@ impl CudaWorkspace {
             upload(&mut self.group_offsets, stream, &offsets(batch.group_offsets()))?;
             self.batch = Some(batch.clone());
         }
-        let numbers: Vec<f64> = (0..batch.sequences()).map(|sequence| rewards.value(sequence)).collect();
-        upload(&mut self.rewards, stream, &numbers)?;
-        if rewards.has_proposal() {
-            let offsets: Vec<f64> = (0..batch.sequences()).map(|sequence| rewards.offset(sequence)).collect();
-            upload(&mut self.proposal_offsets, stream, &offsets)?;
-        }
         Ok(())
+    }
+
+    /// Brings rewards of the host to the device.
+    fn bring(
+        &mut self,
+        rewards: stages::Rewards<'_>,
+        sequences: usize,
+        stream: &Arc<CudaStream>,
+    ) -> Result<(raw::Rewards, raw::Address, Held<'static>)> {
+        let numbers = |value: &dyn Fn(usize) -> f64| (0..sequences).map(value).collect::<Vec<_>>();
+        let values = upload(&mut self.rewards, stream, &numbers(&|sequence| rewards.value(sequence)))?;
+        let offsets = if rewards.has_proposal() {
+            upload(&mut self.proposal_offsets, stream, &numbers(&|sequence| rewards.offset(sequence)))?
+        } else {
+            0
+        };
+        Ok((raw::Rewards::F64(values), offsets, [None, None]))
     }
 
     /// Copies the ids, which the backward pass reads again.

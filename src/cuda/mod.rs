@@ -6,8 +6,9 @@
 //!   device finds wrong (a NaN row, a target beyond the vocabulary) is counted there and becomes an `Error` when a report
 //!   or [`Cuda::status`] is read.
 //! - After the first step of a shape nothing is allocated, so the stages can be captured in a CUDA graph (with cudarc's
-//!   event tracking off: a capture may not wait for events from outside). [`PreferenceLoss`](crate::PreferenceLoss)
-//!   cannot: it brings the rewards from the host in each step.
+//!   event tracking off: a capture may not wait for events from outside). So can a step of
+//!   [`PreferenceLoss`](crate::PreferenceLoss) whose [`Rewards`] are on the device:
+//!   [`forward`](crate::PreferenceLoss#method.forward-1) says how.
 //! - The bits of a row's result depend on that row alone, as on the CPU. The two backends differ within
 //!   [`reference::bounds`](crate::reference::bounds).
 //!
@@ -22,6 +23,7 @@ mod logits;
 mod loss;
 mod objective;
 pub mod raw;
+mod rewards;
 mod token_log_prob;
 mod tuning;
 mod workspace;
@@ -32,6 +34,7 @@ pub use log_ratio::{DeviceBatch, LogRatios};
 pub use logits::{Logits, LogitsMut};
 pub use loss::CudaWorkspace;
 pub use objective::ObjectiveOutputs;
+pub use rewards::{DeviceRewards, Rewards};
 pub use token_log_prob::{Reference, RowGradients, SavedRows, TokenLogProbs};
 
 use crate::error::Result;

@@ -3,11 +3,12 @@
 use super::arguments::DeviceGroupStatistics;
 use super::driver::called;
 use super::log_ratio::DeviceBatch;
+use super::rewards::{DeviceRewards, Rewards};
 use super::{Cuda, raw};
 use crate::error::Result;
 use crate::loss_options::Reduction;
 use crate::objective::Objective;
-use crate::stages::{Rewards, check_length, check_rewards};
+use crate::stages::check_length;
 use cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 
 /// Where the objective stage writes.
@@ -21,11 +22,12 @@ pub struct ObjectiveOutputs<'a> {
 }
 
 impl Cuda {
-    /// Log-ratios `[S]` on the device and rewards `[S]` on the host → group losses, coefficients, statistics. Brings
-    /// the rewards to the device: [`PreferenceLoss`](crate::PreferenceLoss) does so without allocating.
+    /// Log-ratios `[S]` on the device and rewards `[S]` → group losses, coefficients, statistics. Rewards on the host are
+    /// brought to the device in new memory: [`PreferenceLoss`](crate::PreferenceLoss) does so without allocating.
     ///
     /// # Errors
-    /// As [`Cpu::objective`](crate::Cpu::objective); [`Error::Cuda`](crate::Error::Cuda).
+    /// As [`Cpu::objective`](crate::Cpu::objective); [`Error::Cuda`](crate::Error::Cuda). What is wrong with rewards on
+    /// the device is in [`Cuda::status`].
     pub fn objective<'a>(
         &self,
         objective: &Objective,
@@ -41,17 +43,28 @@ impl Cuda {
         check_length("coefficients", outputs.coefficients.len(), sequences)?;
         check_length("group losses", outputs.group_losses.len(), groups)?;
         check_length("statistics", outputs.statistics.len(), groups)?;
-        check_rewards(objective, rewards, &batch.batch)?;
+        rewards.check(objective, &batch.batch)?;
         let stream = &self.stream;
         let upload = |value: &dyn Fn(usize) -> f64| {
             let numbers: Vec<f64> = (0..sequences).map(value).collect();
             called("cuMemcpyHtoDAsync", stream.clone_htod(&numbers))
         };
-        let values = upload(&|sequence| rewards.value(sequence))?;
-        let offsets = if rewards.has_proposal() { Some(upload(&|sequence| rewards.offset(sequence))?) } else { None };
+        let (values, offsets, uploaded);
+        let on_device = match &rewards {
+            Rewards::Device(rewards) => rewards,
+            Rewards::Host(rewards) => {
+                values = upload(&|sequence| rewards.value(sequence))?;
+                let mut brought = DeviceRewards::from(values.as_view());
+                if rewards.has_proposal() {
+                    offsets = upload(&|sequence| rewards.offset(sequence))?;
+                    brought = brought.with_proposal(offsets.as_view());
+                }
+                uploaded = brought;
+                &uploaded
+            }
+        };
+        let (rewards, proposal_offsets, _read_rewards) = on_device.addresses(stream);
         let (log_ratios, _read_log_ratios) = log_ratios.device_ptr(stream);
-        let (rewards, _read_rewards) = values.device_ptr(stream);
-        let proposal = offsets.as_ref().map(|offsets| offsets.device_ptr(stream));
         let (group_offsets, _read_offsets) = batch.group_offsets.device_ptr(stream);
         let (group_losses, _write_losses) = outputs.group_losses.device_ptr_mut(stream);
         let (coefficients, _write_coefficients) = outputs.coefficients.device_ptr_mut(stream);
@@ -59,7 +72,7 @@ impl Cuda {
         let inputs = raw::ObjectiveInputs {
             log_ratios,
             rewards,
-            proposal_offsets: proposal.as_ref().map_or(0, |held| held.0),
+            proposal_offsets,
             group_offsets,
             scored_rows: 0,
             groups,

@@ -365,13 +365,31 @@ pub(super) unsafe fn log_ratios_with(
     unsafe { launch(cuda, Stage::LogRatio, "log_ratio", (sequences as u32, 1), &arguments) }
 }
 
+/// Rewards, or log q, on the device: which of the two types, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rewards {
+    /// `[S]` f32.
+    F32(Address),
+    /// `[S]` f64.
+    F64(Address),
+}
+
+impl Rewards {
+    fn parts(self) -> (Address, i32) {
+        match self {
+            Self::F32(address) => (address, 4),
+            Self::F64(address) => (address, 8),
+        }
+    }
+}
+
 /// What the objective stage reads; 0 where allowed.
 #[derive(Clone, Copy, Debug)]
 pub struct ObjectiveInputs {
     /// `[S]` f64.
     pub log_ratios: Address,
-    /// `[S]` f64: rewards, or log q.
-    pub rewards: Address,
+    /// `[S]`: rewards, or log q.
+    pub rewards: Rewards,
     /// `[S]` f64, or 0.
     pub proposal_offsets: Address,
     /// `[G + 1]` i64, strictly ascending from 0 to S.
@@ -421,13 +439,30 @@ fn divergence_code(divergence: Divergence) -> (i32, f64) {
 /// Log-ratios and rewards to group losses, coefficients and statistics.
 ///
 /// # Errors
-/// [`Error::OffsetRange`] for more than 2^31 − 1 groups; [`Error::Cuda`].
+/// [`Error::OffsetRange`] for more than 2^31 − 1 groups; [`Error::Cuda`]. A reward that is not what the objective takes
+/// (finite) makes its group NaN, and the first one is in [`Cuda::status`].
 ///
 /// # Safety
-/// As 2. to 4. of [`token_log_probs`]; the offsets are those of non-empty groups from 0 to S; rewards are what the
-/// objective takes (finite).
+/// As 2. to 4. of [`token_log_probs`]; the offsets are those of non-empty groups from 0 to S, of pairs for
+/// [`Target::OfficialPreference`].
 pub unsafe fn objective(
     cuda: &Cuda,
+    objective: &Objective,
+    inputs: ObjectiveInputs,
+    outputs: ObjectiveOutputs,
+) -> Result<()> {
+    let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: the caller's promise.
+    unsafe { objective_with(cuda, &mut scratch, objective, inputs, outputs) }
+}
+
+/// [`objective`] with a status word of the caller's.
+///
+/// # Safety
+/// As [`objective`].
+pub(super) unsafe fn objective_with(
+    cuda: &Cuda,
+    scratch: &mut Scratch,
     objective: &Objective,
     inputs: ObjectiveInputs,
     outputs: ObjectiveOutputs,
@@ -440,9 +475,10 @@ pub unsafe fn objective(
     };
     let (target, beta_reward, label_smoothing) = target_code(objective.target());
     let (divergence, alpha) = divergence_code(objective.divergence());
+    let (rewards, reward_bytes) = inputs.rewards.parts();
     let arguments = arguments::ObjectiveArguments {
         log_ratios: inputs.log_ratios,
-        rewards: inputs.rewards,
+        rewards,
         proposal_offsets: inputs.proposal_offsets,
         group_offsets: inputs.group_offsets,
         scored_rows: inputs.scored_rows,
@@ -450,7 +486,7 @@ pub unsafe fn objective(
         coefficients: outputs.coefficients,
         sequence_weights: outputs.sequence_weights,
         statistics: outputs.statistics,
-        status: 0,
+        status: scratch.status(&cuda.stream)?.device_ptr_mut(&cuda.stream).0,
         beta_policy: objective.beta_policy(),
         beta_reward,
         label_smoothing,
@@ -458,7 +494,7 @@ pub unsafe fn objective(
         weight: inputs.weight,
         target,
         divergence,
-        reward_bytes: 8,
+        reward_bytes,
         groups,
         mean: i32::from(inputs.mean),
         padding: 0,

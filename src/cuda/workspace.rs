@@ -44,17 +44,14 @@ pub(super) struct Scratch {
     pub(super) partials: Grown<f32>,
     /// How many blocks of each row have come, `[N]`; the last one sets it back to 0.
     pub(super) tickets: Grown<u32>,
-    /// What was found wrong, once there is one.
-    pub(super) status: Option<CudaSlice<Status>>,
+    /// What was found wrong.
+    pub(super) status: Grown<Status>,
 }
 
 impl Scratch {
     /// The status word; clear when new.
     pub(super) fn status(&mut self, stream: &Arc<CudaStream>) -> Result<&mut CudaSlice<Status>> {
-        match &mut self.status {
-            Some(status) => Ok(status),
-            slot => Ok(slot.insert(called("cuMemcpyHtoDAsync", stream.clone_htod(&[Status::CLEAR]))?)),
-        }
+        self.status.at_least(stream, 1)
     }
 
     /// Reads the status word. Waits for the stream.
@@ -65,8 +62,8 @@ impl Scratch {
         Ok(read[0])
     }
 
-    /// Clears the status word, in the stream's order.
+    /// Clears the status word, in the stream's order and on the device, so that a graph can hold it.
     pub(super) fn clear_status(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
-        called("cuMemcpyHtoDAsync", stream.memcpy_htod(&[Status::CLEAR], self.status(stream)?))
+        called("cuMemsetD8Async", stream.memset_zeros(self.status(stream)?))
     }
 }
