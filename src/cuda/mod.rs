@@ -37,8 +37,9 @@ pub use objective::ObjectiveOutputs;
 pub use rewards::{DeviceRewards, Rewards};
 pub use token_log_prob::{Reference, RowGradients, SavedRows, TokenLogProbs};
 
-use crate::error::Result;
-use cudarc::driver::{CudaStream, sys};
+use crate::error::{Error, Result};
+use cudarc::driver::CudaStream;
+use cudarc::driver::sys::CUdevice_attribute;
 use kernels::Kernels;
 use std::sync::{Arc, Mutex};
 use workspace::Scratch;
@@ -52,6 +53,10 @@ pub struct Cuda {
     scratch: Arc<Mutex<Scratch>>,
     /// Multiprocessors of the device.
     multiprocessors: usize,
+    /// Its compute capability.
+    capability: tuning::Capability,
+    /// How the forward pass of the token log-probs is launched.
+    token_log_prob_tuning: &'static tuning::Table<tuning::TokenLogProb>,
 }
 
 impl Cuda {
@@ -62,13 +67,22 @@ impl Cuda {
     /// the driver says to loading the kernels.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let kernels = kernels::of_context(stream.context())?;
-        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        let multiprocessors = driver::called("cuDeviceGetAttribute", stream.context().attribute(attribute))?;
+        let attribute = |attribute| {
+            let value = driver::called("cuDeviceGetAttribute", stream.context().attribute(attribute))?;
+            Ok::<_, Error>(value.max(0) as u32)
+        };
+        let multiprocessors = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let capability = (
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
         Ok(Self {
             stream: stream.clone(),
             kernels,
             scratch: Arc::default(),
             multiprocessors: multiprocessors.max(1) as usize,
+            capability,
+            token_log_prob_tuning: &tuning::TOKEN_LOG_PROB,
         })
     }
 

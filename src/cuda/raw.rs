@@ -171,7 +171,10 @@ pub(super) unsafe fn token_log_probs_with(
         return Ok(());
     }
     let slices = logits.vocab.div_ceil(tuning::SLICE);
-    let slices_per_block = tuning::slices_per_block(logits.rows, slices, cuda.multiprocessors);
+    let key = tuning::Key { dtype: logits.dtype, vocab: logits.vocab, capability: cuda.capability };
+    let plain = options.softcap() == 0.0 && outputs.entropies == 0;
+    let tuned = cuda.token_log_prob_tuning.entry(key);
+    let slices_per_block = tuned.slices_per_block(logits.rows, slices, cuda.multiprocessors, plain);
     let shared = slices_per_block < slices;
     let stream = &cuda.stream;
     let (mut partials, mut tickets) = (0, 0);

@@ -1,14 +1,215 @@
-//! Launch shapes. Threads of a block are in the kernels' `__launch_bounds__`; none of what is here changes a bit of the
-//! results.
+//! Launch shapes as data: tables looked up by the type of the logits, the vocabulary and the compute capability.
+//!
+//! None of what is here changes a bit of the results, so a table may be changed by measurement alone. What stands in them
+//! now follows from counts (registers, launch bounds); nothing has been measured on a GPU yet. Threads of a block are in
+//! the kernels' `__launch_bounds__`.
+
+use crate::element::Dtype;
+use std::ops::RangeInclusive;
 
 /// Columns of a slice: the unit in which a row is reduced, whoever reduces it. As in `kernels/include/logits.cuh`.
 pub(super) const SLICE: usize = 32_768;
 
-/// Blocks of the plain forward pass that a multiprocessor holds at once, as in `kernels/token_log_prob.cu`.
-const FORWARD_BLOCKS: usize = 6;
+/// Major and minor, as in 9.0.
+pub(super) type Capability = (u32, u32);
 
-/// Slices of a row that one block walks: all of them where the rows alone fill the device, else one, so that few rows
-/// use all of it.
-pub(super) fn slices_per_block(rows: usize, slices: usize, multiprocessors: usize) -> usize {
-    if rows >= multiprocessors * FORWARD_BLOCKS { slices } else { 1 }
+/// What a launch is looked up by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Key {
+    pub(super) dtype: Dtype,
+    pub(super) vocab: usize,
+    pub(super) capability: Capability,
+}
+
+/// The launches of one family of kernels.
+pub(super) struct Table<E: 'static> {
+    /// At most one row fits a key.
+    pub(super) rows: &'static [Row<E>],
+    /// For keys that no row fits: devices that are newer than the table.
+    pub(super) otherwise: E,
+}
+
+/// Which keys an entry is for.
+pub(super) struct Row<E> {
+    pub(super) dtypes: &'static [Dtype],
+    pub(super) vocab: RangeInclusive<usize>,
+    pub(super) capability: RangeInclusive<Capability>,
+    pub(super) entry: E,
+}
+
+impl<E> Row<E> {
+    fn fits(&self, key: Key) -> bool {
+        self.dtypes.contains(&key.dtype) && self.vocab.contains(&key.vocab) && self.capability.contains(&key.capability)
+    }
+}
+
+impl<E> Table<E> {
+    /// The entry for a launch.
+    pub(super) fn entry(&self, key: Key) -> &E {
+        self.rows.iter().find(|row| row.fits(key)).map_or(&self.otherwise, |row| &row.entry)
+    }
+}
+
+const EVERY_DTYPE: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::Bf16];
+/// What machine code has been made for, and looked at (`scripts/kernel-report`).
+const COUNTED: RangeInclusive<Capability> = (8, 0)..=(12, 1);
+
+/// A launch of the forward pass of the token log-probs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TokenLogProb {
+    /// Blocks that a multiprocessor holds at once of the kernel without softcap and entropy.
+    pub(super) plain_blocks: usize,
+    /// The same of the kernels with either.
+    pub(super) other_blocks: usize,
+    /// Slices of a row that one block walks where the rows alone do not fill the device. Where they do, it walks all.
+    pub(super) shared_slices: usize,
+}
+
+impl TokenLogProb {
+    /// Slices of a row that one block walks.
+    pub(super) fn slices_per_block(&self, rows: usize, slices: usize, multiprocessors: usize, plain: bool) -> usize {
+        let blocks = if plain { self.plain_blocks } else { self.other_blocks };
+        if rows >= multiprocessors * blocks { slices } else { self.shared_slices.clamp(1, slices) }
+    }
+}
+
+/// Of 65536 registers, 256 threads of 38 to 40 leave room for six blocks and of 51 to 64 for four, on every architecture
+/// of [`COUNTED`] and for every type; the launch bounds promise as much of any other. A multiprocessor has 1536 threads or
+/// more. One slice to a block: few rows are to use all of the device.
+const OF_LAUNCH_BOUNDS: TokenLogProb = TokenLogProb { plain_blocks: 6, other_blocks: 4, shared_slices: 1 };
+
+/// `kernels/token_log_prob.cu`.
+pub(super) static TOKEN_LOG_PROB: Table<TokenLogProb> = Table {
+    rows: &[
+        // A row is one slice: nothing to share.
+        Row { dtypes: EVERY_DTYPE, vocab: 1..=SLICE, capability: COUNTED, entry: OF_LAUNCH_BOUNDS },
+        Row { dtypes: EVERY_DTYPE, vocab: SLICE + 1..=usize::MAX, capability: COUNTED, entry: OF_LAUNCH_BOUNDS },
+    ],
+    otherwise: OF_LAUNCH_BOUNDS,
+};
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::cuda::{Cuda, Logits, TokenLogProbs};
+    use crate::{LogitOptions, SoftmaxState};
+    use cudarc::driver::CudaContext;
+    use half::bf16;
+
+    /// With the most threads of a multiprocessor.
+    const DEVICES: [(Capability, usize); 8] = [
+        ((8, 0), 2048),
+        ((8, 6), 1536),
+        ((8, 7), 1536),
+        ((8, 9), 1536),
+        ((9, 0), 2048),
+        ((10, 0), 2048),
+        ((12, 0), 1536),
+        ((12, 1), 1536),
+    ];
+
+    const VOCABULARIES: [usize; 8] = [1, 2, 1000, SLICE - 1, SLICE, SLICE + 1, 151_936, 65_535 * SLICE];
+
+    fn keys() -> impl Iterator<Item = (Key, usize)> {
+        DEVICES.into_iter().flat_map(|(capability, threads)| {
+            let of = move |dtype| VOCABULARIES.map(move |vocab| (Key { dtype, vocab, capability }, threads));
+            EVERY_DTYPE.iter().flat_map(move |&dtype| of(dtype))
+        })
+    }
+
+    /// What must hold for every family of kernels.
+    fn check_table<E: PartialEq + std::fmt::Debug>(table: &Table<E>, valid: impl Fn(&E, Key, usize) -> bool) {
+        for (key, threads) in keys() {
+            let fitting: Vec<&Row<E>> = table.rows.iter().filter(|row| row.fits(key)).collect();
+            assert_eq!(fitting.len(), 1, "one row fits {key:?}");
+            assert_eq!(table.entry(key), &fitting[0].entry);
+            assert!(valid(table.entry(key), key, threads), "{key:?}: {:?}", table.entry(key));
+        }
+        let newer = Key { dtype: Dtype::Bf16, vocab: 1, capability: (99, 0) };
+        assert!(valid(table.entry(newer), newer, 1536), "{:?}", table.entry(newer));
+    }
+
+    #[test]
+    fn every_combination_has_one_valid_entry() {
+        check_table(&TOKEN_LOG_PROB, |entry, _, threads| {
+            let blocks = [entry.plain_blocks, entry.other_blocks];
+            entry.shared_slices >= 1 && blocks.iter().all(|&blocks| blocks >= 1 && blocks * 256 <= threads)
+        });
+    }
+
+    /// The kernels promise the blocks that the entries count on.
+    #[test]
+    fn entries_are_what_the_launch_bounds_promise() {
+        let source = include_str!("../../kernels/token_log_prob.cu");
+        let kernels = source.lines().filter_map(|line| line.strip_prefix("KERNEL(")?.strip_suffix(')'));
+        let mut seen = 0;
+        for kernel in kernels {
+            let parts: Vec<&str> = kernel.split(", ").collect();
+            let [name, _, softcap, entropy, blocks] = parts[..] else { panic!("{kernel}") };
+            let blocks: usize = blocks.parse().expect("a number of blocks");
+            let plain = [softcap, entropy] == ["false", "false"];
+            for (key, _) in keys() {
+                let entry = TOKEN_LOG_PROB.entry(key);
+                let counted = if plain { entry.plain_blocks } else { entry.other_blocks };
+                assert_eq!(counted, blocks, "{name} on {key:?}");
+            }
+            seen += 1;
+        }
+        assert_eq!(seen, 12, "kernels");
+    }
+
+    /// Few rows share out their slices, many do not.
+    #[test]
+    fn slices_are_shared_out_until_rows_fill_the_device() {
+        let shared = |entry: TokenLogProb, rows, plain| entry.slices_per_block(rows, 4, 132, plain);
+        assert_eq!([791, 792].map(|rows| shared(OF_LAUNCH_BOUNDS, rows, true)), [1, 4]);
+        assert_eq!([527, 528].map(|rows| shared(OF_LAUNCH_BOUNDS, rows, false)), [1, 4]);
+        let entry = |shared_slices| TokenLogProb { shared_slices, ..OF_LAUNCH_BOUNDS };
+        assert_eq!([0, 1, 3, 9].map(|slices| shared(entry(slices), 1, true)), [1, 1, 3, 4]);
+    }
+
+    const fn walking(shared_slices: usize) -> Table<TokenLogProb> {
+        Table { rows: &[], otherwise: TokenLogProb { plain_blocks: 6, other_blocks: 4, shared_slices } }
+    }
+
+    /// The same rows with one, two, three and all slices to a block.
+    #[test]
+    fn entries_change_no_bit() {
+        static TABLES: [Table<TokenLogProb>; 4] = [walking(1), walking(2), walking(3), walking(usize::MAX)];
+        softcuda::install().expect("softcuda can be loaded where there is no driver");
+        let stream = CudaContext::new(0).expect("device 0").new_stream().expect("a stream");
+        let mut cuda = Cuda::new(&stream).expect("the kernels load");
+        let (rows, vocab) = (3, 4 * SLICE + 1001);
+        let logits: Vec<bf16> =
+            (0..rows * vocab).map(|i| bf16::from_f32(((i * 7919) % 1013) as f32 * 0.02 - 9.0)).collect();
+        let logits = stream.clone_htod(&logits).expect("upload");
+        let targets = stream.clone_htod(&[5_u32, 131_072, 40_000]).expect("upload");
+        let options = LogitOptions::default();
+        let mut forward = |table: &'static Table<TokenLogProb>, with_entropies: bool| {
+            cuda.token_log_prob_tuning = table;
+            let mut log_probs = stream.clone_htod(&vec![f32::MAX; rows]).expect("upload");
+            let mut states = stream.clone_htod(&vec![SoftmaxState::default(); rows]).expect("upload");
+            let mut entropies = stream.clone_htod(&vec![f32::MAX; rows]).expect("upload");
+            let mut outputs = TokenLogProbs {
+                log_probs: log_probs.as_view_mut(),
+                states: states.as_view_mut(),
+                entropies: with_entropies.then(|| entropies.as_view_mut()),
+            };
+            let view = Logits::new(logits.as_view(), vocab).expect("rows");
+            cuda.token_log_probs(&view, &targets.as_view(), &options, &mut outputs).expect("forward");
+            let mut bits: Vec<u32> = Vec::new();
+            bits.extend(stream.clone_dtoh(&log_probs).expect("download").iter().map(|value| value.to_bits()));
+            bits.extend(stream.clone_dtoh(&entropies).expect("download").iter().map(|value| value.to_bits()));
+            let states = stream.clone_dtoh(&states).expect("download");
+            bits.extend(states.iter().flat_map(|state| [state.r.to_bits(), state.s.to_bits()]));
+            bits
+        };
+        for with_entropies in [false, true] {
+            let expected = forward(&TABLES[0], with_entropies);
+            assert!(f32::from_bits(expected[0]) < 0.0, "something was computed");
+            for table in &TABLES[1..] {
+                assert_eq!(forward(table, with_entropies), expected, "{:?}", table.otherwise);
+            }
+        }
+    }
 }
