@@ -7,16 +7,19 @@ use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+/// Fatbins, by the file of `kernels/` that they were made from; none where there was no nvcc.
+type Images = &'static [(Stage, &'static [u8])];
+
 /// The fatbins that `build.rs` made, one per file of `kernels/`.
 #[cfg(has_kernels)]
-const IMAGES: &[(Stage, &[u8])] = &[
+pub(super) const IMAGES: Images = &[
     (Stage::TokenLogProb, include_bytes!(concat!(env!("OUT_DIR"), "/token_log_prob.fatbin"))),
     (Stage::TokenLogProbBackward, include_bytes!(concat!(env!("OUT_DIR"), "/token_log_prob_backward.fatbin"))),
     (Stage::LogRatio, include_bytes!(concat!(env!("OUT_DIR"), "/log_ratio.fatbin"))),
     (Stage::Objective, include_bytes!(concat!(env!("OUT_DIR"), "/objective.fatbin"))),
 ];
 #[cfg(not(has_kernels))]
-const IMAGES: &[(Stage, &[u8])] = &[];
+pub(super) const IMAGES: Images = &[];
 
 /// A file of `kernels/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,9 +48,9 @@ pub(super) struct Kernels {
 /// Contexts that have loaded them. A context that nobody uses any more may go: the entry does not keep it.
 static LOADED: Mutex<Vec<Weak<Kernels>>> = Mutex::new(Vec::new());
 
-/// The kernels of a context, loaded if they are not yet.
-pub(super) fn of_context(context: &Arc<CudaContext>) -> Result<Arc<Kernels>> {
-    if IMAGES.is_empty() {
+/// The kernels of a context, loaded if they are not yet: from `images`, which are [`IMAGES`] but for a test's.
+pub(super) fn of_context(context: &Arc<CudaContext>, images: Images) -> Result<Arc<Kernels>> {
+    if images.is_empty() {
         return Err(Error::KernelsNotBuilt);
     }
     driver::require()?;
@@ -58,7 +61,7 @@ pub(super) fn of_context(context: &Arc<CudaContext>) -> Result<Arc<Kernels>> {
         return Ok(kernels);
     }
     let mut modules = Vec::new();
-    for (stage, image) in IMAGES {
+    for (stage, image) in images {
         let module = called("cuModuleLoadData", context.load_module(Ptx::from_binary(image.to_vec())))?;
         modules.push((*stage, module));
     }
@@ -82,5 +85,21 @@ impl Kernels {
         let kernel = Kernel { function, threads: threads.max(32) as u32 };
         functions.insert(name.to_owned(), kernel.clone());
         Ok(kernel)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    /// A build without nvcc has no images: that is an error which says what to do, also beside a context that has kernels.
+    #[test]
+    fn a_build_without_kernels_says_so() {
+        softcuda::install().expect("softcuda can be loaded where there is no driver");
+        let context = CudaContext::new(0).expect("device 0");
+        let _loaded = of_context(&context, IMAGES).expect("the kernels load");
+        let Err(error) = of_context(&context, &[]) else { panic!("kernels out of nothing") };
+        assert_eq!(error, Error::KernelsNotBuilt);
+        assert!(error.to_string().contains("nvcc"), "{error}");
     }
 }

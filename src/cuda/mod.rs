@@ -66,7 +66,7 @@ impl Cuda {
     /// [`Error::NoDriver`](crate::Error::NoDriver), [`Error::KernelsNotBuilt`](crate::Error::KernelsNotBuilt), or what
     /// the driver says to loading the kernels.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
-        let kernels = kernels::of_context(stream.context())?;
+        let kernels = kernels::of_context(stream.context(), kernels::IMAGES)?;
         let attribute = |attribute| {
             let value = driver::called("cuDeviceGetAttribute", stream.context().attribute(attribute))?;
             Ok::<_, Error>(value.max(0) as u32)

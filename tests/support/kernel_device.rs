@@ -2,13 +2,17 @@
 
 #![allow(dead_code, reason = "every test binary uses its own part of it")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use softcuda::Settings;
 use softcuda::machine::device::{Device, Launch, Program};
 use softcuda::report::LaunchReport;
+
+#[path = "../../build/nvcc.rs"]
+#[allow(dead_code, reason = "the build script uses the rest")]
+mod nvcc;
 
 /// PTX of `kernels/<name>.cu`, compiled once per test binary and text.
 pub(crate) fn ptx(name: &str) -> String {
@@ -19,7 +23,7 @@ pub(crate) fn ptx(name: &str) -> String {
     if let Ok(found) = std::fs::read_to_string(&output) {
         return found;
     }
-    let nvcc = nvcc(root);
+    let nvcc = nvcc::find(root, |name| std::env::var_os(name)).expect("no nvcc: run scripts/install-nvcc");
     let run = Command::new(&nvcc)
         .args(["-std=c++17", "-O3", "-ptx", "-arch=compute_80", "-o"])
         .args([&output, &root.join("kernels").join(name).with_extension("cu")])
@@ -27,18 +31,6 @@ pub(crate) fn ptx(name: &str) -> String {
         .unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     std::fs::read_to_string(&output).expect("nvcc wrote its output")
-}
-
-/// Where `build.rs` looks for it.
-fn nvcc(root: &Path) -> PathBuf {
-    let named = std::env::var_os("NVCC").map(PathBuf::from);
-    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
-    let toolkits = toolkits.map(|folder| Path::new(&folder).join("bin/nvcc"));
-    let on_path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&on_path).map(|folder| folder.join("nvcc"));
-    let mut all =
-        named.into_iter().chain(toolkits).chain(on_path).chain([root.join(".cache/nvcc/nvidia/cu13/bin/nvcc")]);
-    all.find(|path| path.is_file()).expect("no nvcc: run scripts/install-nvcc")
 }
 
 /// A device with one kernel's module.

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-/// The file that `scripts/install-nvcc` leaves, below the root of the workspace.
-const INSTALLED: &str = ".cache/nvcc/nvidia/cu13/bin/nvcc";
+#[path = "../../../../build/nvcc.rs"]
+#[allow(dead_code, reason = "the build script uses the rest")]
+mod nvcc;
 
 /// PTX of `tests/kernels/<name>.cu` for compute capability 9.0.
 ///
@@ -72,20 +73,8 @@ fn cached(name: &str, extension: &str, options: &[&str]) -> Vec<u8> {
     made
 }
 
-/// The first nvcc of: the variable NVCC, the toolkits at CUDA_HOME and CUDA_PATH, PATH, and what `scripts/install-nvcc`
-/// installed.
 fn nvcc() -> PathBuf {
-    let named = std::env::var_os("NVCC").map(PathBuf::from);
-    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
-    let toolkits = toolkits.map(|folder| Path::new(&folder).join("bin/nvcc"));
-    let on_path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&on_path).map(|folder| folder.join("nvcc"));
-    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(INSTALLED);
-    named
-        .into_iter()
-        .chain(toolkits)
-        .chain(on_path)
-        .chain([installed])
-        .find(|path| path.is_file())
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    nvcc::find(&root, |name| std::env::var_os(name))
         .expect("no nvcc at NVCC, in CUDA_HOME, CUDA_PATH or PATH, and none installed: run scripts/install-nvcc")
 }
