@@ -34,7 +34,9 @@ fn nvcc_is_found_in_this_order() {
     let variable = |name: &str| variables.iter().find(|variable| variable.0 == name).map(|variable| variable.1.clone());
     let order = ["named/my-nvcc", "home/bin/nvcc", "path/bin/nvcc", "bin/nvcc", "later/nvcc", nvcc::INSTALLED]
         .map(|file| root.join(file));
-    order.iter().for_each(|file| touch(file));
+    for file in &order {
+        touch(file);
+    }
     for expected in &order {
         assert_eq!(nvcc::find(&root, variable).as_ref(), Some(expected));
         fs::remove_file(expected).expect("it was made above");
