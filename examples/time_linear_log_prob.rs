@@ -1,0 +1,181 @@
+//! A stopwatch on a leash for the linear stage, as `time_token_log_prob` is for logits: `scripts/compare-pytorch` takes
+//! turns with it. By hand:
+//!
+//!     echo forward f32 512 576 49152 3 | cargo run --release --example time_linear_log_prob
+//!
+//! Option: `--threads T` (default: all cores). Commands, one a line; each is answered by one line of JSON:
+//!
+//! - `PASS DTYPE N H V REPEATS` times PASS over N hidden states of H under a head of V rows and answers `{"seconds":
+//!   [...], "peak": P}`: one number per repeat, and the most memory in bytes that a pass held beside its inputs and
+//!   outputs. DTYPE is f32 or bf16; PASS `forward`, `backward`, `forward_backward`, `row_loss`, or `product`, the bare
+//!   matrix product in f32. The buffers are kept until another DTYPE or shape is asked for.
+//! - `check DTYPE N H V FOLDER` reads FOLDER/hidden (`[N, H]`), weight (`[V, H]`), targets (`[N]` i64) and upstream
+//!   (`[N]` f32), and writes FOLDER/log_probs (`[N]` f32), grad_hidden and grad_weight: raw, in the machine's byte order.
+
+#[path = "../benches/support/linear_stage.rs"]
+mod linear_stage;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use exo_kernels::{Cpu, Dtype, Element};
+use half::bf16;
+use linear_stage::{LinearStage, Product};
+
+/// Follows how much is allocated.
+struct Counting;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        PEAK.fetch_max(held, Ordering::Relaxed);
+        // SAFETY: the caller's contract is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's contract is the same.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What is timed, of any type: one command's buffers, kept for the next.
+trait Timed {
+    fn is_of(&self, dtype: &str, shape: (usize, usize, usize)) -> bool;
+    fn run(&mut self, pass: &str) -> Result<()>;
+}
+
+impl<T: Element> Timed for LinearStage<T> {
+    fn is_of(&self, dtype: &str, shape: (usize, usize, usize)) -> bool {
+        dtype == (if T::DTYPE == Dtype::F32 { "f32" } else { "bf16" }) && self.shape() == shape
+    }
+
+    fn run(&mut self, pass: &str) -> Result<()> {
+        match pass {
+            "forward" => self.forward(),
+            "backward" => self.backward(),
+            "forward_backward" => {
+                self.forward();
+                self.backward();
+            }
+            "row_loss" => self.row_loss(),
+            _ => bail!("no such pass: {pass}"),
+        }
+        Ok(())
+    }
+}
+
+struct BareProduct((usize, usize, usize), Product);
+
+impl Timed for BareProduct {
+    fn is_of(&self, dtype: &str, shape: (usize, usize, usize)) -> bool {
+        dtype == "product" && self.0 == shape
+    }
+
+    fn run(&mut self, _: &str) -> Result<()> {
+        self.1.run();
+        Ok(())
+    }
+}
+
+fn make(kind: &str, (rows, size, vocab): (usize, usize, usize)) -> Result<Box<dyn Timed>> {
+    match kind {
+        "product" => Ok(Box::new(BareProduct((rows, size, vocab), Product::new(rows, size, vocab)))),
+        "f32" => {
+            let mut stage = LinearStage::<f32>::random(Cpu::default(), rows, size, vocab);
+            stage.forward();
+            Ok(Box::new(stage))
+        }
+        "bf16" => {
+            let mut stage = LinearStage::<bf16>::random(Cpu::default(), rows, size, vocab);
+            stage.forward();
+            Ok(Box::new(stage))
+        }
+        _ => bail!("no such type: {kind}"),
+    }
+}
+
+fn read<T: bytemuck::Pod>(file: &Path, count: usize) -> Result<Vec<T>> {
+    let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
+    let mut numbers = vec![T::zeroed(); count];
+    if bytes.len() != size_of_val(numbers.as_slice()) {
+        bail!("{} has {} bytes, not those of {count} numbers", file.display(), bytes.len());
+    }
+    bytemuck::cast_slice_mut(&mut numbers).copy_from_slice(&bytes);
+    Ok(numbers)
+}
+
+fn check<T: Element>((rows, size, vocab): (usize, usize, usize), folder: &Path) -> Result<()> {
+    let inputs = (read::<T>(&folder.join("hidden"), rows * size)?, read::<T>(&folder.join("weight"), vocab * size)?);
+    let (targets, upstream) = (read(&folder.join("targets"), rows)?, read(&folder.join("upstream"), rows)?);
+    let mut stage = LinearStage::new(Cpu::default(), inputs, size, targets, upstream);
+    stage.forward();
+    stage.backward();
+    std::fs::write(folder.join("log_probs"), bytemuck::cast_slice(&stage.log_probs))?;
+    std::fs::write(folder.join("grad_hidden"), bytemuck::cast_slice(&stage.grad_hidden))?;
+    std::fs::write(folder.join("grad_weight"), bytemuck::cast_slice(&stage.grad_weight))?;
+    Ok(())
+}
+
+/// Answers one command. `kept` is what the command before it timed.
+fn answer(line: &str, kept: &mut Option<Box<dyn Timed>>) -> Result<serde_json::Value> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [command, dtype, rows, size, vocab, last] = words[..] else { bail!("not a command: {line}") };
+    let shape = (rows.parse()?, size.parse()?, vocab.parse()?);
+    if command == "check" {
+        match dtype {
+            "f32" => check::<f32>(shape, Path::new(last))?,
+            "bf16" => check::<bf16>(shape, Path::new(last))?,
+            _ => bail!("no such type: {dtype}"),
+        }
+        return Ok(serde_json::json!({ "written": last }));
+    }
+    let kind = if command == "product" { "product" } else { dtype };
+    if !kept.as_ref().is_some_and(|timed| timed.is_of(kind, shape)) {
+        // The old buffers go before the new ones come.
+        *kept = None;
+        *kept = Some(make(kind, shape)?);
+    }
+    let timed = kept.as_mut().context("a stage")?;
+    timed.run(command)?;
+    let held = HELD.load(Ordering::Relaxed);
+    PEAK.store(held, Ordering::Relaxed);
+    let mut seconds = Vec::new();
+    for _ in 0..last.parse()? {
+        let start = Instant::now();
+        timed.run(command)?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    Ok(serde_json::json!({ "seconds": seconds, "peak": PEAK.load(Ordering::Relaxed) - held }))
+}
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    while let Some(option) = arguments.next() {
+        let value = arguments.next().with_context(|| format!("{option} needs a value"))?;
+        match option.as_str() {
+            "--threads" => rayon::ThreadPoolBuilder::new().num_threads(value.parse()?).build_global()?,
+            _ => bail!("no such option: {option}"),
+        }
+    }
+    let mut kept = None;
+    for line in std::io::stdin().lock().lines() {
+        let answer = answer(&line?, &mut kept)?;
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{answer}")?;
+        out.flush()?;
+    }
+    Ok(())
+}
