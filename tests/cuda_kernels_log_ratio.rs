@@ -1,5 +1,5 @@
-//! `kernels/log_ratio.cu`: differences per token first, a sum in f64 whose bits depend on the sequence alone, masked
-//! rows not read, what is not finite counted.
+//! `kernels/log_ratio.cu`, what is its own beside `log_ratio.rs`: all of its outputs, bits that depend on the sequence
+//! alone, masked rows that are not there, what is not finite counted.
 //!
 //! Log-probs here are multiples of 2⁻²⁰ below 8 in size: f32 holds them, and f64 their sums, exactly. So the results
 //! must be exact, and any f32 on the way shows.
@@ -182,42 +182,6 @@ fn differences_first_then_exact_sums() {
         }
     }
     assert!(expected[0].1 != 0.0 && expected[1] == (0, 0.0) && expected[5] == (0, 0.0));
-}
-
-/// A policy next to its reference: the sums are near −16000, their difference is what matters.
-#[test]
-fn neighbouring_log_probs_keep_their_difference() {
-    let mut sequences = sequences();
-    sequences.log_probs = sequences.references.iter().map(|steps| steps - 1).collect();
-    let expected = sequences.exact(|_| -1);
-    let outputs = run(&Inputs { reference_tokens: Some(f32s(&sequences.references)), ..sequences.inputs() });
-    for (i, expected) in expected.iter().enumerate() {
-        assert_eq!(outputs.log_ratios[i], expected.1, "sequence {i}");
-    }
-    // Also where no f32 holds the difference.
-    let outputs = run(&Inputs {
-        log_probs: vec![-16.000_002],
-        targets: vec![0],
-        offsets: vec![0, 1],
-        reference_tokens: Some(vec![-1e-9]),
-        ..Inputs::default()
-    });
-    assert_eq!(outputs.log_ratios, [f64::from(-16.000_002f32) + f64::from(1e-9f32)]);
-}
-
-#[test]
-fn per_sequence_references_and_none() {
-    let sequences = sequences();
-    let expected = sequences.exact(|row| sequences.log_probs[row]);
-    let sums: Vec<f64> = (0..LENGTHS.len()).map(|i| -1000.25 * i as f64 - 3.0).collect();
-    let with = run(&Inputs { reference_sequences: Some(sums.clone()), ..sequences.inputs() });
-    let mean = run(&Inputs { reference_sequences: Some(sums.clone()), mean: true, ..sequences.inputs() });
-    let without = run(&sequences.inputs());
-    for (i, &(scored, sum)) in expected.iter().enumerate() {
-        let ratio = if scored == 0 { 0.0 } else { sum - sums[i] };
-        assert_eq!((with.log_ratios[i], without.log_ratios[i]), (ratio, sum), "sequence {i}");
-        assert_eq!(mean.log_ratios[i], ratio / scored.max(1) as f64, "sequence {i}");
-    }
 }
 
 /// The bits are those that the sequence has alone, with numbers whose sums round.

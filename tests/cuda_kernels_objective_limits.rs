@@ -3,16 +3,10 @@
 
 #![cfg(feature = "cuda")]
 
-#[path = "support/fixture.rs"]
-#[allow(dead_code, reason = "the rows of the fixtures are for other tests")]
-mod fixture;
-
 mod support {
     pub(crate) mod kernel_device;
     pub(crate) mod objective_kernel;
 }
-
-use std::path::Path;
 
 use exo_kernels::cuda::Status;
 use exo_kernels::reference::{bounds, objective as reference};
@@ -20,13 +14,9 @@ use exo_kernels::{
     Batch, Betas, Cpu, Divergence, GroupStatistics, Objective, ObjectiveInputs, ObjectiveOutputs, Reduction, Rewards,
     Target,
 };
-use fixture::Fixture;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use support::objective_kernel::{Inputs, Outputs, run};
-
-/// As in `support/comparison.rs`.
-const EXPECTED_ERROR: f64 = 1e-14;
 
 const SIZES: [usize; 14] = [1, 2, 3, 8, 31, 32, 33, 63, 64, 65, 96, 1000, 1024, 1500];
 
@@ -399,54 +389,6 @@ fn the_optimum_and_ties_are_exact() {
         let outputs = run(&objective, &inputs);
         assert!(outputs.losses.iter().chain(&outputs.coefficients).all(|&x| x == 0.0), "{objective:?}");
     }
-}
-
-/// The golden fixtures' groups, fed with the expected log-ratios.
-#[test]
-fn golden_groups_are_within_their_bounds() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let mut seen = 0;
-    for file in std::fs::read_dir(folder).expect("tests/golden") {
-        let path = file.expect("entry").path();
-        if path.extension().is_none_or(|extension| extension != "safetensors") {
-            continue;
-        }
-        let fixture = Fixture::read(&path).expect("a readable fixture");
-        let objective = fixture.options.objective();
-        let offsets = fixture.batch.group_offsets();
-        if offsets.len() == 1 {
-            continue;
-        }
-        seen += 1;
-        let inputs = Inputs {
-            log_ratios: fixture.log_ratios.clone(),
-            rewards: fixture.rewards.iter().map(|&reward| f64::from(reward)).collect(),
-            groups: offsets.iter().map(|&offset| offset as i64).collect(),
-            rewards_in_f32: true,
-            weight: 1.0 / (offsets.len() - 1) as f64,
-            ..Inputs::new()
-        };
-        let outputs = run(&objective, &inputs);
-        for (g, range) in offsets.windows(2).enumerate() {
-            let zeros = vec![0.0; range[1] - range[0]];
-            let (log_ratios, rewards) = (&inputs.log_ratios[range[0]..range[1]], &inputs.rewards[range[0]..range[1]]);
-            let plain = reference::group_loss(&objective, log_ratios, rewards, &zeros);
-            let logits = reference::target_logits(objective.target(), rewards, &zeros);
-            let bound = bounds::group(&objective, log_ratios, &logits, 0.0, &plain);
-            // The files are f64 themselves.
-            let (loss, expected) = (outputs.losses[g], fixture.group_losses[g]);
-            assert!(
-                same(loss, expected, bound.loss + EXPECTED_ERROR * expected.abs().max(1.0)),
-                "{path:?} {loss} {expected}"
-            );
-            for i in range[0]..range[1] {
-                let (got, expected) = (outputs.coefficients[i], fixture.coefficients[i]);
-                let limit = bound.coefficient * inputs.weight + EXPECTED_ERROR * expected.abs().max(1.0);
-                assert!(same(got, expected, limit), "{path:?} {i} {got} {expected}");
-            }
-        }
-    }
-    assert!(seen >= 70, "{seen} fixtures with groups");
 }
 
 /// One sample per lane: the work of a group of up to 32 is that of one pass per stage, whatever K is.

@@ -219,7 +219,7 @@ fn alignment_and_stride_do_not_change_bits() {
             for row in 0..2 {
                 logits[offset + row * row_stride..][..vocab].copy_from_slice(&values[row * vocab..][..vocab]);
             }
-            let strided = Rows { logits, targets: packed.targets.clone(), vocab, row_stride, offset };
+            let strided = Rows { logits, row_stride, offset, ..packed.clone() };
             assert_eq!(strided.forward(&cuda, &options, true), expected, "V={vocab}, offset {offset}");
             for in_place in [false, true] {
                 let computed = strided.backward(&cuda, &options, &expected, (&[0.5, -1.5], None), in_place);

@@ -3,14 +3,30 @@
 
 #![allow(clippy::excessive_precision, reason = "the digits are those that were printed")]
 
-mod support {
-    pub(crate) mod one_group;
-}
+#[path = "support/backend.rs"]
+mod backend;
 
-use exo_kernels::{
-    Batch, Betas, Cpu, GroupStatistics, Objective, ObjectiveInputs, ObjectiveOutputs, Reduction, Rewards,
-};
-use support::one_group::on_the_cpu;
+use backend::{Groups, TestBackend, on_every_backend};
+use exo_kernels::{Batch, Betas, Objective, Reduction, Rewards};
+
+on_every_backend!(
+    fifty_digits_of_every_divergence,
+    fifty_digits_where_one_sample_dominates_and_next_to_the_optimum,
+    fifty_digits_of_preferences,
+    losses_at_the_start,
+    slopes_of_the_second_order_table,
+    losses_and_slopes_of_the_pair_table,
+    pairs_have_their_closed_forms,
+    exo_pref_tends_to_the_sigmoid_loss,
+    small_beta_pi_is_the_variance_loss,
+    on_policy_exo_is_reinforce_with_a_mean_baseline,
+    a_group_of_one_has_nothing_to_learn,
+    the_loss_tells_winner_from_loser,
+    tied_winners_share,
+    groups_of_any_size_are_independent,
+    reductions_scale_the_coefficients_and_not_the_group_losses,
+    an_impossible_sample_that_the_target_does_not_want_costs_nothing,
+);
 
 const ONE: Betas = Betas { policy: 1.0, reward: 1.0 };
 
@@ -48,8 +64,8 @@ fn dpo_pref(epsilon: f64) -> Objective {
 }
 
 /// Loss and d loss / d z of a pair with z = f_w − f_l.
-fn pair(objective: &Objective, z: f64) -> (f64, f64) {
-    let (loss, gradient) = on_the_cpu(objective, &[z, 0.0], &[1.0, 0.0], None);
+fn pair(backend: &impl TestBackend, objective: &Objective, z: f64) -> (f64, f64) {
+    let (loss, gradient) = backend.one_group(objective, &[z, 0.0], &[1.0, 0.0], None);
     assert_eq!(gradient[0], -gradient[1]);
     (loss, gradient[0])
 }
@@ -58,8 +74,8 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-fn check_golden(objective: &Objective, f: &[f64], s: &[f64], loss: f64, gradient: &[f64]) {
-    let computed = on_the_cpu(objective, f, s, None);
+fn check_golden(backend: &impl TestBackend, objective: &Objective, f: &[f64], s: &[f64], loss: f64, gradient: &[f64]) {
+    let computed = backend.one_group(objective, f, s, None);
     assert_digits(computed.0, loss);
     assert_eq!(computed.1.len(), gradient.len());
     for (computed, printed) in computed.1.iter().zip(gradient) {
@@ -67,10 +83,10 @@ fn check_golden(objective: &Objective, f: &[f64], s: &[f64], loss: f64, gradient
     }
 }
 
-#[test]
-fn fifty_digits_of_every_divergence() {
+fn fifty_digits_of_every_divergence(backend: &impl TestBackend) {
     let (f, s) = ([0.5, -1.25, 2.0, 0.0], [1.5, -0.5, 0.25, -2.0]);
     check_golden(
+        backend,
         &exo(),
         &f,
         &s,
@@ -78,6 +94,7 @@ fn fifty_digits_of_every_divergence() {
         &[-0.361_814_650_297_537_46, -0.055_936_314_097_176_752, 0.346_625_540_174_894_26, 0.071_125_424_219_819_945],
     );
     check_golden(
+        backend,
         &Objective::dpo_rw(ONE).expect("betas in range"),
         &f,
         &s,
@@ -85,6 +102,7 @@ fn fifty_digits_of_every_divergence() {
         &[-0.528_993_915_080_827_14, -0.065_453_135_219_883_525, 0.518_384_575_490_043_54, 0.076_062_474_810_667_127],
     );
     check_golden(
+        backend,
         &Objective::alpha(0.5, ONE).expect("parameters in range"),
         &f,
         &s,
@@ -92,12 +110,12 @@ fn fifty_digits_of_every_divergence() {
         &[-0.406_743_759_888_564_21, -0.057_138_346_581_453_512, 0.398_058_926_915_845_22, 0.065_823_179_554_172_502],
     );
     let jensen_shannon = Objective::jensen_shannon(ONE).expect("betas in range");
-    assert_digits(on_the_cpu(&jensen_shannon, &f, &s, None).0, 0.189_705_759_815_017_8);
+    assert_digits(backend.one_group(&jensen_shannon, &f, &s, None).0, 0.189_705_759_815_017_8);
 }
 
-#[test]
-fn fifty_digits_where_one_sample_dominates_and_next_to_the_optimum() {
+fn fifty_digits_where_one_sample_dominates_and_next_to_the_optimum(backend: &impl TestBackend) {
     check_golden(
+        backend,
         &exo(),
         &[20.0, -5.0, -6.5, -30.0],
         &[3.0, 4.0, -2.0, 0.5],
@@ -110,6 +128,7 @@ fn fifty_digits_where_one_sample_dominates_and_next_to_the_optimum() {
         ],
     );
     check_golden(
+        backend,
         &exo(),
         &[1.0, 2.0, 3.0],
         &[1.0001, 2.0, 2.9999],
@@ -118,8 +137,7 @@ fn fifty_digits_where_one_sample_dominates_and_next_to_the_optimum() {
     );
 }
 
-#[test]
-fn fifty_digits_of_preferences() {
+fn fifty_digits_of_preferences(backend: &impl TestBackend) {
     let smoothed = [
         (-4.0, 6.693_434_169_610_509, -0.192_642_805_395_678_38),
         (0.0, 2.761_230_709_097_915, -1.726_688_694_662_138_4),
@@ -132,22 +150,20 @@ fn fifty_digits_of_preferences() {
     ];
     for (objective, values) in [(exo_pref(1e-3), smoothed), (official(), unnormalised)] {
         for (z, loss, slope) in values {
-            let computed = pair(&objective, z);
+            let computed = pair(backend, &objective, z);
             assert_digits(computed.0, loss);
             assert_digits(computed.1, slope);
         }
     }
 }
 
-#[test]
-fn losses_at_the_start() {
-    assert_printed(pair(&exo_pref(1e-3), 0.0).0, "2.7612");
-    assert_printed(pair(&official(), 0.0).0, "4.3069");
-    assert_printed(pair(&dpo_pref(0.0), 0.0).0, "0.6931");
+fn losses_at_the_start(backend: &impl TestBackend) {
+    assert_printed(pair(backend, &exo_pref(1e-3), 0.0).0, "2.7612");
+    assert_printed(pair(backend, &official(), 0.0).0, "4.3069");
+    assert_printed(pair(backend, &dpo_pref(0.0), 0.0).0, "0.6931");
 }
 
-#[test]
-fn slopes_of_the_second_order_table() {
+fn slopes_of_the_second_order_table(backend: &impl TestBackend) {
     let table = [
         (-8.0, "-.0050", "-.0060", "-.9987"),
         (-2.0, "-.935", "-1.260", "-.880"),
@@ -155,14 +171,13 @@ fn slopes_of_the_second_order_table() {
         (3.0, "-.176", "-.316", "-.046"),
     ];
     for (z, smoothed, unnormalised, dpo) in table {
-        assert_printed(pair(&exo_pref(1e-3), z).1, smoothed);
-        assert_printed(pair(&official(), z).1, unnormalised);
-        assert_printed(pair(&dpo_pref(1e-3), z).1, dpo);
+        assert_printed(pair(backend, &exo_pref(1e-3), z).1, smoothed);
+        assert_printed(pair(backend, &official(), z).1, unnormalised);
+        assert_printed(pair(backend, &dpo_pref(1e-3), z).1, dpo);
     }
 }
 
-#[test]
-fn losses_and_slopes_of_the_pair_table() {
+fn losses_and_slopes_of_the_pair_table(backend: &impl TestBackend) {
     let table = [
         (-20.0, "6.9078", "-5.5e-8", "10.000", "-6.2e-8", "-1.000"),
         (-10.0, "6.9069", "-7.7e-4", "9.9990", "-9.1e-4", "-1.000"),
@@ -171,10 +186,10 @@ fn losses_and_slopes_of_the_pair_table() {
         (10.0, "8.15e-4", "1.4e-4", "-4.5e-5", "0", "-4.5e-5"),
     ];
     for (z, loss, slope, official_loss, official_slope, dpo) in table {
-        let smoothed = pair(&exo_pref(1e-3), z);
+        let smoothed = pair(backend, &exo_pref(1e-3), z);
         assert_printed(smoothed.0, loss);
         assert_printed(smoothed.1, slope);
-        let unnormalised = pair(&official(), z);
+        let unnormalised = pair(backend, &official(), z);
         assert_printed(unnormalised.0, official_loss);
         if z == 10.0 {
             // The optimum: −log of the e^(−10) that the code holds is 10 to an ulp or two.
@@ -182,18 +197,17 @@ fn losses_and_slopes_of_the_pair_table() {
         } else {
             assert_printed(unnormalised.1, official_slope);
         }
-        assert_printed(pair(&dpo_pref(0.0), z).1, dpo);
+        assert_printed(pair(backend, &dpo_pref(0.0), z).1, dpo);
     }
 }
 
 /// dL/dz = σ(z) σ(−z) (z − z*) for EXO and σ(z) − q_w for DPO, z* = log(q_w/q_l).
-#[test]
-fn pairs_have_their_closed_forms() {
+fn pairs_have_their_closed_forms(backend: &impl TestBackend) {
     let (beta_r, rewards) = (0.25, [0.75, 0.5]);
     let betas = Betas { policy: 1.0, reward: beta_r };
     let optimum = (rewards[0] - rewards[1]) / beta_r;
     for z in [-6.0, -1.5, 0.25, 1.0, 2.5] {
-        let slope = |objective: Objective| on_the_cpu(&objective, &[z, 0.0], &rewards, None).1[0];
+        let slope = |objective: Objective| backend.one_group(&objective, &[z, 0.0], &rewards, None).1[0];
         let both = sigmoid(z) * sigmoid(-z);
         assert_digits(slope(Objective::exo(betas).expect("betas in range")), both * (z - optimum));
         // σ(z) and q_w are each rounded: the difference loses what they have in common.
@@ -203,11 +217,10 @@ fn pairs_have_their_closed_forms() {
 }
 
 /// L/log(1/ε) → σ(−z), and what is missing is the entropy of p over log(1/ε), with log(1 − ε) far below it.
-#[test]
-fn exo_pref_tends_to_the_sigmoid_loss() {
+fn exo_pref_tends_to_the_sigmoid_loss(backend: &impl TestBackend) {
     for epsilon in [1e-30, 1e-100, 1e-300] {
         for z in [-3.0, -0.5, 0.0, 1.0, 4.0] {
-            let (loss, slope) = pair(&exo_pref(epsilon), z);
+            let (loss, slope) = pair(backend, &exo_pref(epsilon), z);
             let (gain, p, other) = (-f64::ln(epsilon), sigmoid(z), sigmoid(-z));
             let entropy = -p * p.ln() - other * other.ln();
             assert!((loss / gain - (other - entropy / gain)).abs() <= 16.0 * f64::EPSILON, "{epsilon} {z} {loss}");
@@ -224,8 +237,7 @@ fn exo_pref_tends_to_the_sigmoid_loss() {
 }
 
 /// β_π → 0 with β = β_r·β_π fixed: β_r²·L → ½ Var(βΔ − r) for EXO and DPO both, linearly in β_π.
-#[test]
-fn small_beta_pi_is_the_variance_loss() {
+fn small_beta_pi_is_the_variance_loss(backend: &impl TestBackend) {
     let (log_ratios, rewards, beta) = ([0.3, -1.1, 2.4, 0.9, -0.2], [1.0, 0.4, -0.3, 0.8, 0.1], 0.5);
     let residual: Vec<f64> = log_ratios.iter().zip(&rewards).map(|(delta, r)| beta * delta - r).collect();
     let mean = residual.iter().sum::<f64>() / 5.0;
@@ -243,7 +255,7 @@ fn small_beta_pi_is_the_variance_loss() {
         let betas = Betas { policy: beta_pi, reward: beta / beta_pi };
         let square = betas.reward * betas.reward;
         for objective in [Objective::exo(betas), Objective::alpha(1.0, betas)] {
-            let (loss, gradient) = on_the_cpu(&objective.expect("betas in range"), &log_ratios, &rewards, None);
+            let (loss, gradient) = backend.one_group(&objective.expect("betas in range"), &log_ratios, &rewards, None);
             assert!((square * loss - 0.5 * variance).abs() <= loss_order / betas.reward, "{beta_pi} {}", square * loss);
             for (coefficient, x) in gradient.iter().zip(&residual) {
                 let expected = (x - mean) / 5.0;
@@ -256,12 +268,11 @@ fn small_beta_pi_is_the_variance_loss() {
 
 /// Samples of the policy itself, corrected with c = log π_ref − log π, and β_π = 1: p_i = 1/K and the gradient is that
 /// of REINFORCE with the mean as baseline, g_i = −(R_i − mean R)/(K β_r), R = r − β_r·S.
-#[test]
-fn on_policy_exo_is_reinforce_with_a_mean_baseline() {
+fn on_policy_exo_is_reinforce_with_a_mean_baseline(backend: &impl TestBackend) {
     let (log_ratios, rewards, beta_r) = ([0.7, -2.3, 1.9, 0.05, -0.6], [1.2, -0.4, 0.3, 2.0, 0.9], 0.4);
     let offsets = log_ratios.map(|log_ratio| -log_ratio);
     let objective = Objective::exo(Betas { policy: 1.0, reward: beta_r }).expect("betas in range");
-    let (_, gradient) = on_the_cpu(&objective, &log_ratios, &rewards, Some(&offsets));
+    let (_, gradient) = backend.one_group(&objective, &log_ratios, &rewards, Some(&offsets));
     let regularised: Vec<f64> = log_ratios.iter().zip(&rewards).map(|(s, r)| r - beta_r * s).collect();
     let mean = regularised.iter().sum::<f64>() / 5.0;
     for (g, r) in gradient.iter().zip(&regularised) {
@@ -270,32 +281,29 @@ fn on_policy_exo_is_reinforce_with_a_mean_baseline() {
     }
 }
 
-#[test]
-fn a_group_of_one_has_nothing_to_learn() {
+fn a_group_of_one_has_nothing_to_learn(backend: &impl TestBackend) {
     for objective in [exo(), exo_pref(1e-3), official(), dpo_pref(0.0)] {
-        assert_eq!(on_the_cpu(&objective, &[-37.5], &[2.0], None), (0.0, vec![0.0]));
+        assert_eq!(backend.one_group(&objective, &[-37.5], &[2.0], None), (0.0, vec![0.0]));
     }
 }
 
 /// f-PO's script has p·Σ(log p − log q) for Σ p (log p − log q), which is the same whoever has won. The right loss is
 /// lower by z*·tanh(z/2) when the policy's favourite has.
-#[test]
-fn the_loss_tells_winner_from_loser() {
+fn the_loss_tells_winner_from_loser(backend: &impl TestBackend) {
     let epsilon = 1e-3f64;
     let optimum = ((1.0 - epsilon) / epsilon).ln();
     for z in [0.5, 2.0, 5.0] {
-        let favourite_won = on_the_cpu(&exo_pref(epsilon), &[z, 0.0], &[1.0, 0.0], None).0;
-        let favourite_lost = on_the_cpu(&exo_pref(epsilon), &[z, 0.0], &[0.0, 1.0], None).0;
+        let favourite_won = backend.one_group(&exo_pref(epsilon), &[z, 0.0], &[1.0, 0.0], None).0;
+        let favourite_lost = backend.one_group(&exo_pref(epsilon), &[z, 0.0], &[0.0, 1.0], None).0;
         assert_digits(favourite_lost - favourite_won, optimum * (0.5 * z).tanh());
     }
 }
 
-#[test]
-fn tied_winners_share() {
+fn tied_winners_share(backend: &impl TestBackend) {
     // q − p is what DPO's gradient pulls with, and p = 1/K at the start.
     let targets = |rewards: &[f64], epsilon: f64| -> Vec<f64> {
         let k = rewards.len();
-        let (_, gradient) = on_the_cpu(&dpo_pref(epsilon), &vec![0.0; k], rewards, None);
+        let (_, gradient) = backend.one_group(&dpo_pref(epsilon), &vec![0.0; k], rewards, None);
         gradient.iter().map(|g| 1.0 / k as f64 - g).collect()
     };
     let check = |rewards: &[f64], epsilon: f64, expected: &[f64]| {
@@ -309,64 +317,55 @@ fn tied_winners_share() {
     check(&[2.0, -1.0, 2.0], 0.2, &[0.45, 0.1, 0.45]);
     check(&[3.0; 4], 0.3, &[0.25; 4]);
     check(&[0.0, 0.0, 1.0], 0.1, &[0.05, 0.05, 0.9]);
-    assert_eq!(on_the_cpu(&exo_pref(1e-3), &[0.0, 0.0], &[1.0, 1.0], None), (0.0, vec![0.0, 0.0]));
+    assert_eq!(backend.one_group(&exo_pref(1e-3), &[0.0, 0.0], &[1.0, 1.0], None), (0.0, vec![0.0, 0.0]));
 }
 
 /// Losses and coefficients of a ragged batch.
-fn ragged(log_ratios: &[f64], rewards: &[f64], groups: &[usize], reduction: Reduction) -> (Vec<f64>, Vec<f64>) {
+fn ragged(
+    backend: &impl TestBackend,
+    log_ratios: &[f64],
+    rewards: &[f64],
+    groups: &[usize],
+    reduction: Reduction,
+) -> (Vec<f64>, Vec<f64>) {
     let sequences: Vec<usize> = (0..=log_ratios.len()).collect();
     let batch = Batch::new(&sequences, groups).expect("offsets that fit");
-    let (mut losses, mut coefficients) = (vec![0.0; batch.groups()], vec![0.0; log_ratios.len()]);
-    let mut statistics = vec![GroupStatistics::default(); batch.groups()];
-    Cpu::default()
-        .objective(
-            &exo(),
-            ObjectiveInputs { log_ratios, batch: &batch, rewards: Rewards::from(rewards) },
-            reduction,
-            ObjectiveOutputs {
-                group_losses: &mut losses,
-                coefficients: &mut coefficients,
-                statistics: &mut statistics,
-            },
-        )
-        .expect("inputs that the objective takes");
+    let Groups { losses, coefficients, .. } =
+        backend.objective(&exo(), log_ratios, &batch, Rewards::from(rewards), reduction);
     (losses, coefficients)
 }
 
-#[test]
-fn groups_of_any_size_are_independent() {
+fn groups_of_any_size_are_independent(backend: &impl TestBackend) {
     let groups = [0usize, 3, 4, 6, 13];
     let log_ratios: Vec<f64> = (0..13).map(|i| f64::from(i * i % 11) * 0.3 - 1.0).collect();
     let rewards: Vec<f64> = (0..13).map(|i| f64::from(i * 7 % 5) * 0.4).collect();
-    let (losses, coefficients) = ragged(&log_ratios, &rewards, &groups, Reduction::Sum);
+    let (losses, coefficients) = ragged(backend, &log_ratios, &rewards, &groups, Reduction::Sum);
     for group in 0..4 {
         let sequences = groups[group]..groups[group + 1];
-        let alone = on_the_cpu(&exo(), &log_ratios[sequences.clone()], &rewards[sequences.clone()], None);
+        let alone = backend.one_group(&exo(), &log_ratios[sequences.clone()], &rewards[sequences.clone()], None);
         assert_eq!((losses[group], coefficients[sequences].to_vec()), alone, "group {group}");
     }
 }
 
-#[test]
-fn reductions_scale_the_coefficients_and_not_the_group_losses() {
+fn reductions_scale_the_coefficients_and_not_the_group_losses(backend: &impl TestBackend) {
     let groups = [0usize, 2, 5, 6, 8];
     let (log_ratios, rewards) = ([0.1, 1.0, -0.7, 0.4, 2.0, 0.3, -1.5, 0.6], [0.5, 0.2, 1.0, 0.0, -1.0, 0.3, 0.9, 0.8]);
-    let (losses, sum) = ragged(&log_ratios, &rewards, &groups, Reduction::Sum);
+    let (losses, sum) = ragged(backend, &log_ratios, &rewards, &groups, Reduction::Sum);
     // Powers of two, so that scaling does not round.
     for (reduction, weight) in [(Reduction::Mean, 0.25), (Reduction::Normalizer(32.0), 0.03125)] {
-        let (same, scaled) = ragged(&log_ratios, &rewards, &groups, reduction);
+        let (same, scaled) = ragged(backend, &log_ratios, &rewards, &groups, reduction);
         assert_eq!(same, losses);
         assert_eq!(scaled, sum.iter().map(|c| weight * c).collect::<Vec<_>>());
     }
 }
 
 /// A sample with p = 0 whose q has underflowed to 0 contributes nothing to a forward KL: 0 · inf is 0 here, not NaN.
-#[test]
-fn an_impossible_sample_that_the_target_does_not_want_costs_nothing() {
+fn an_impossible_sample_that_the_target_does_not_want_costs_nothing(backend: &impl TestBackend) {
     // q of the last sample is e^-800, which is 0 in f64.
     let (log_ratios, rewards) = ([0.5, -0.25, f64::NEG_INFINITY], [0.0, 0.0, -800.0]);
     let (without, gradient_without) =
-        on_the_cpu(&Objective::dpo_rw(ONE).expect("betas"), &log_ratios[..2], &rewards[..2], None);
-    let (loss, gradient) = on_the_cpu(&Objective::dpo_rw(ONE).expect("betas"), &log_ratios, &rewards, None);
+        backend.one_group(&Objective::dpo_rw(ONE).expect("betas"), &log_ratios[..2], &rewards[..2], None);
+    let (loss, gradient) = backend.one_group(&Objective::dpo_rw(ONE).expect("betas"), &log_ratios, &rewards, None);
     assert_eq!(loss, without);
     assert_eq!(gradient, [gradient_without[0], gradient_without[1], 0.0]);
 }

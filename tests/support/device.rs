@@ -4,7 +4,11 @@
 
 use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, DeviceRepr};
 use exo_kernels::cuda::{Cuda, Logits, LogitsMut, RowGradients, SavedRows, TokenLogProbs};
-use exo_kernels::{Element, LogitOptions, SoftmaxState};
+use exo_kernels::{Element, LogitOptions, Result, SoftmaxState};
+
+#[path = "host_rows.rs"]
+mod host_rows;
+pub(crate) use host_rows::{Forward, Rows};
 
 /// A backend on a stream of its own.
 pub(crate) fn cuda() -> Cuda {
@@ -33,57 +37,39 @@ pub(crate) fn download<T: DeviceRepr + Clone>(cuda: &Cuda, numbers: &impl Device
     })
 }
 
-/// What the forward pass gave, on the host.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Forward {
-    pub(crate) log_probs: Vec<f32>,
-    pub(crate) states: Vec<SoftmaxState>,
-    pub(crate) entropies: Vec<f32>,
-}
-
-/// Rows of logits with their targets: `[N, V]`, row stride ≥ V.
-#[derive(Debug, Clone)]
-pub(crate) struct Rows<T> {
-    pub(crate) logits: Vec<T>,
-    pub(crate) targets: Vec<i64>,
-    pub(crate) vocab: usize,
-    pub(crate) row_stride: usize,
-    /// Elements before the first row: another alignment.
-    pub(crate) offset: usize,
-}
-
 impl<T: Element + DeviceRepr> Rows<T> {
-    /// Contiguous rows.
-    pub(crate) fn new(logits: Vec<T>, targets: Vec<i64>, vocab: usize) -> Self {
-        Self { logits, targets, vocab, row_stride: vocab, offset: 0 }
-    }
-
-    /// N.
-    pub(crate) fn count(&self) -> usize {
-        self.targets.len()
-    }
-
     /// Forward on the device.
     pub(crate) fn forward(&self, cuda: &Cuda, options: &LogitOptions, entropies: bool) -> Forward {
+        self.try_forward(cuda, options, entropies).expect("forward")
+    }
+
+    /// The same, as an error where it is refused.
+    pub(crate) fn try_forward(&self, cuda: &Cuda, options: &LogitOptions, entropies: bool) -> Result<Forward> {
         let count = self.count();
         let logits = upload(cuda, &self.logits);
-        let targets = upload(cuda, &self.targets);
         // Poison: what is not written shows.
         let mut log_probs = upload(cuda, &vec![f32::MAX; count]);
         let mut states = upload(cuda, &vec![SoftmaxState { r: f32::MAX, s: f32::MAX }; count]);
         let mut entropy = upload(cuda, &vec![f32::MAX; count]);
-        let view = Logits::strided(logits.slice(self.offset..), count, self.vocab, self.row_stride).expect("rows");
+        let view = logits.slice(self.offset..self.logits.len());
+        let view = Logits::strided(view, count, self.vocab, self.row_stride)?;
         let mut outputs = TokenLogProbs {
             log_probs: log_probs.slice_mut(..count),
             states: states.slice_mut(..count),
             entropies: entropies.then(|| entropy.slice_mut(..count)),
         };
-        cuda.token_log_probs(&view, &targets.slice(..count), options, &mut outputs).expect("forward");
-        Forward {
+        if self.targets_in_32_bits {
+            let targets = upload(cuda, &self.narrow_targets());
+            cuda.token_log_probs(&view, &targets.slice(..count), options, &mut outputs)?;
+        } else {
+            let targets = upload(cuda, &self.targets);
+            cuda.token_log_probs(&view, &targets.slice(..count), options, &mut outputs)?;
+        }
+        Ok(Forward {
             log_probs: download(cuda, &log_probs.slice(..count)),
             states: download(cuda, &states.slice(..count)),
             entropies: if entropies { download(cuda, &entropy.slice(..count)) } else { Vec::new() },
-        }
+        })
     }
 
     /// Backward on the device: the whole buffer, in place or out of place.

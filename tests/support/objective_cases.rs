@@ -1,5 +1,5 @@
 //! Adversarial groups for the objectives, and what a backend's results on them are held to: arithmetic of a hundred
-//! digits, within bounds derived from f64's rounding. One source for the CPU and for the CUDA kernel.
+//! digits, within bounds derived from f64's rounding.
 
 use exo_kernels::{Betas, Divergence, Objective, Target};
 
