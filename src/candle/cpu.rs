@@ -1,40 +1,11 @@
-//! Differentiable operations on [candle](candle_core) tensors (feature `candle`).
-//!
-//! - [`token_log_probs`]: logits `[N, V]`, targets `[N]` → log-probs `[N]` in f32, differentiable in the logits.
-//! - [`token_log_probs_and_entropies`]: the entropies with them, differentiable too.
-//! - [`preference_loss`]: logits, targets, batch, reference, rewards → the loss, a differentiable scalar, and a report.
-//!
-//! Logits are CPU tensors of f32, f16 or bf16. Rows may be strided (a narrowed vocabulary, say) and are read where they
-//! lie; any other layout is made contiguous first. Every other device and dtype is refused with an error: an operation
-//! that cannot send a gradient back does not run.
-//!
-//! The softmax state that the backward pass needs is kept inside the operation, O(N); no `[N, V]` tensor is made but
-//! the gradient.
-//!
-//! ```
-//! use candle_core::{Device, Tensor, Var};
-//! use exo_kernels::{Batch, Betas, LogitOptions, LossOptions, Objective, Reference};
-//!
-//! // Two completions of two tokens each for one prompt, over a vocabulary of three.
-//! let logits = Var::randn(0f32, 1f32, (4, 3), &Device::Cpu)?;
-//! let targets = Tensor::new(&[0u32, 2, 1, 1], &Device::Cpu)?;
-//! let batch = Batch::new(&[0, 2, 4], &[0, 2])?;
-//! let options = LossOptions::from(Objective::exo(Betas { policy: 0.5, reward: 0.5 })?)
-//!     .with_logits(LogitOptions::default().with_temperature(0.8)?);
-//! let reference = Reference::PerToken(&[-1.0, -1.2, -0.9, -1.1]);
-//! let (loss, report) =
-//!     exo_kernels::candle::preference_loss(logits.as_tensor(), &targets, &batch, reference, &[1.0f32, 0.0], options)?;
-//! let gradients = loss.backward()?;
-//! assert!(gradients.get(&logits).is_some());
-//! assert_eq!(report.check()?.scored_rows, 4);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
+//! The operations on CPU tensors.
 
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
+use super::{LossInputs, result_shape};
 use crate::batch::Batch;
 use crate::cpu::Cpu;
 use crate::element::Element;
@@ -44,87 +15,43 @@ use crate::loss_options::LossOptions;
 use crate::report::Report;
 use crate::stages::{Reference, Rewards, RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
 
-/// log softmax(z)\[target\] of each row: logits `[N, V]` or `[.., V]`, targets of u32 or i64 in the same leading shape
-/// → f32 of that shape; 0 where the target is negative.
-///
-/// # Errors
-/// A device other than the CPU, logits of another dtype than f32, f16 and bf16, targets of another than u32 and i64,
-/// shapes that do not fit, a target of V or more.
-pub fn token_log_probs(logits: &Tensor, targets: &Tensor, options: &LogitOptions) -> Result<Tensor> {
-    run_token_log_probs(logits, targets, options, false)?.reshape(targets.shape())
-}
-
-/// [`token_log_probs`] and, from the same pass, the entropy of each row's distribution; both differentiable.
-///
-/// # Errors
-/// As [`token_log_probs`].
-pub fn token_log_probs_and_entropies(
+/// `[N]`, or `[2, N]` with the entropies, of logits `[N, V]`.
+pub(super) fn token_log_probs(
     logits: &Tensor,
     targets: &Tensor,
     options: &LogitOptions,
-) -> Result<(Tensor, Tensor)> {
-    let both = run_token_log_probs(logits, targets, options, true)?;
-    Ok((both.get(0)?.reshape(targets.shape())?, both.get(1)?.reshape(targets.shape())?))
-}
-
-/// The preference loss: logits `[N, V]` or `[.., V]`, targets in the same leading shape, a [`Batch`] over the N rows →
-/// a differentiable f32 scalar, and what a trainer logs.
-///
-/// A row without a softmax makes the loss NaN, not an error: loss scaling looks for it in the gradient.
-/// [`Report::check`] names it.
-///
-/// # Errors
-/// As [`token_log_probs`], and everything that [`PreferenceLoss::forward`] refuses.
-pub fn preference_loss<'a>(
-    logits: &Tensor,
-    targets: &Tensor,
-    batch: &Batch,
-    reference: Reference<'_>,
-    rewards: impl Into<Rewards<'a>>,
-    options: impl Into<LossOptions>,
-) -> Result<(Tensor, Report)> {
-    let logits = rows_of(logits, targets)?;
-    let targets = target_ids(targets)?;
-    let mut loss = PreferenceLoss::new(Cpu::default(), options);
-    let rewards = rewards.into();
-    with_logits(&logits, LossForward { loss: &mut loss, targets: &targets, batch, reference, rewards })?;
-    let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
-    let value = report.loss as f32;
-    Ok((logits.apply_op1(LossOp { value, loss: Mutex::new(loss) })?, report))
-}
-
-/// `[N]`, or `[2, N]` with the entropies.
-fn run_token_log_probs(logits: &Tensor, targets: &Tensor, options: &LogitOptions, entropy: bool) -> Result<Tensor> {
-    let logits = rows_of(logits, targets)?;
+    entropy: bool,
+) -> Result<Tensor> {
     let targets = target_ids(targets)?;
     let rows = targets.len();
     let mut op = TokenLogProbOp {
         targets,
         options: *options,
+        entropy,
         states: vec![SoftmaxState::default(); rows],
         values: vec![0.0; if entropy { 2 * rows } else { rows }],
     };
-    with_logits(&logits, TokenForward { op: &mut op })?;
+    with_logits(logits, TokenForward { op: &mut op })?;
     logits.apply_op1(op)
 }
 
-/// The logits as `[N, V]` with contiguous columns, without a copy where they are so already.
-fn rows_of(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    let dims = logits.dims();
-    let Some((&vocab, leading)) = dims.split_last() else { bail!("logits: a scalar given, [.., V] expected") };
-    if leading != targets.dims() {
-        bail!(
-            "targets: shape {:?} given, {leading:?} (that of the logits without the vocabulary) expected",
-            targets.dims()
-        );
-    }
-    let rows: usize = leading.iter().product();
-    let logits = if leading.len() == 1 { logits.clone() } else { logits.reshape((rows, vocab))? };
-    let strides = logits.stride();
-    if strides[1] == 1 && strides[0] >= vocab { Ok(logits) } else { logits.contiguous() }
+/// The loss of logits `[N, V]`, and its report.
+pub(super) fn preference_loss(
+    logits: &Tensor,
+    inputs: LossInputs<'_>,
+    options: LossOptions,
+) -> Result<(Tensor, Report)> {
+    let LossInputs { targets, batch, reference, rewards } = inputs;
+    let targets = target_ids(targets)?;
+    let mut loss = PreferenceLoss::new(Cpu::default(), options);
+    with_logits(logits, LossForward { loss: &mut loss, targets: &targets, batch, reference, rewards })?;
+    let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
+    let value = report.loss as f32;
+    Ok((logits.apply_op1(LossOp { value, loss: Mutex::new(loss) })?, report))
 }
 
-fn target_ids(targets: &Tensor) -> Result<Vec<i64>> {
+/// The ids of a CPU tensor in any layout.
+pub(super) fn target_ids(targets: &Tensor) -> Result<Vec<i64>> {
     if !targets.device().is_cpu() {
         bail!("targets: a tensor on {:?} given, the CPU expected", targets.device().location());
     }
@@ -144,7 +71,7 @@ trait WithLogits {
     fn run<T: Element + WithDType>(self, logits: Logits<'_, T>) -> crate::error::Result<Self::Output>;
 }
 
-/// Runs on the logits `[N, V]` of a CPU tensor as [`rows_of`] made it; refuses every other device and dtype.
+/// Runs on the logits `[N, V]` of a CPU tensor with contiguous columns; refuses every other dtype.
 fn with_logits<W: WithLogits>(logits: &Tensor, run: W) -> Result<W::Output> {
     let (storage, layout) = logits.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
@@ -172,7 +99,7 @@ impl WithLogits for TokenForward<'_> {
     type Output = ();
 
     fn run<T: Element + WithDType>(self, logits: Logits<'_, T>) -> crate::error::Result<()> {
-        let TokenLogProbOp { targets, options, states, values } = self.op;
+        let TokenLogProbOp { targets, options, entropy: _, states, values } = self.op;
         let (log_probs, entropies) = values.split_at_mut(targets.len());
         let entropies = (!entropies.is_empty()).then_some(entropies);
         Cpu::default().token_log_probs(logits, targets, options, TokenLogProbs { log_probs, states, entropies })
@@ -183,6 +110,7 @@ impl WithLogits for TokenForward<'_> {
 struct TokenLogProbOp {
     targets: Vec<i64>,
     options: LogitOptions,
+    entropy: bool,
     states: Vec<SoftmaxState>,
     /// Log-probs and, if asked for, entropies behind them.
     values: Vec<f32>,
@@ -194,9 +122,7 @@ impl CustomOp1 for TokenLogProbOp {
     }
 
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let rows = self.targets.len();
-        let shape = if self.values.len() == rows { Shape::from(rows) } else { Shape::from((2, rows)) };
-        Ok((CpuStorage::F32(self.values.clone()), shape))
+        Ok((CpuStorage::F32(self.values.clone()), result_shape(self.targets.len(), self.entropy)))
     }
 
     fn bwd(&self, logits: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {

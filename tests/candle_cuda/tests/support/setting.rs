@@ -1,0 +1,9 @@
+//! candle's CUDA device, on softcuda.
+
+use candle_core::Device;
+
+/// The first device, opened anew. Without cuBLAS and cuRAND there would be none: `candle_cuda_tests` stands in.
+pub(crate) fn cuda_device() -> Device {
+    softcuda::install_always().expect("the program is linked with softcuda");
+    Device::new_cuda(0).expect("device 0")
+}
