@@ -4,6 +4,8 @@
 
 #[path = "support/candle_cases.rs"]
 mod candle_cases;
+#[path = "support/candle_linear_cases.rs"]
+mod candle_linear_cases;
 
 use candle_cases::Setting;
 use candle_core::Device;
@@ -39,4 +41,29 @@ fn what_cannot_be_done_is_refused() {
 #[test]
 fn no_rows() {
     candle_cases::no_rows(&CPU);
+}
+
+#[test]
+fn gradients_reach_hidden_weight_and_bias() {
+    candle_linear_cases::gradients_reach_hidden_weight_and_bias(&CPU);
+}
+
+#[test]
+fn what_is_frozen_gets_none() {
+    candle_linear_cases::what_is_frozen_gets_none(&CPU);
+}
+
+#[test]
+fn the_preference_loss_is_that_of_the_logits() {
+    candle_linear_cases::the_preference_loss_is_that_of_the_logits(&CPU);
+}
+
+#[test]
+fn strided_and_batched_layouts() {
+    candle_linear_cases::strided_and_batched_layouts(&CPU);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    candle_linear_cases::what_does_not_fit_is_refused(&CPU);
 }

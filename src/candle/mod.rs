@@ -3,6 +3,8 @@
 //! - [`token_log_probs`]: logits `[N, V]`, targets `[N]` → log-probs `[N]` in f32, differentiable in the logits.
 //! - [`token_log_probs_and_entropies`]: the entropies with them, differentiable too.
 //! - [`preference_loss`]: logits, targets, batch, reference, rewards → the loss, a differentiable scalar, and a report.
+//! - [`linear_token_log_probs`], [`linear_token_log_probs_and_entropies`], [`linear_preference_loss`]: the same from
+//!   hidden states `[N, H]` and the weight `[V, H]` of a model's head, differentiable in both; the logits are never held.
 //!
 //! Logits are tensors of f32, f16 or bf16. Rows may be strided (a narrowed vocabulary, say) and are read where they
 //! lie; any other layout is made contiguous first. Every other dtype is refused with an error: an operation that cannot
@@ -46,6 +48,10 @@
 mod cpu;
 #[cfg(feature = "candle-cuda")]
 mod cuda;
+mod linear;
+mod linear_cpu;
+
+pub use linear::{linear_preference_loss, linear_token_log_probs, linear_token_log_probs_and_entropies};
 
 use candle_core::{Device, Error, Result, Shape, Tensor, bail};
 
@@ -99,7 +105,7 @@ pub fn preference_loss<'a>(
     rewards: impl Into<Rewards<'a>>,
     options: impl Into<LossOptions>,
 ) -> Result<(Tensor, Report)> {
-    let logits = rows_of(logits, targets)?;
+    let logits = rows_of("logits", logits, targets)?;
     let inputs = LossInputs { targets, batch, reference, rewards: rewards.into() };
     match logits.device() {
         Device::Cpu => cpu::preference_loss(&logits, inputs, options.into()),
@@ -119,7 +125,7 @@ struct LossInputs<'a> {
 
 /// `[N]`, or `[2, N]` with the entropies.
 fn run_token_log_probs(logits: &Tensor, targets: &Tensor, options: &LogitOptions, entropy: bool) -> Result<Tensor> {
-    let logits = rows_of(logits, targets)?;
+    let logits = rows_of("logits", logits, targets)?;
     match logits.device() {
         Device::Cpu => cpu::token_log_probs(&logits, targets, options, entropy),
         #[cfg(feature = "candle-cuda")]
@@ -142,18 +148,19 @@ fn refused(device: &Device) -> Error {
     Error::msg(format!("logits: a tensor on {:?} given, {built}", device.location()))
 }
 
-/// The logits as `[N, V]` with contiguous columns, without a copy where they are so already.
-fn rows_of(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    let dims = logits.dims();
-    let Some((&vocab, leading)) = dims.split_last() else { bail!("logits: a scalar given, [.., V] expected") };
+/// Logits `[.., V]`, or hidden states `[.., H]`, as `[N, V]` with contiguous columns, without a copy where they are so
+/// already.
+fn rows_of(what: &str, rows: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let dims = rows.dims();
+    let Some((&columns, leading)) = dims.split_last() else { bail!("{what}: a scalar given, rows expected") };
     if leading != targets.dims() {
         bail!(
-            "targets: shape {:?} given, {leading:?} (that of the logits without the vocabulary) expected",
+            "targets: shape {:?} given, {leading:?} (that of the {what} without the last dimension) expected",
             targets.dims()
         );
     }
-    let rows: usize = leading.iter().product();
-    let logits = if leading.len() == 1 { logits.clone() } else { logits.reshape((rows, vocab))? };
-    let strides = logits.stride();
-    if strides[1] == 1 && strides[0] >= vocab { Ok(logits) } else { logits.contiguous() }
+    let count: usize = leading.iter().product();
+    let rows = if leading.len() == 1 { rows.clone() } else { rows.reshape((count, columns))? };
+    let strides = rows.stride();
+    if strides[1] == 1 && strides[0] >= columns { Ok(rows) } else { rows.contiguous() }
 }

@@ -1,0 +1,318 @@
+//! The operations from hidden states on CPU tensors.
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{
+    CpuStorage, CustomOp2, CustomOp3, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
+};
+use half::{bf16, f16};
+
+use super::cpu::target_ids;
+use super::linear::Linear;
+use super::{LossInputs, result_shape};
+use crate::cpu::Cpu;
+use crate::element::Element;
+use crate::linear::{Head, LinearGradients};
+use crate::logits::LogitOptions;
+use crate::loss::PreferenceLoss;
+use crate::loss_options::LossOptions;
+use crate::matrix::{Matrix, MatrixMut};
+use crate::report::Report;
+use crate::stages::{RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
+
+/// `[N]`, or `[2, N]` with the entropies.
+pub(super) fn token_log_probs(
+    linear: &Linear,
+    targets: &Tensor,
+    options: &LogitOptions,
+    entropy: bool,
+) -> Result<Tensor> {
+    let targets = target_ids(targets)?;
+    let rows = targets.len();
+    let mut pass = TokenLogProbPass {
+        targets,
+        options: *options,
+        states: vec![SoftmaxState::default(); rows],
+        log_probs: vec![0.0; rows],
+        entropies: vec![0.0; if entropy { rows } else { 0 }],
+    };
+    with_linear(&linear.hidden, &linear.weight, linear.bias.as_ref(), TokenForward { pass: &mut pass })?;
+    let values = [pass.log_probs.as_slice(), pass.entropies.as_slice()].concat();
+    LinearOp { values, shape: result_shape(rows, entropy), pass }.apply(linear)
+}
+
+/// The loss, and its report.
+pub(super) fn preference_loss(
+    linear: &Linear,
+    inputs: LossInputs<'_>,
+    options: LossOptions,
+) -> Result<(Tensor, Report)> {
+    let targets = target_ids(inputs.targets)?;
+    let mut loss = PreferenceLoss::new(Cpu::default(), options);
+    let forward = LossForward { loss: &mut loss, targets: &targets, inputs };
+    with_linear(&linear.hidden, &linear.weight, linear.bias.as_ref(), forward)?;
+    let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
+    let op = LinearOp { values: vec![report.loss as f32], shape: Shape::from(()), pass: Mutex::new(loss) };
+    Ok((op.apply(linear)?, report))
+}
+
+/// What is done with hidden states and head once their element type is known.
+trait WithLinear {
+    fn run<T: Element + WithDType>(self, hidden: Matrix<'_, T>, head: &Head<'_, T>) -> Result<()>;
+}
+
+/// Runs on CPU tensors of one type with contiguous columns; refuses every other dtype.
+fn with_linear(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, run: impl WithLinear) -> Result<()> {
+    let (hidden_storage, hidden_layout) = hidden.storage_and_layout();
+    let (weight_storage, weight_layout) = weight.storage_and_layout();
+    let bias = bias.map(Tensor::storage_and_layout);
+    let bias = bias.as_ref().map(|(storage, layout)| (&**storage, *layout));
+    macro_rules! typed {
+        ($variant:ident, $type:ty) => {{
+            let (Storage::Cpu(CpuStorage::$variant(hidden)), Storage::Cpu(CpuStorage::$variant(weight))) =
+                (&*hidden_storage, &*weight_storage)
+            else {
+                bail!("weight: another dtype or device than the hidden states'")
+            };
+            let bias = match bias {
+                Some((Storage::Cpu(CpuStorage::$variant(bias)), layout)) => Some(&bias[elements(layout)]),
+                Some(_) => bail!("bias: another dtype or device than the hidden states'"),
+                None => None,
+            };
+            let head = matrix::<$type>(weight, weight_layout).and_then(Head::new);
+            let head = head.and_then(|head| bias.map_or(Ok(head), |bias| head.with_bias(bias)));
+            run.run::<$type>(matrix(hidden, hidden_layout).map_err(Error::wrap)?, &head.map_err(Error::wrap)?)
+        }};
+    }
+    match &*hidden_storage {
+        Storage::Cpu(CpuStorage::F32(_)) => typed!(F32, f32),
+        Storage::Cpu(CpuStorage::F16(_)) => typed!(F16, f16),
+        Storage::Cpu(CpuStorage::BF16(_)) => typed!(BF16, bf16),
+        _ => bail!("hidden: dtype {:?} given, f32, f16 or bf16 expected", hidden.dtype()),
+    }
+}
+
+fn elements(layout: &Layout) -> std::ops::Range<usize> {
+    layout.start_offset()..layout.start_offset() + layout.shape().elem_count()
+}
+
+fn matrix<'a, T: Element>(data: &'a [T], layout: &Layout) -> crate::error::Result<Matrix<'a, T>> {
+    let (rows, columns) = (layout.dims()[0], layout.dims()[1]);
+    Matrix::strided(&data[layout.start_offset()..], rows, columns, layout.stride()[0].max(columns))
+}
+
+struct TokenForward<'a> {
+    pass: &'a mut TokenLogProbPass,
+}
+
+impl WithLinear for TokenForward<'_> {
+    fn run<T: Element + WithDType>(self, hidden: Matrix<'_, T>, head: &Head<'_, T>) -> Result<()> {
+        let TokenLogProbPass { targets, options, states, log_probs, entropies } = self.pass;
+        let entropies = (!entropies.is_empty()).then_some(entropies.as_mut_slice());
+        let outputs = TokenLogProbs { log_probs, states, entropies };
+        Cpu::default().linear_token_log_probs(hidden, head, targets, options, outputs).map_err(Error::wrap)
+    }
+}
+
+struct LossForward<'a> {
+    loss: &'a mut PreferenceLoss<Cpu>,
+    targets: &'a [i64],
+    inputs: LossInputs<'a>,
+}
+
+impl WithLinear for LossForward<'_> {
+    fn run<T: Element + WithDType>(self, hidden: Matrix<'_, T>, head: &Head<'_, T>) -> Result<()> {
+        let LossInputs { batch, reference, rewards, .. } = self.inputs;
+        self.loss.forward_linear(hidden, head, self.targets, batch, reference, rewards).map_err(Error::wrap)
+    }
+}
+
+/// A finished forward pass that can go backward.
+trait Pass: Send + Sync + 'static {
+    const NAME: &'static str;
+
+    /// `upstream`: the gradient of the operation's values.
+    fn backward<T: Element + WithDType>(
+        &self,
+        hidden: Matrix<'_, T>,
+        head: &Head<'_, T>,
+        upstream: &[f32],
+        gradients: LinearGradients<'_, T, T>,
+    ) -> crate::error::Result<()>;
+}
+
+/// What the backward pass of the token log-probs needs.
+struct TokenLogProbPass {
+    targets: Vec<i64>,
+    options: LogitOptions,
+    states: Vec<SoftmaxState>,
+    log_probs: Vec<f32>,
+    /// Empty if not asked for.
+    entropies: Vec<f32>,
+}
+
+impl Pass for TokenLogProbPass {
+    const NAME: &'static str = "exo-linear-token-log-probs";
+
+    fn backward<T: Element + WithDType>(
+        &self,
+        hidden: Matrix<'_, T>,
+        head: &Head<'_, T>,
+        upstream: &[f32],
+        gradients: LinearGradients<'_, T, T>,
+    ) -> crate::error::Result<()> {
+        let (log_probs, entropies) = upstream.split_at(self.targets.len());
+        let entropy = !self.entropies.is_empty();
+        let saved = SavedRows { states: &self.states, entropies: entropy.then_some(&self.entropies) };
+        let upstream = RowGradients { log_probs, entropies: entropy.then_some(entropies) };
+        let (targets, options) = (&self.targets, &self.options);
+        Cpu::default().linear_token_log_probs_backward(hidden, head, targets, options, saved, upstream, gradients)
+    }
+}
+
+/// The lock is for the backward pass, which keeps its workspace in the loss.
+impl Pass for Mutex<PreferenceLoss<Cpu>> {
+    const NAME: &'static str = "exo-linear-preference-loss";
+
+    fn backward<T: Element + WithDType>(
+        &self,
+        hidden: Matrix<'_, T>,
+        head: &Head<'_, T>,
+        upstream: &[f32],
+        gradients: LinearGradients<'_, T, T>,
+    ) -> crate::error::Result<()> {
+        // What a panic elsewhere left behind is overwritten by the next two lines.
+        let mut loss = self.lock().unwrap_or_else(PoisonError::into_inner);
+        loss.set_loss_scale(upstream.iter().copied().map(f64::from).sum());
+        loss.backward_linear(hidden, head, gradients)
+    }
+}
+
+/// The values of a finished forward pass, and its way back.
+struct LinearOp<P> {
+    values: Vec<f32>,
+    shape: Shape,
+    pass: P,
+}
+
+impl<P: Pass> LinearOp<P> {
+    fn apply(self, linear: &Linear) -> Result<Tensor> {
+        match &linear.bias {
+            Some(bias) => linear.hidden.apply_op3(&linear.weight, bias, self),
+            None => linear.hidden.apply_op2(&linear.weight, self),
+        }
+    }
+
+    fn forward(&self) -> (CpuStorage, Shape) {
+        (CpuStorage::F32(self.values.clone()), self.shape.clone())
+    }
+
+    /// The gradients of those of the three tensors that take part in one.
+    fn gradients(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        upstream: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let upstream = upstream.flatten_all()?.to_vec1::<f32>()?;
+        let mut gradients = [None, None, None];
+        let backward = Backward {
+            op: self,
+            upstream: &upstream,
+            tensors: [Some(hidden), Some(weight), bias],
+            gradients: &mut gradients,
+        };
+        with_linear(hidden, weight, bias, backward)?;
+        Ok(gradients)
+    }
+}
+
+struct Backward<'a, P> {
+    op: &'a LinearOp<P>,
+    upstream: &'a [f32],
+    /// Hidden states, weight, bias.
+    tensors: [Option<&'a Tensor>; 3],
+    gradients: &'a mut [Option<Tensor>; 3],
+}
+
+impl<P: Pass> WithLinear for Backward<'_, P> {
+    fn run<T: Element + WithDType>(self, hidden: Matrix<'_, T>, head: &Head<'_, T>) -> Result<()> {
+        // Nothing for a frozen tensor, which would otherwise cost a product and a buffer of its size.
+        let [mut of_hidden, mut of_weight, mut of_bias] = self.tensors.map(|tensor| {
+            let tensor = tensor.filter(|tensor| tensor.track_op())?;
+            Some(vec![T::from_f32(0.0); tensor.elem_count()])
+        });
+        let mut gradients = LinearGradients::new(
+            of_hidden.as_mut().map(|gradient| gradient_matrix(gradient, hidden.columns())).transpose()?,
+            of_weight.as_mut().map(|gradient| gradient_matrix(gradient, hidden.columns())).transpose()?,
+        );
+        if let Some(of_bias) = &mut of_bias {
+            gradients = gradients.with_bias(of_bias);
+        }
+        self.op.pass.backward(hidden, head, self.upstream, gradients).map_err(Error::wrap)?;
+        for ((slot, gradient), tensor) in
+            self.gradients.iter_mut().zip([of_hidden, of_weight, of_bias]).zip(self.tensors)
+        {
+            if let (Some(gradient), Some(tensor)) = (gradient, tensor) {
+                *slot = Some(Tensor::from_vec(gradient, tensor.shape(), &Device::Cpu)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn gradient_matrix<T: Element>(gradient: &mut [T], columns: usize) -> Result<MatrixMut<'_, T>> {
+    MatrixMut::new(gradient, columns).map_err(Error::wrap)
+}
+
+impl<P: Pass> CustomOp2 for LinearOp<P> {
+    fn name(&self) -> &'static str {
+        P::NAME
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok(self.forward())
+    }
+
+    fn bwd(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [hidden, weight, _] = self.gradients(hidden, weight, None, upstream)?;
+        Ok((hidden, weight))
+    }
+}
+
+impl<P: Pass> CustomOp3 for LinearOp<P> {
+    fn name(&self) -> &'static str {
+        P::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Ok(self.forward())
+    }
+
+    fn bwd(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [hidden, weight, bias] = self.gradients(hidden, weight, Some(bias), upstream)?;
+        Ok((hidden, weight, bias))
+    }
+}
