@@ -1,98 +1,86 @@
 //! Shapes and values at the edge: one column, odd widths, unaligned rows, leading −inf, lone peaks, large offsets, rows
 //! beyond 2³² elements.
 
+#[path = "support/backend.rs"]
+mod backend;
+
+use backend::{Forward, Rows, TestBackend, TestElement, on_every_backend};
 use exo_kernels::reference::token_log_prob;
-use exo_kernels::{
-    Cpu, Element, LogitOptions, Logits, LogitsMut, RowGradients, SavedRows, SoftmaxState, TokenLogProbs,
-};
+use exo_kernels::{Cpu, LogitOptions, Logits, LogitsMut, RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
 use half::{bf16, f16};
 
-struct Rows {
-    log_probs: Vec<f32>,
-    states: Vec<SoftmaxState>,
-    entropies: Vec<f32>,
+on_every_backend!(
+    a_single_column_is_certain,
+    equal_logits_are_uniform_at_every_width,
+    a_common_offset_changes_nothing,
+    leading_and_scattered_minus_infinities,
+    logits_at_the_end_of_f32,
+    a_gradient_of_nan_stays_nan_whatever_its_bits,
+);
+
+/// One row, with its entropy.
+fn forward<T: TestElement>(backend: &impl TestBackend, logits: &[T], target: usize) -> Forward {
+    backend.forward(&Rows::one(logits, target), &LogitOptions::default(), true)
 }
 
-fn forward<T: Element>(logits: Logits<'_, T>, targets: &[i64], options: &LogitOptions) -> Rows {
-    let n = logits.rows();
-    let mut rows =
-        Rows { log_probs: vec![f32::NAN; n], states: vec![SoftmaxState::default(); n], entropies: vec![f32::NAN; n] };
-    let outputs = TokenLogProbs {
-        log_probs: &mut rows.log_probs,
-        states: &mut rows.states,
-        entropies: Some(&mut rows.entropies),
-    };
-    Cpu::default().token_log_probs(logits, targets, options, outputs).expect("forward");
-    rows
-}
-
-#[test]
-fn a_single_column_is_certain() {
+fn a_single_column_is_certain<B: TestBackend>(backend: &B) {
+    // The power's own error: the CPU's log-prob is free of it, CUDA's is not where the column's power is not exactly 1.
+    let log_prob_error = B::pick(0.0, B::ARITHMETIC.exp2 * B::ARITHMETIC.unit_roundoff) as f32;
     for value in [0.0f32, -3000.0, 65_000.0, 5e8, -5e8, f32::MIN_POSITIVE] {
-        let rows = forward(Logits::new(&[value], 1).expect("one"), &[0], &LogitOptions::default());
-        assert_eq!(rows.log_probs[0], 0.0, "{value}");
-        // The power's own error, which the log-prob is free of.
+        let rows = forward(backend, &[value], 0);
+        let log_prob = rows.log_probs[0];
+        assert!(log_prob <= 0.0 && -log_prob <= log_prob_error, "{value}: {log_prob:e}");
         assert!(rows.entropies[0] <= 2.0 * f32::EPSILON, "{value}: {}", rows.entropies[0]);
     }
-    let logits = [f16::from_f32(3.0), f16::from_f32(-1.0)];
-    let rows = forward(Logits::new(&logits, 1).expect("two"), &[0, 0], &LogitOptions::default());
-    let mut grad = [f16::NAN; 2];
-    let saved = SavedRows { states: &rows.states, entropies: None };
-    let gradients = RowGradients { log_probs: &[0.5, -0.5], entropies: None };
-    let view = LogitsMut::new(&mut grad, 1).expect("two");
-    let logits = Logits::new(&logits, 1).expect("two");
-    Cpu::default()
-        .token_log_probs_backward(logits, &[0i64, 0], &LogitOptions::default(), saved, gradients, view)
-        .expect("backward");
-    assert!(grad.iter().all(|grad| grad.to_f32() == 0.0));
+    let rows = Rows::new(vec![f16::from_f32(3.0), f16::from_f32(-1.0)], vec![0, 0], 1);
+    let options = LogitOptions::default();
+    let found = backend.forward(&rows, &options, false);
+    let gradient = backend.backward(&rows, &options, &found, (&[0.5, -0.5], None), false);
+    assert!(gradient.iter().all(|gradient| gradient.to_f32() == 0.0));
 }
 
-#[test]
-fn equal_logits_are_uniform_at_every_width() {
-    for vocab in (1..=130).chain([2047, 2048, 2049, 32_767, 32_768, 32_769, 100_003]) {
-        for value in [0.0f32, 2999.5, -1e6] {
-            let logits = vec![value; vocab];
-            let rows =
-                forward(Logits::new(&logits, vocab).expect("one"), &[vocab as i64 - 1], &LogitOptions::default());
-            let expected = -(vocab as f64).ln();
-            // t is the same in every column and its 2^t too: the sum is V times that, exactly or to its few roundings.
-            let bound = 30.0 * f64::from(f32::EPSILON) * expected.abs().max(1.0);
-            assert!(
-                (f64::from(rows.log_probs[0]) - expected).abs() <= bound,
-                "V={vocab} {value}: {}",
-                rows.log_probs[0]
-            );
-            assert!(
-                (f64::from(rows.entropies[0]) + expected).abs() <= 4.0 * bound,
-                "V={vocab} {value}: {}",
-                rows.entropies[0]
-            );
+/// Every width up to some, and those around a chunk, a slice, three slices.
+fn widths<B: TestBackend>(_: &B) -> impl Iterator<Item = usize> {
+    (1..=B::pick(130, 40)).chain([2047, 2048, 2049, 32_767, 32_768, 32_769, 100_003])
+}
+
+fn equal_logits_are_uniform_at_every_width(backend: &impl TestBackend) {
+    for vocab in widths(backend) {
+        let values = [0.0f32, 2999.5, -1e6];
+        let logits = values.iter().flat_map(|value| vec![*value; vocab]).collect();
+        let rows = Rows::new(logits, vec![vocab as i64 - 1; 3], vocab);
+        let found = backend.forward(&rows, &LogitOptions::default(), true);
+        let expected = -(vocab as f64).ln();
+        // t is the same in every column and its 2^t too: the sum is V times that, exactly or to its few roundings.
+        let bound = 30.0 * f64::from(f32::EPSILON) * expected.abs().max(1.0);
+        for (row, value) in values.iter().enumerate() {
+            let (log_prob, entropy) = (f64::from(found.log_probs[row]), f64::from(found.entropies[row]));
+            assert!((log_prob - expected).abs() <= bound, "V={vocab} {value}: {log_prob}");
+            assert!((entropy + expected).abs() <= 4.0 * bound, "V={vocab} {value}: {entropy}");
         }
     }
 }
 
 /// A maximum that starts at 0 underflows here (as in verl's kernel); x − log-sum-exp in f32 would be off by 1e-4.
-#[test]
-fn a_common_offset_changes_nothing() {
+fn a_common_offset_changes_nothing(backend: &impl TestBackend) {
     let base: Vec<f32> = (0..1000).map(|j| (j * 37 % 64) as f32 / 8.0).collect();
-    let expected = forward(Logits::new(&base, 1000).expect("one"), &[500], &LogitOptions::default());
+    let expected = forward(backend, &base, 500);
     for offset in [3000.0f32, -3000.0, 65_536.0, -65_536.0] {
         // Multiples of 1/8: the sum is exact.
         let moved: Vec<f32> = base.iter().map(|x| x + offset).collect();
-        let rows = forward(Logits::new(&moved, 1000).expect("one"), &[500], &LogitOptions::default());
+        let rows = forward(backend, &moved, 500);
         let error = (rows.log_probs[0] - expected.log_probs[0]).abs();
         assert!(error <= 8.0 * f32::EPSILON * expected.log_probs[0].abs(), "{offset}: {error}");
     }
 }
 
 /// (−inf) − (−inf) in the first tile (flash-attention #1930).
-#[test]
-fn leading_and_scattered_minus_infinities() {
+fn leading_and_scattered_minus_infinities(backend: &impl TestBackend) {
     for vocab in [3usize, 40, 3000, 40_000] {
         let mut logits = vec![f32::NEG_INFINITY; vocab];
         logits[vocab - 1] = 1.0;
         logits[vocab / 2] = 1.0;
-        let rows = forward(Logits::new(&logits, vocab).expect("one"), &[vocab as i64 - 1], &LogitOptions::default());
+        let rows = forward(backend, &logits, vocab - 1);
         assert!(
             (f64::from(rows.log_probs[0]) + std::f64::consts::LN_2).abs() < 1e-7,
             "V={vocab}: {}",
@@ -102,7 +90,7 @@ fn leading_and_scattered_minus_infinities() {
     }
 }
 
-/// Element offsets past 2³¹ and 2³². The rows between are never touched, so the pages of this allocation are
+/// The processor's own (for CUDA it stands in `cuda_determinism.rs`): element offsets past 2³¹ and 2³². The rows between are never touched, so the pages of this allocation are
 /// never there.
 #[test]
 fn rows_beyond_32_bits_of_elements() {
@@ -118,13 +106,16 @@ fn rows_beyond_32_bits_of_elements() {
         }
         let targets = [7i64, 7];
         let logits = Logits::strided(data, 2, vocab, stride).expect("fits");
-        let rows = forward(logits, &targets, &LogitOptions::default());
+        let (mut log_probs, mut states) = ([f32::NAN; 2], [SoftmaxState::default(); 2]);
+        let outputs = TokenLogProbs { log_probs: &mut log_probs, states: &mut states, entropies: None };
+        Cpu::default().token_log_probs(logits, &targets, &LogitOptions::default(), outputs).expect("forward");
         let near: Vec<bf16> = data[..vocab].iter().chain(&data[stride..]).copied().collect();
-        let expected = forward(Logits::new(&near, vocab).expect("two"), &targets, &LogitOptions::default());
-        assert_eq!(rows.log_probs, expected.log_probs);
-        assert_ne!(rows.log_probs[0], rows.log_probs[1]);
+        let expected =
+            Cpu::default().forward(&Rows::new(near.clone(), targets.to_vec(), vocab), &LogitOptions::default(), false);
+        assert_eq!(log_probs[..], expected.log_probs);
+        assert_ne!(log_probs[0], log_probs[1]);
 
-        let saved = SavedRows { states: &rows.states, entropies: None };
+        let saved = SavedRows { states: &states, entropies: None };
         let gradients = RowGradients { log_probs: &[1.0, 1.0], entropies: None };
         let mut grad = vec![bf16::NAN; 2 * vocab];
         let (view, out) = (Logits::new(&near, vocab).expect("two"), LogitsMut::new(&mut grad, vocab).expect("two"));
@@ -141,12 +132,11 @@ fn rows_beyond_32_bits_of_elements() {
 }
 
 /// f32's integers are 128 apart at 2³⁰: beyond it no exponent keeps the sum in range, and the row says so.
-#[test]
-fn logits_at_the_end_of_f32() {
+fn logits_at_the_end_of_f32(backend: &impl TestBackend) {
     let options = LogitOptions::default();
-    let log_prob = |logits: [f32; 2], target: i64, options: &LogitOptions| {
-        let rows = forward(Logits::new(&logits, 2).expect("one"), &[target], options);
-        let exact = token_log_prob::forward(&logits, target as usize, options).log_prob;
+    let log_prob = |logits: [f32; 2], target: usize, options: &LogitOptions| {
+        let rows = backend.forward(&Rows::one(&logits, target), options, true);
+        let exact = token_log_prob::forward(&logits, target, options).log_prob;
         let computed = f64::from(rows.log_probs[0]);
         assert!(computed.is_nan() == exact.is_nan(), "{logits:?}: {computed}, {exact} in the reference");
         computed
@@ -167,21 +157,14 @@ fn logits_at_the_end_of_f32() {
 }
 
 /// A NaN of the caller's, with bits that rounding to bf16 would carry into the sign.
-#[test]
-fn a_gradient_of_nan_stays_nan_whatever_its_bits() {
+fn a_gradient_of_nan_stays_nan_whatever_its_bits(backend: &impl TestBackend) {
     let logits = [bf16::from_f32(0.5), bf16::from_f32(-1.0), bf16::NEG_INFINITY];
-    let view = Logits::new(&logits, 3).expect("one");
-    let rows = forward(view, &[0], &LogitOptions::default());
-    let saved = SavedRows { states: &rows.states, entropies: Some(&rows.entropies) };
+    let row = Rows::one(&logits, 0);
+    let options = LogitOptions::default();
+    let found = backend.forward(&row, &options, true);
     let nan = [f32::from_bits(0x7fff_ffff)];
-    for gradients in
-        [RowGradients { log_probs: &nan, entropies: None }, RowGradients { log_probs: &[1.0], entropies: Some(&nan) }]
-    {
-        let mut grad = [bf16::from_f32(0.0); 3];
-        let out = LogitsMut::new(&mut grad, 3).expect("one");
-        Cpu::default()
-            .token_log_probs_backward(view, &[0i64], &LogitOptions::default(), saved, gradients, out)
-            .expect("backward");
-        assert!(grad.iter().all(|grad| grad.to_f32().is_nan()), "{grad:?}");
+    for (g, e) in [(&nan, None), (&[1.0], Some(&nan[..]))] {
+        let gradient = backend.backward(&row, &options, &found, (g, e), false);
+        assert!(gradient.iter().all(|gradient| gradient.to_f32().is_nan()), "{gradient:?}");
     }
 }

@@ -1,10 +1,18 @@
 //! Properties of the token log-prob stage at random shapes, strides, types and values.
 
-use exo_kernels::{
-    Cpu, Element, LogitOptions, Logits, LogitsMut, RowGradients, SavedRows, SoftmaxState, TokenLogProbs,
-};
+#[path = "support/backend.rs"]
+mod backend;
+
+use backend::{Rows, TestBackend, TestElement, on_every_backend};
+use exo_kernels::LogitOptions;
 use half::{bf16, f16};
 use proptest::prelude::*;
+
+on_every_backend!(
+    probabilities_of_all_columns_belong_together,
+    a_shift_of_the_logits_changes_nothing,
+    gradients_of_a_row_cancel,
+);
 
 /// A batch of one or a few rows. Values are multiples of 1/8, so that shifting them is exact in every type that holds
 /// them.
@@ -38,21 +46,24 @@ impl Case {
         self.vocab + self.padding
     }
 
-    /// Log-probs and entropies when every row scores `target`, shifted by `shift`.
-    fn forward<T: Element>(&self, target: usize, shift: f32) -> (Vec<f32>, Vec<SoftmaxState>, Vec<f32>) {
-        let data: Vec<T> = self.values.iter().map(|value| T::from_f32(value + shift)).collect();
-        let logits = Logits::strided(&data, self.rows, self.vocab, self.stride()).expect("fits");
-        let (mut log_probs, mut entropies) = (vec![f32::NAN; self.rows], vec![f32::NAN; self.rows]);
-        let mut states = vec![SoftmaxState::default(); self.rows];
-        let outputs = TokenLogProbs { log_probs: &mut log_probs, states: &mut states, entropies: Some(&mut entropies) };
-        Cpu::default()
-            .token_log_probs(logits, &vec![target as u32; self.rows], &self.options(), outputs)
-            .expect("forward");
-        (log_probs, states, entropies)
+    /// The rows, shifted, each scoring `target`.
+    fn rows<T: TestElement>(&self, target: usize, shift: f32) -> Rows<T> {
+        let logits = self.values.iter().map(|value| T::from_f32(value + shift)).collect();
+        Rows { row_stride: self.stride(), ..Rows::new(logits, vec![target as i64; self.rows], self.vocab) }
+    }
+
+    /// Row `row` once for each of its columns, which is the target.
+    fn every_target<T: TestElement>(&self, row: usize) -> Rows<T> {
+        let row: Vec<T> = self.row(row).iter().map(|value| T::from_f32(*value)).collect();
+        Rows::new(row.repeat(self.vocab), (0..self.vocab as i64).collect(), self.vocab)
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.stride()..][..self.vocab]
     }
 
     fn has_softmax(&self, row: usize) -> bool {
-        self.values[row * self.stride()..][..self.vocab].iter().any(|value| value.is_finite())
+        self.row(row).iter().any(|value| value.is_finite())
     }
 }
 
@@ -60,79 +71,68 @@ impl Case {
 /// derived bounds; what is asked here is whether the numbers belong together at all.
 const ROUNDING: f64 = 2e-4;
 
-fn probabilities_sum_to_one<T: Element>(case: &Case) {
-    let mut sums = vec![0.0f64; case.rows];
-    let mut entropies = vec![0.0f64; case.rows];
-    let mut reported = Vec::new();
-    for target in 0..case.vocab {
-        let (log_probs, _, entropy) = case.forward::<T>(target, 0.0);
-        for row in 0..case.rows {
-            let log_p = f64::from(log_probs[row]);
-            sums[row] += log_p.exp();
-            entropies[row] -= if log_p == f64::NEG_INFINITY { 0.0 } else { log_p.exp() * log_p };
-        }
-        reported = entropy;
-    }
+fn probabilities_sum_to_one<T: TestElement>(backend: &impl TestBackend, case: &Case) {
     for row in 0..case.rows {
+        let found = backend.forward(&case.every_target::<T>(row), &case.options(), true);
+        let (mut sum, mut entropy) = (0.0f64, 0.0f64);
+        for log_p in found.log_probs.iter().map(|log_prob| f64::from(*log_prob)) {
+            sum += log_p.exp();
+            entropy -= if log_p == f64::NEG_INFINITY { 0.0 } else { log_p.exp() * log_p };
+        }
+        let reported = f64::from(found.entropies[0]);
         if case.has_softmax(row) {
-            assert!((sums[row] - 1.0).abs() < ROUNDING, "row {row}: Σp = {}", sums[row]);
-            assert!(
-                (entropies[row] - f64::from(reported[row])).abs() < 10.0 * ROUNDING,
-                "row {row}: H = {}",
-                reported[row]
-            );
+            assert!((sum - 1.0).abs() < ROUNDING, "row {row}: Σp = {sum}");
+            assert!((entropy - reported).abs() < 10.0 * ROUNDING, "row {row}: H = {reported}");
         } else {
-            assert!(sums[row].is_nan() && reported[row].is_nan(), "row {row} has no softmax");
+            assert!(sum.is_nan() && reported.is_nan(), "row {row} has no softmax");
         }
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+fn config<B: TestBackend>(_: &B) -> ProptestConfig {
+    ProptestConfig { cases: B::pick(64, 16), failure_persistence: None, ..ProptestConfig::default() }
+}
 
-    #[test]
-    fn probabilities_of_all_columns_belong_together(case in case()) {
-        probabilities_sum_to_one::<f32>(&case);
-        probabilities_sum_to_one::<f16>(&case);
-        probabilities_sum_to_one::<bf16>(&case);
-    }
+fn probabilities_of_all_columns_belong_together(backend: &impl TestBackend) {
+    proptest!(config(backend), |(case in case())| {
+        probabilities_sum_to_one::<f32>(backend, &case);
+        probabilities_sum_to_one::<f16>(backend, &case);
+        probabilities_sum_to_one::<bf16>(backend, &case);
+    });
+}
 
-    #[test]
-    fn a_shift_of_the_logits_changes_nothing(case in case(), target in any::<prop::sample::Index>(), eighths in -800i16..800) {
+fn a_shift_of_the_logits_changes_nothing(backend: &impl TestBackend) {
+    proptest!(config(backend), |(case in case(), target in any::<prop::sample::Index>(), eighths in -800i16..800)| {
         let case = Case { softcap: 0.0, ..case };
         let target = target.index(case.vocab);
-        let (log_probs, _, entropies) = case.forward::<f32>(target, 0.0);
-        let (shifted, _, shifted_entropies) = case.forward::<f32>(target, f32::from(eighths) / 8.0);
+        let found = backend.forward(&case.rows::<f32>(target, 0.0), &case.options(), true);
+        let shifted = backend.forward(&case.rows::<f32>(target, f32::from(eighths) / 8.0), &case.options(), true);
         for row in 0..case.rows {
             let same = |a: f32, b: f32| (a.is_nan() && b.is_nan()) || a == b || f64::from((a - b).abs()) < ROUNDING;
-            prop_assert!(same(log_probs[row], shifted[row]), "{} {}", log_probs[row], shifted[row]);
-            prop_assert!(same(entropies[row], shifted_entropies[row]));
+            prop_assert!(same(found.log_probs[row], shifted.log_probs[row]), "{found:?} {shifted:?}");
+            prop_assert!(same(found.entropies[row], shifted.entropies[row]), "{found:?} {shifted:?}");
         }
-    }
+    });
+}
 
-    /// The logits enter through a softmax: their gradients cancel. And no padding is written.
-    #[test]
-    fn gradients_of_a_row_cancel(case in case(), target in any::<prop::sample::Index>(), g in -2.0f32..2.0, e in -1.0f32..1.0) {
+/// The logits enter through a softmax: their gradients cancel. And no padding is written.
+fn gradients_of_a_row_cancel(backend: &impl TestBackend) {
+    let targets = any::<prop::sample::Index>();
+    proptest!(config(backend), |(case in case(), target in targets, g in -2.0f32..2.0, e in -1.0f32..1.0)| {
         let case = Case { softcap: 0.0, ..case };
         let target = target.index(case.vocab);
-        let (_, states, entropies) = case.forward::<f32>(target, 0.0);
-        let targets = vec![target as u32; case.rows];
-        let mut data = case.values.clone();
-        let logits = LogitsMut::strided(&mut data, case.rows, case.vocab, case.stride()).expect("fits");
-        let saved = SavedRows { states: &states, entropies: Some(&entropies) };
+        let rows = case.rows::<f32>(target, 0.0);
+        let found = backend.forward(&rows, &case.options(), true);
         let (g, e) = (vec![g; case.rows], vec![e; case.rows]);
-        let gradients = RowGradients { log_probs: &g, entropies: Some(&e) };
-        Cpu::default()
-            .token_log_probs_backward_in_place(logits, &targets, &case.options(), saved, gradients)
-            .expect("backward");
+        let gradient = backend.backward(&rows, &case.options(), &found, (&g, Some(&e)), true);
         for row in 0..case.rows {
-            let at = row * case.stride();
-            prop_assert_eq!(&data[at + case.vocab..at + case.stride()], &case.values[at + case.vocab..at + case.stride()]);
-            let target_is_excluded = case.values[at + target] == f32::NEG_INFINITY;
+            let padding = row * case.stride() + case.vocab..(row + 1) * case.stride();
+            prop_assert_eq!(&gradient[padding.clone()], &case.values[padding]);
+            let target_is_excluded = case.row(row)[target] == f32::NEG_INFINITY;
             if case.has_softmax(row) && !target_is_excluded {
-                let sum: f64 = data[at..at + case.vocab].iter().map(|&value| f64::from(value)).sum();
+                let sum: f64 = rows.row(&gradient, row).iter().map(|&value| f64::from(value)).sum();
                 prop_assert!(sum.abs() < ROUNDING, "row {}: Σ = {}", row, sum);
             }
         }
-    }
+    });
 }
