@@ -3,18 +3,40 @@
 // One sequence, one range.
 #![allow(clippy::single_range_in_vec_init)]
 
+#[path = "support/backend.rs"]
+mod backend;
+
+use backend::{Forward, Rows, TestBackend, TestLoss, on_every_backend};
 use exo_kernels::{
-    Batch, Betas, Cpu, Divergence, Error, IGNORE_INDEX, LogitOptions, Logits, LogitsMut, LossOptions, Objective,
-    PreferenceLoss, Reduction, Reference, Report, RowGradients, SavedRows, SoftmaxState, Target, TokenId,
-    TokenLogProbs, shifted_targets,
+    Batch, Betas, Cpu, Divergence, Error, IGNORE_INDEX, LogitOptions, Logits, LossOptions, Objective, Reduction,
+    Reference, Report, Rewards, SoftmaxState, Target, TokenId, TokenLogProbs, shifted_targets,
 };
+
+on_every_backend!(
+    lengths_and_strides_that_do_not_fit,
+    a_second_backward_pass_after_one_in_place,
+    target_that_is_no_column,
+    a_refused_call_leaves_the_pass_before,
+    negative_targets_mask_in_both_id_types,
+    rows_without_a_softmax_poison_their_group_and_no_other,
+    target_of_minus_infinity_takes_the_limit,
+    excluded_columns_have_no_gradient_and_stay_excluded_under_a_softcap,
+    masked_rows_are_never_read,
+    rewards_and_references_that_are_not_finite,
+    target_distributions_with_zeros,
+    official_preferences_are_for_pairs,
+    sequences_without_a_scored_row_stay_in_their_group,
+    groups_of_one_have_no_loss_and_no_gradient,
+    tied_winners_share_and_are_counted,
+    nothing_at_all,
+    entropy_gradient_needs_the_entropies,
+);
 
 const VOCAB: usize = 5;
 
 /// Two prompts, two completions each, two rows per completion.
 struct Step {
-    logits: Vec<f32>,
-    targets: Vec<i64>,
+    rows: Rows<f32>,
     batch: Batch,
     reference: Vec<f32>,
     rewards: Vec<f32>,
@@ -22,21 +44,24 @@ struct Step {
 
 impl Step {
     fn new() -> Self {
+        let logits = (0..8 * VOCAB).map(|i| ((i * 37) % 11) as f32 * 0.3 - 1.0).collect();
         Step {
-            logits: (0..8 * VOCAB).map(|i| ((i * 37) % 11) as f32 * 0.3 - 1.0).collect(),
-            targets: vec![0, 1, 2, 3, 4, 0, 1, 2],
+            rows: Rows::new(logits, vec![0, 1, 2, 3, 4, 0, 1, 2], VOCAB),
             batch: Batch::new(&[0, 2, 4, 6, 8], &[0, 2, 4]).expect("valid"),
             reference: vec![-1.5; 8],
             rewards: vec![1.0, 0.0, 0.2, 0.9],
         }
     }
 
-    fn run(&self, loss: &mut PreferenceLoss<Cpu>) -> Result<Vec<f32>, Error> {
-        let logits = Logits::new(&self.logits, VOCAB)?;
-        loss.forward(logits, &self.targets, &self.batch, Reference::PerToken(&self.reference), &self.rewards)?;
-        let mut grad = vec![f32::MAX; self.logits.len()];
-        loss.backward(logits, LogitsMut::new(&mut grad, VOCAB)?)?;
-        Ok(grad)
+    fn run(&self, loss: &mut impl TestLoss) -> Result<Vec<f32>, Error> {
+        let reference = Reference::PerToken(&self.reference);
+        loss.forward(&self.rows, &self.batch, reference, Rewards::from(&self.rewards))?;
+        loss.backward(&self.rows)
+    }
+
+    /// What is wrong with it: said at once, or by the report where only the device can see it.
+    fn refused(&self, loss: &mut impl TestLoss) -> Error {
+        self.run(loss).map(|_| loss.report().expect_err("not refused")).unwrap_or_else(|error| error)
     }
 }
 
@@ -48,18 +73,21 @@ fn dpo() -> Objective {
     Objective::dpo_rw(Betas { policy: 0.5, reward: 0.5 }).expect("valid")
 }
 
-fn run(step: &Step, objective: Objective) -> (Vec<f32>, Report) {
-    let mut loss = PreferenceLoss::new(Cpu::default(), objective);
+fn with_softcap(softcap: f64) -> LossOptions {
+    LossOptions::from(exo()).with_logits(LogitOptions::default().with_softcap(softcap).expect("valid"))
+}
+
+fn run(backend: &impl TestBackend, step: &Step, objective: Objective) -> (Vec<f32>, Report) {
+    let mut loss = backend.loss(objective);
     let grad = step.run(&mut loss).expect("not refused");
-    (grad, loss.unchecked_report().expect("a report").clone())
+    (grad, loss.unchecked_report().expect("a report"))
 }
 
 fn rows_of(grad: &[f32], rows: std::ops::Range<usize>) -> &[f32] {
     &grad[rows.start * VOCAB..rows.end * VOCAB]
 }
 
-#[test]
-fn lengths_and_strides_that_do_not_fit() {
+fn lengths_and_strides_that_do_not_fit(backend: &impl TestBackend) {
     let data = [0.0f32; 20];
     assert_eq!(Logits::new(&data, 3).unwrap_err(), Error::Shape { elements: 20, rows: None, vocab: 3, row_stride: 3 });
     assert_eq!(Logits::new(&data, 0).unwrap_err(), Error::Vocabulary { vocab: 0 });
@@ -72,57 +100,51 @@ fn lengths_and_strides_that_do_not_fit() {
     assert!(Logits::strided(&data, 3, 5, 7).is_ok(), "the last row needs no padding");
 
     let step = Step::new();
-    let logits = Logits::new(&step.logits, VOCAB).expect("valid");
-    let mut loss = PreferenceLoss::new(Cpu::default(), exo());
-    let per_token = Reference::PerToken(&step.reference);
+    let mut loss = backend.loss(exo());
+    let refused = |loss: &mut _, step: &Step| step.run(loss).unwrap_err();
+    let mut wrong = Step::new();
+    wrong.rows.targets.pop();
+    assert_eq!(refused(&mut loss, &wrong), Error::Length { what: "targets", given: 7, expected: 8 });
+    let wrong = Step { batch: Batch::new(&[0, 2, 4, 7], &[0, 3]).expect("valid"), ..Step::new() };
+    let expected = Error::OffsetsEnd { what: "sequence offsets", last: 7, expected: 8 };
+    assert_eq!(refused(&mut loss, &wrong), expected);
+    let wrong = Step { reference: vec![-1.5; 7], ..Step::new() };
+    let expected = Error::Length { what: "reference log-probs per token", given: 7, expected: 8 };
+    assert_eq!(refused(&mut loss, &wrong), expected);
+    let wrong = Step { rewards: vec![0.0; 3], ..Step::new() };
+    assert_eq!(refused(&mut loss, &wrong), Error::Length { what: "rewards", given: 3, expected: 4 });
+    let rewards = Rewards::from(&step.rewards);
     assert_eq!(
-        loss.forward(logits, &step.targets[..7], &step.batch, per_token, &step.rewards),
-        Err(Error::Length { what: "targets", given: 7, expected: 8 })
-    );
-    let short = Batch::new(&[0, 2, 4, 7], &[0, 3]).expect("valid");
-    assert_eq!(
-        loss.forward(logits, &step.targets, &short, per_token, &step.rewards),
-        Err(Error::OffsetsEnd { what: "sequence offsets", last: 7, expected: 8 })
-    );
-    assert_eq!(
-        loss.forward(logits, &step.targets, &step.batch, Reference::PerToken(&step.reference[1..]), &step.rewards),
-        Err(Error::Length { what: "reference log-probs per token", given: 7, expected: 8 })
-    );
-    assert_eq!(
-        loss.forward(logits, &step.targets, &step.batch, Reference::PerSequence(&[0.0; 3]), &step.rewards),
+        loss.forward(&step.rows, &step.batch, Reference::PerSequence(&[0.0; 3]), rewards),
         Err(Error::Length { what: "reference log-probs per sequence", given: 3, expected: 4 })
     );
     assert_eq!(
-        loss.forward(logits, &step.targets, &step.batch, per_token, &step.rewards[..3]),
-        Err(Error::Length { what: "rewards", given: 3, expected: 4 })
+        loss.forward(&step.rows, &step.batch, Reference::None, rewards.with_proposal(&[0.0; 3])),
+        Err(Error::Length { what: "proposal offsets", given: 3, expected: 4 })
     );
     assert_eq!(loss.report().unwrap_err(), Error::NoForward);
-    let mut grad = vec![7.0f32; 40];
-    let view = LogitsMut::new(&mut grad, VOCAB).expect("valid");
-    assert_eq!(loss.backward(logits, view), Err(Error::NoForward));
+    assert_eq!(loss.backward(&step.rows), Err(Error::NoForward));
 
     step.run(&mut loss).expect("valid");
-    let mut fewer = vec![7.0f32; 35];
-    let view = LogitsMut::new(&mut fewer, VOCAB).expect("valid");
-    let refused = loss.backward(logits, view).unwrap_err();
+    let mut fewer = Rows::new(vec![7.0f32; 35], vec![0; 7], VOCAB);
+    let refused = loss.backward_into(&step.rows, &mut fewer).unwrap_err();
     assert_eq!(refused, Error::Length { what: "rows of the gradient", given: 7, expected: 8 });
-    assert!(fewer.iter().all(|&value| value == 7.0), "a refused call has written");
-    let view = Logits::new(&step.logits, 8).expect("valid");
-    let refused = loss.backward(view, LogitsMut::new(&mut grad, 8).expect("valid")).unwrap_err();
+    assert!(fewer.logits.iter().all(|&value| value == 7.0), "a refused call has written");
+    let wider = Rows { vocab: 8, row_stride: 8, ..step.rows.clone() };
+    let refused = loss.backward(&wider).unwrap_err();
     assert_eq!(refused, Error::Length { what: "rows of the backward pass", given: 5, expected: 8 });
 }
 
 /// The gradient taken for logits: a second backward pass that goes wrong without a word (OpenRLHF #857, Unsloth #5002).
-#[test]
-fn a_second_backward_pass_after_one_in_place() {
+fn a_second_backward_pass_after_one_in_place(backend: &impl TestBackend) {
     let mut step = Step::new();
-    let mut loss = PreferenceLoss::new(Cpu::default(), exo());
+    let mut loss = backend.loss(exo());
     let expected = step.run(&mut loss).expect("valid");
-    loss.backward_in_place(LogitsMut::new(&mut step.logits, VOCAB).expect("valid")).expect("the first");
-    assert_eq!(step.logits, expected);
-    let refused = loss.backward_in_place(LogitsMut::new(&mut step.logits, VOCAB).expect("valid"));
+    loss.backward_in_place(&mut step.rows).expect("the first");
+    assert_eq!(step.rows.logits, expected);
+    let refused = loss.backward_in_place(&mut step.rows);
     assert_eq!(refused, Err(Error::LogitsOverwritten));
-    assert_eq!(step.logits, expected, "a refused call has written");
+    assert_eq!(step.rows.logits, expected, "a refused call has written");
     assert!(loss.report().is_ok());
     step.run(&mut loss).expect("a forward pass starts afresh");
 }
@@ -186,54 +208,56 @@ fn settings_out_of_range() {
     }
 }
 
-#[test]
-fn target_that_is_no_column() {
-    let mut step = Step::new();
-    let mut loss = PreferenceLoss::new(Cpu::default(), exo());
-    let before = step.run(&mut loss).expect("valid");
-    let report = loss.report().expect("finite").clone();
+fn target_that_is_no_column(backend: &impl TestBackend) {
     for bad in [VOCAB as i64, i64::MAX] {
-        step.targets[5] = bad;
-        assert_eq!(step.run(&mut loss).unwrap_err(), Error::Target { row: 5, target: bad, vocab: VOCAB });
+        let mut step = Step::new();
+        step.rows.targets[5] = bad;
+        // The device does not hand the id back.
+        match step.refused(&mut backend.loss(exo())) {
+            Error::Target { row: 5, target, vocab: VOCAB } => assert_eq!(target, bad),
+            Error::DeviceTarget { row: 5, count: 1, vocab: VOCAB } => {}
+            other => panic!("{other:?}"),
+        }
     }
-    // A refused call has changed nothing: report and backward pass are those of the pass before.
-    assert_eq!(loss.report().expect("finite"), &report);
-    let mut grad = vec![0.0f32; step.logits.len()];
-    let (logits, view) = (Logits::new(&step.logits, VOCAB), LogitsMut::new(&mut grad, VOCAB));
-    loss.backward(logits.expect("valid"), view.expect("valid")).expect("valid");
-    assert_eq!(grad, before);
+}
 
+/// A refused call has changed nothing: report and backward pass are those of the pass before.
+fn a_refused_call_leaves_the_pass_before(backend: &impl TestBackend) {
+    let mut loss = backend.loss(exo());
+    let step = Step::new();
+    let before = step.run(&mut loss).expect("valid");
+    let report = loss.report().expect("finite");
+    let wrong = Step { rewards: vec![f32::NAN; 4], ..Step::new() };
+    assert!(wrong.run(&mut loss).is_err());
+    assert_eq!(loss.report().expect("finite"), report);
+    assert_eq!(loss.backward(&step.rows).expect("valid"), before);
+}
+
+/// The processor's own: it sees the ids before it begins.
+#[test]
+fn a_target_that_is_no_column_is_refused_before_anything_is_written() {
+    let step = Step::new();
     let mut log_probs = [7.0f32; 8];
     let mut states = [SoftmaxState { r: 7.0, s: 7.0 }; 8];
     let outputs = TokenLogProbs { log_probs: &mut log_probs, states: &mut states, entropies: None };
-    let logits = Logits::new(&step.logits, VOCAB).expect("valid");
+    let logits = Logits::new(&step.rows.logits, VOCAB).expect("valid");
     let refused =
         Cpu::default().token_log_probs(logits, &[0u32, 1, 2, 3, 4, 5, 6, 7], &LogitOptions::default(), outputs);
     assert_eq!(refused, Err(Error::Target { row: 5, target: 5, vocab: VOCAB }));
     assert!(log_probs == [7.0; 8] && states == [SoftmaxState { r: 7.0, s: 7.0 }; 8], "a refused call has written");
 }
 
-#[test]
-fn negative_targets_mask_in_both_id_types() {
+fn negative_targets_mask_in_both_id_types(backend: &impl TestBackend) {
     assert_eq!((u32::IGNORE.id(), i64::IGNORE.id()), (-100, -100));
-    let logits = [f32::NAN; 2 * VOCAB];
-    for (log_probs, refused) in [stage(&logits, &[-1i64, i64::MIN]), stage(&logits, &[u32::MAX, -100i32 as u32])] {
-        assert_eq!(refused, Ok(()));
-        assert_eq!(log_probs, [0.0, 0.0]);
+    // As u32: the highest bit is set in each.
+    for (targets, targets_in_32_bits) in [([-1, i64::MIN], false), ([-1, -100], true)] {
+        let rows = Rows { targets_in_32_bits, ..Rows::new(vec![f32::NAN; 2 * VOCAB], targets.to_vec(), VOCAB) };
+        let found = backend.forward(&rows, &LogitOptions::default(), false);
+        assert_eq!(found.log_probs, [0.0, 0.0]);
     }
 }
 
-fn stage<I: TokenId>(logits: &[f32], targets: &[I]) -> (Vec<f32>, Result<(), Error>) {
-    let mut log_probs = vec![f32::MAX; targets.len()];
-    let mut states = vec![SoftmaxState::default(); targets.len()];
-    let outputs = TokenLogProbs { log_probs: &mut log_probs, states: &mut states, entropies: None };
-    let logits = Logits::new(logits, VOCAB).expect("valid");
-    let result = Cpu::default().token_log_probs(logits, targets, &LogitOptions::default(), outputs);
-    (log_probs, result)
-}
-
-#[test]
-fn rows_without_a_softmax_poison_their_group_and_no_other() {
+fn rows_without_a_softmax_poison_their_group_and_no_other(backend: &impl TestBackend) {
     type Spoil = fn(&mut [f32]);
     let spoilers: [(&str, Spoil); 4] = [
         ("NaN", |row| row[1] = f32::NAN),
@@ -241,12 +265,12 @@ fn rows_without_a_softmax_poison_their_group_and_no_other() {
         ("+inf", |row| row[3] = f32::INFINITY),
         ("only -inf", |row| row.fill(f32::NEG_INFINITY)),
     ];
-    let clean = run(&Step::new(), exo()).0;
+    let clean = run(backend, &Step::new(), exo()).0;
     for softcap in [0.0, 20.0] {
         for (name, spoil) in spoilers {
             let mut step = Step::new();
-            spoil(&mut step.logits[6 * VOCAB..7 * VOCAB]);
-            let mut loss = PreferenceLoss::new(Cpu::default(), exo()).with_softcap(softcap).expect("valid");
+            spoil(&mut step.rows.logits[6 * VOCAB..7 * VOCAB]);
+            let mut loss = backend.loss(with_softcap(softcap));
             let grad = step.run(&mut loss).expect("not refused: loss scaling looks for the NaN");
             assert!(rows_of(&grad, 4..8).iter().all(|value| value.is_nan()), "{name}: {grad:?}");
             assert!(rows_of(&grad, 0..4).iter().all(|value| value.is_finite()), "{name}");
@@ -260,12 +284,11 @@ fn rows_without_a_softmax_poison_their_group_and_no_other() {
     }
 }
 
-#[test]
-fn target_of_minus_infinity_takes_the_limit() {
+fn target_of_minus_infinity_takes_the_limit(backend: &impl TestBackend) {
     let mut step = Step::new();
-    step.logits[VOCAB + 1] = f32::NEG_INFINITY;
+    step.rows.logits[VOCAB + 1] = f32::NEG_INFINITY;
     for (objective, loss_is_finite) in [(exo(), true), (dpo(), false)] {
-        let (grad, report) = run(&step, objective);
+        let (grad, report) = run(backend, &step, objective);
         assert_eq!(report.oddities.impossible_targets, 1);
         assert!(report.check().is_ok(), "not an error");
         assert_eq!(report.implicit_rewards[0], f64::NEG_INFINITY);
@@ -276,46 +299,42 @@ fn target_of_minus_infinity_takes_the_limit() {
         }
     }
     // Both completions impossible: no p, nothing to pull.
-    step.logits[2 * VOCAB + 2] = f32::NEG_INFINITY;
-    let (grad, report) = run(&step, exo());
+    step.rows.logits[2 * VOCAB + 2] = f32::NEG_INFINITY;
+    let (grad, report) = run(backend, &step, exo());
     assert_eq!((report.group_losses[0], report.oddities.impossible_targets), (f64::INFINITY, 2));
     assert!(rows_of(&grad, 0..4).iter().all(|&value| value == 0.0));
     assert!(rows_of(&grad, 4..8).iter().any(|&value| value != 0.0));
 }
 
-#[test]
-fn excluded_columns_have_no_gradient_and_stay_excluded_under_a_softcap() {
+fn excluded_columns_have_no_gradient_and_stay_excluded_under_a_softcap(backend: &impl TestBackend) {
     let mut step = Step::new();
     for row in 0..8 {
-        step.logits[row * VOCAB + (step.targets[row] as usize + 2) % VOCAB] = f32::NEG_INFINITY;
+        step.rows.logits[row * VOCAB + (step.rows.targets[row] as usize + 2) % VOCAB] = f32::NEG_INFINITY;
     }
     for softcap in [0.0, 3.0] {
-        let mut loss =
-            PreferenceLoss::new(Cpu::default(), exo()).with_entropy(true).with_softcap(softcap).expect("valid");
+        let mut loss = backend.loss(with_softcap(softcap).with_entropy(true));
         let grad = step.run(&mut loss).expect("valid");
         let report = loss.report().expect("finite");
         assert!(report.entropy.is_some_and(|entropy| entropy > 0.0 && entropy < 4f64.ln()));
         for row in 0..8 {
-            assert_eq!(grad[row * VOCAB + (step.targets[row] as usize + 2) % VOCAB], 0.0);
+            assert_eq!(grad[row * VOCAB + (step.rows.targets[row] as usize + 2) % VOCAB], 0.0);
         }
     }
 }
 
-#[test]
-fn masked_rows_are_never_read() {
+fn masked_rows_are_never_read(backend: &impl TestBackend) {
     let mut step = Step::new();
-    step.targets[3] = IGNORE_INDEX;
-    let (clean, clean_report) = run(&step, exo());
-    step.logits[3 * VOCAB..4 * VOCAB].fill(f32::NAN);
+    step.rows.targets[3] = IGNORE_INDEX;
+    let (clean, clean_report) = run(backend, &step, exo());
+    step.rows.logits[3 * VOCAB..4 * VOCAB].fill(f32::NAN);
     step.reference[3] = f32::NAN;
-    let (grad, report) = run(&step, exo());
+    let (grad, report) = run(backend, &step, exo());
     assert_eq!((&grad, &report), (&clean, &clean_report));
     assert!(rows_of(&grad, 3..4).iter().all(|&value| value == 0.0));
     assert_eq!(report.scored_rows, 7);
 }
 
-#[test]
-fn rewards_and_references_that_are_not_finite() {
+fn rewards_and_references_that_are_not_finite(backend: &impl TestBackend) {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut step = Step::new();
         step.rewards[2] = bad;
@@ -325,31 +344,30 @@ fn rewards_and_references_that_are_not_finite() {
             Objective::exo_pref(1.0, 1e-3).expect("valid"),
             Objective::exo_pref_official(1.0).expect("valid"),
         ] {
-            let refused = step.run(&mut PreferenceLoss::new(Cpu::default(), objective)).unwrap_err();
+            let refused = step.refused(&mut backend.loss(objective));
             assert!(matches!(refused, Error::NotFinite { what: "reward", sequence: 2, .. }), "{refused:?}");
         }
         let mut step = Step::new();
         step.reference[7] = bad;
-        let refused = step.run(&mut PreferenceLoss::new(Cpu::default(), exo())).unwrap_err();
+        let refused = step.refused(&mut backend.loss(exo()));
         assert!(matches!(refused, Error::NotFinite { what: "reference log-prob", sequence: 3, .. }), "{refused:?}");
         let step = Step::new();
-        let mut loss = PreferenceLoss::new(Cpu::default(), exo());
-        let logits = Logits::new(&step.logits, VOCAB).expect("valid");
+        let mut loss = backend.loss(exo());
         let sums = [0.0, f64::from(bad), 0.0, 0.0];
-        let refused = loss.forward(logits, &step.targets, &step.batch, Reference::PerSequence(&sums), &step.rewards);
+        let rewards = Rewards::from(&step.rewards);
+        let refused = loss.forward(&step.rows, &step.batch, Reference::PerSequence(&sums), rewards);
+        let refused = refused.and_then(|()| loss.report());
         assert!(
             matches!(refused, Err(Error::NotFinite { what: "reference log-prob", sequence: 1, .. })),
             "{refused:?}"
         );
         let offsets = [0.0, 0.0, 0.0, f64::from(bad)];
-        let rewards = exo_kernels::Rewards::from(&step.rewards).with_proposal(&offsets);
-        let refused = loss.forward(logits, &step.targets, &step.batch, Reference::None, rewards);
+        let refused = loss.forward(&step.rows, &step.batch, Reference::None, rewards.with_proposal(&offsets));
         assert!(matches!(refused, Err(Error::NotFinite { what: "proposal offset", sequence: 3, .. })), "{refused:?}");
     }
 }
 
-#[test]
-fn target_distributions_with_zeros() {
+fn target_distributions_with_zeros(backend: &impl TestBackend) {
     let mut step = Step::new();
     step.rewards = vec![0.0, f32::NEG_INFINITY, -0.5, -1.0];
     for (divergence, allowed) in [
@@ -360,7 +378,7 @@ fn target_distributions_with_zeros() {
         (Divergence::JensenShannon, true),
     ] {
         let objective = Objective::distribution(divergence, 0.5).expect("valid");
-        let result = step.run(&mut PreferenceLoss::new(Cpu::default(), objective));
+        let result = step.run(&mut backend.loss(objective));
         match (result, allowed) {
             (Ok(grad), true) => assert!(grad.iter().all(|value| value.is_finite())),
             (Err(error), false) => assert_eq!(error, Error::ZeroTarget { sequence: 1 }),
@@ -369,95 +387,80 @@ fn target_distributions_with_zeros() {
     }
     step.rewards[0] = f32::NEG_INFINITY;
     let objective = Objective::distribution(Divergence::ForwardKl, 0.5).expect("valid");
-    let refused = step.run(&mut PreferenceLoss::new(Cpu::default(), objective)).unwrap_err();
+    let refused = step.refused(&mut backend.loss(objective));
     assert_eq!(refused, Error::ZeroTarget { sequence: 0 });
 }
 
-#[test]
-fn official_preferences_are_for_pairs() {
+fn official_preferences_are_for_pairs(backend: &impl TestBackend) {
     let mut step = Step::new();
     step.batch = Batch::new(&[0, 2, 4, 6, 8], &[0, 1, 4]).expect("valid");
     let objective = Objective::exo_pref_official(1.0).expect("valid");
-    let refused = step.run(&mut PreferenceLoss::new(Cpu::default(), objective)).unwrap_err();
+    let refused = step.refused(&mut backend.loss(objective));
     assert_eq!(refused, Error::PairsOnly { group: 1, size: 3 });
 }
 
-#[test]
-fn sequences_without_a_scored_row_stay_in_their_group() {
+fn sequences_without_a_scored_row_stay_in_their_group(backend: &impl TestBackend) {
     let mut step = Step::new();
-    step.targets[2] = IGNORE_INDEX;
-    step.targets[3] = IGNORE_INDEX;
-    let (_, report) = run(&step, exo());
+    step.rows.targets[2] = IGNORE_INDEX;
+    step.rows.targets[3] = IGNORE_INDEX;
+    let (_, report) = run(backend, &step, exo());
     assert_eq!((report.oddities.empty_sequences, report.implicit_rewards[1]), (1, 0.0));
     assert!(report.group_losses[0] > 0.0);
     // Its reference sum says nothing about it either.
-    let mut loss = PreferenceLoss::new(Cpu::default(), exo());
-    let logits = Logits::new(&step.logits, VOCAB).expect("valid");
+    let mut loss = backend.loss(exo());
     let sums = Reference::PerSequence(&[-1.0, -55.0, -1.0, -1.0]);
-    loss.forward(logits, &step.targets, &step.batch, sums, &step.rewards).expect("valid");
+    loss.forward(&step.rows, &step.batch, sums, Rewards::from(&step.rewards)).expect("valid");
     assert_eq!(loss.report().expect("finite").implicit_rewards[1], 0.0);
 }
 
-#[test]
-fn groups_of_one_have_no_loss_and_no_gradient() {
+fn groups_of_one_have_no_loss_and_no_gradient(backend: &impl TestBackend) {
     let mut step = Step::new();
     step.batch = Batch::new(&[0, 2, 4, 6, 8], &[0, 1, 4]).expect("valid");
     for objective in
         [exo(), dpo(), Objective::exo_pref(1.0, 1e-3).expect("valid"), Objective::dpo_pref(1.0, 0.0).expect("valid")]
     {
-        let (grad, report) = run(&step, objective);
+        let (grad, report) = run(backend, &step, objective);
         assert_eq!((report.group_losses[0], report.oddities.single_groups), (0.0, 1));
         assert!(rows_of(&grad, 0..2).iter().all(|&value| value == 0.0));
         assert!(rows_of(&grad, 2..8).iter().any(|&value| value != 0.0));
     }
 }
 
-#[test]
-fn tied_winners_share_and_are_counted() {
+fn tied_winners_share_and_are_counted(backend: &impl TestBackend) {
     let mut step = Step::new();
     step.rewards = vec![0.5, 0.5, 0.1, 0.2];
-    let (_, report) = run(&step, Objective::dpo_pref(1.0, 0.0).expect("valid"));
+    let (_, report) = run(backend, &step, Objective::dpo_pref(1.0, 0.0).expect("valid"));
     assert_eq!(report.oddities.tied_groups, 1);
     // q = (1/2, 1/2): the forward KL is at least log 2, and does not care which of the two comes first.
     assert!(report.group_losses[0] >= std::f64::consts::LN_2);
 }
 
-#[test]
-fn nothing_at_all() {
+fn nothing_at_all(backend: &impl TestBackend) {
     let batch = Batch::new::<usize, usize>(&[0], &[0]).expect("valid");
-    let mut loss = PreferenceLoss::new(Cpu::default(), exo());
+    let mut loss = backend.loss(exo());
     let empty: [f32; 0] = [];
-    let no_targets: [u32; 0] = [];
-    let logits = Logits::new(&empty, VOCAB).expect("valid");
-    loss.forward(logits, &no_targets, &batch, Reference::PerToken(&empty), &empty).expect("valid");
+    let mut rows = Rows::new(empty.to_vec(), Vec::new(), VOCAB);
+    loss.forward(&rows, &batch, Reference::PerToken(&empty), Rewards::from(&empty)).expect("valid");
     let report = loss.report().expect("finite");
     assert_eq!((report.loss, report.scored_rows, report.accuracy), (0.0, 0, 0.0));
-    loss.backward_in_place(LogitsMut::new(&mut [0f32; 0], VOCAB).expect("valid")).expect("valid");
+    loss.backward_in_place(&mut rows).expect("valid");
 
     // Rows, but none scored; sequences of no rows.
     let batch = Batch::new(&[0, 0, 2], &[0, 2]).expect("valid");
-    let logits = [f32::NAN; 2 * VOCAB];
-    let logits = Logits::new(&logits, VOCAB).expect("valid");
-    loss.forward(logits, &[IGNORE_INDEX; 2], &batch, Reference::None, &[0.0f32, 1.0]).expect("valid");
+    let rows = Rows::new(vec![f32::NAN; 2 * VOCAB], vec![IGNORE_INDEX; 2], VOCAB);
+    loss.forward(&rows, &batch, Reference::None, Rewards::from(&[0.0f32, 1.0])).expect("valid");
     assert_eq!(loss.report().expect("finite").oddities.empty_sequences, 2);
 }
 
-#[test]
-fn entropy_gradient_needs_the_entropies() {
-    let logits = [0.0f32; VOCAB];
-    let mut grad = [7.0f32; VOCAB];
-    let saved = SavedRows { states: &[SoftmaxState { r: 0.0, s: 5.0 }], entropies: None };
-    let gradients = RowGradients { log_probs: &[1.0], entropies: Some(&[1.0]) };
-    let refused = Cpu::default().token_log_probs_backward(
-        Logits::new(&logits, VOCAB).expect("valid"),
-        &[0u32],
-        &LogitOptions::default(),
-        saved,
-        gradients,
-        LogitsMut::new(&mut grad, VOCAB).expect("valid"),
-    );
-    assert_eq!(refused, Err(Error::EntropiesNotKept));
-    assert_eq!(grad, [7.0; VOCAB]);
+fn entropy_gradient_needs_the_entropies(backend: &impl TestBackend) {
+    let row = Rows::one(&[0.0f32; VOCAB], 0);
+    let forward =
+        Forward { log_probs: vec![0.0], states: vec![SoftmaxState { r: 0.0, s: 5.0 }], entropies: Vec::new() };
+    for in_place in [false, true] {
+        let upstream = (&[1.0][..], Some(&[1.0][..]));
+        let refused = backend.try_backward(&row, &LogitOptions::default(), &forward, upstream, in_place);
+        assert_eq!(refused, Err(Error::EntropiesNotKept));
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! `PreferenceLoss` on CUDA: its stages are those that `golden.rs` and `cuda_token_log_prob.rs` hold to their bounds,
-//! put together without a bit of difference; scaling, refusals, and what the device finds.
+//! `PreferenceLoss` on CUDA, what is its own beside the contracts that all backends share: its stages are those that
+//! `golden.rs` holds to their bounds, put together without a bit of difference; rewards on the device; what only the
+//! device can see.
 
 #![cfg(feature = "cuda")]
 
@@ -18,7 +19,7 @@ use comparison::Stored;
 use cudarc::driver::CudaSlice;
 use device::{download, upload};
 use exo_kernels::cuda::{Cuda, DeviceRewards, Logits, LogitsMut, Reference, Rewards};
-use exo_kernels::{Batch, Betas, Error, LogRatio, LossOptions, Objective, PreferenceLoss, Reduction, Report};
+use exo_kernels::{Batch, Betas, Error, LossOptions, Objective, PreferenceLoss};
 use fixture::{Fixture, StoredLogits, golden_folder};
 
 fn compare_composition<T: Stored + PartialEq>(name: &str, fixture: &Fixture, values: &[T], cuda: &Cuda) {
@@ -82,7 +83,6 @@ struct Small {
     cuda: Cuda,
     logits: CudaSlice<f32>,
     targets: CudaSlice<u32>,
-    reference: CudaSlice<f32>,
     batch: Batch,
     rewards: [f64; 4],
 }
@@ -92,82 +92,18 @@ impl Small {
         let cuda = device::cuda();
         let logits: Vec<f32> = (0..16 * VOCAB).map(|i| ((i * 37) % 101) as f32 * 0.05).collect();
         let targets: Vec<u32> = (0..16).map(|row| (row * 7) % VOCAB as u32).collect();
-        let reference: Vec<f32> = (0..16).map(|row| -2.0 - 0.1 * row as f32).collect();
         Self {
             logits: upload(&cuda, &logits),
             targets: upload(&cuda, &targets),
-            reference: upload(&cuda, &reference),
             cuda,
             batch: Batch::new(&[0u32, 4, 8, 12, 16], &[0u32, 2, 4]).expect("offsets"),
             rewards: [1.0, -0.5, 0.25, 2.0],
         }
     }
-
-    fn step(&self, options: LossOptions, loss_scale: f64) -> (Report, Vec<f32>) {
-        let mut loss = PreferenceLoss::new(self.cuda.clone(), options);
-        loss.set_loss_scale(loss_scale);
-        let view = Logits::new(self.logits.as_view(), VOCAB).expect("rows");
-        let reference = Reference::PerToken(self.reference.as_view());
-        loss.forward(&view, &self.targets.as_view(), &self.batch, &reference, &self.rewards).expect("forward");
-        let mut gradients = upload(&self.cuda, &vec![f32::NAN; 16 * VOCAB]);
-        let mut out = LogitsMut::new(gradients.as_view_mut(), VOCAB).expect("rows");
-        loss.backward(&view, &mut out).expect("backward");
-        (loss.report().expect("report").clone(), download(&self.cuda, &gradients))
-    }
 }
 
 fn exo(beta_policy: f64) -> LossOptions {
     Objective::exo(Betas { policy: beta_policy, reward: 0.5 }).expect("betas").into()
-}
-
-/// Factors that are powers of two change exponents and nothing else.
-#[test]
-fn powers_of_two_scale_exactly() {
-    let small = Small::new();
-    let (report, gradient) = small.step(exo(0.5), 1.0);
-    assert!(report.loss > 0.0 && gradient.iter().any(|value| *value != 0.0));
-    let times = |factor: f32| gradient.iter().map(|value| factor * value).collect::<Vec<_>>();
-    assert_eq!(small.step(exo(0.5), 8.0).1, times(8.0), "loss scale");
-    let sum = exo(0.5).with_reduction(Reduction::Sum).expect("valid");
-    let (summed, gradient_of_sum) = small.step(sum, 1.0);
-    assert_eq!((summed.loss, gradient_of_sum), (2.0 * report.loss, times(2.0)), "sum over two groups");
-    let by_eight = exo(0.5).with_reduction(Reduction::Normalizer(8.0)).expect("valid");
-    assert_eq!(small.step(by_eight, 1.0).1, times(0.25), "a normaliser of eight for two groups");
-    // A mean over four rows with four times the beta: the same implicit rewards, and the same gradient.
-    let (of_mean, gradient_of_mean) = small.step(exo(2.0).with_log_ratio(LogRatio::Mean), 1.0);
-    assert_eq!((of_mean.loss, of_mean.implicit_rewards), (report.loss, report.implicit_rewards), "mean over rows");
-    assert_eq!(gradient_of_mean, gradient, "mean over rows");
-}
-
-#[test]
-fn entropy_is_reported_when_asked_for() {
-    let small = Small::new();
-    assert_eq!(small.step(exo(0.5), 1.0).0.entropy, None);
-    let entropy = small.step(exo(0.5).with_entropy(true), 1.0).0.entropy.expect("entropy");
-    assert!(entropy > 0.0 && entropy < (VOCAB as f64).ln());
-}
-
-#[test]
-fn what_does_not_fit_is_refused_before_anything_runs() {
-    let small = Small::new();
-    let mut loss = PreferenceLoss::new(small.cuda.clone(), exo(0.5));
-    assert_eq!(loss.report().expect_err("no forward yet"), Error::NoForward);
-    let view = Logits::new(small.logits.as_view(), VOCAB).expect("rows");
-    let (targets, none) = (small.targets.as_view(), Reference::None);
-    let nan = [1.0, f64::NAN, 0.0, 0.0];
-    let refused = loss.forward(&view, &targets, &small.batch, &none, &nan).expect_err("NaN reward");
-    assert!(matches!(refused, Error::NotFinite { what: "reward", sequence: 1, .. }), "{refused}");
-    let short = small.targets.slice(..15);
-    let refused = loss.forward(&view, &short, &small.batch, &none, &small.rewards).expect_err("15 targets");
-    assert_eq!(refused, Error::Length { what: "targets", given: 15, expected: 16 });
-    let other = Batch::new(&[0u32, 8], &[0u32, 1]).expect("offsets");
-    let refused = loss.forward(&view, &targets, &other, &none, &[1.0]).expect_err("8 rows");
-    assert!(matches!(refused, Error::OffsetsEnd { last: 8, expected: 16, .. }), "{refused}");
-    // The refused calls have left nothing behind, and a good one works.
-    loss.forward(&view, &targets, &small.batch, &none, &small.rewards).expect("forward");
-    let loss_of_good = loss.report().expect("report").loss;
-    loss.forward(&view, &targets, &small.batch, &none, &nan).expect_err("NaN reward");
-    assert_eq!(loss.report().expect("the report of the last good call").loss, loss_of_good);
 }
 
 #[test]
@@ -191,15 +127,6 @@ fn what_only_the_device_can_see_comes_out_of_the_report() {
     loss.forward(&view, &small.targets.as_view(), &small.batch, &reference, &small.rewards).expect("forward");
     let found = loss.report().expect_err("an infinite reference");
     assert!(matches!(found, Error::NotFinite { what: "reference log-prob", sequence: 3, .. }), "{found}");
-
-    let mut logits: Vec<f32> = download(&small.cuda, &small.logits);
-    logits[5 * VOCAB + 3] = f32::NAN;
-    let logits = upload(&small.cuda, &logits);
-    let view = Logits::new(logits.as_view(), VOCAB).expect("rows");
-    loss.forward(&view, &small.targets.as_view(), &small.batch, &none, &small.rewards).expect("forward");
-    assert_eq!(loss.report().expect_err("a NaN row"), Error::NonFiniteRow { row: 5, count: 1 });
-    let report = loss.unchecked_report().expect("the report all the same");
-    assert!(report.group_losses[0].is_nan() && report.group_losses[1].is_finite(), "NaN stays in its group");
 }
 
 /// Rewards that a reward model has left on the device give the bits of the host's.
@@ -252,16 +179,4 @@ fn bad_rewards_on_the_device_come_out_of_the_report() {
     let mut loss = PreferenceLoss::new(small.cuda.clone(), official);
     let refused = loss.forward(&view, &targets, &threes, &none, rewards.slice(..3)).expect_err("a group of three");
     assert_eq!(refused, Error::PairsOnly { group: 0, size: 3 });
-}
-
-#[test]
-fn nothing_is_nothing() {
-    let small = Small::new();
-    let mut loss = PreferenceLoss::new(small.cuda.clone(), exo(0.5));
-    let empty = small.logits.slice(..0);
-    let view = Logits::new(empty, VOCAB).expect("no rows");
-    let batch = Batch::new(&[0u32], &[0u32]).expect("no sequence");
-    let rewards: [f64; 0] = [];
-    loss.forward(&view, &small.targets.slice(..0), &batch, &Reference::None, &rewards).expect("forward");
-    assert_eq!(loss.report().expect("report").loss, 0.0);
 }

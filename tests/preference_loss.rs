@@ -1,18 +1,28 @@
 //! `PreferenceLoss` against the f64 reference: composition, options, references, reductions, reports.
 
+#[path = "support/backend.rs"]
+mod backend;
+
+use backend::{Rows, TestBackend, TestLoss, on_every_backend};
 use exo_kernels::reference::preference_loss;
 use exo_kernels::{
-    Batch, Betas, Cpu, Divergence, IGNORE_INDEX, LogRatio, LogitOptions, Logits, LogitsMut, LossOptions, Objective,
-    PreferenceLoss, Reduction, Reference, Rewards,
+    Batch, Betas, Divergence, IGNORE_INDEX, LogRatio, LogitOptions, Logits, LossOptions, Objective, Reduction,
+    Reference, Report, Rewards,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+on_every_backend!(
+    agrees_with_the_reference_in_every_option,
+    micro_batches_with_a_normalizer_add_up_to_the_mean,
+    report_holds_what_a_trainer_logs,
+    powers_of_two_scale_exactly,
+);
+
 const VOCAB: usize = 67;
 
 struct Step {
-    logits: Vec<f32>,
-    targets: Vec<i64>,
+    rows: Rows<f32>,
     batch: Batch,
     reference: Vec<f32>,
     sums: Vec<f64>,
@@ -32,11 +42,11 @@ fn step(seed: u64) -> Step {
     }
     let batch = Batch::new(&sequences, &groups).expect("valid");
     let (rows, s) = (batch.rows(), batch.sequences());
+    let logits = (0..rows * VOCAB).map(|_| random.random_range(-4.0..4.0)).collect();
+    let mut target = || if random.random_bool(0.2) { IGNORE_INDEX } else { random.random_range(0..VOCAB as i64) };
+    let targets = (0..rows).map(|_| target()).collect();
     Step {
-        logits: (0..rows * VOCAB).map(|_| random.random_range(-4.0..4.0)).collect(),
-        targets: (0..rows)
-            .map(|_| if random.random_bool(0.2) { IGNORE_INDEX } else { random.random_range(0..VOCAB as i64) })
-            .collect(),
+        rows: Rows::new(logits, targets, VOCAB),
         reference: (0..rows).map(|_| random.random_range(-7.0..0.0)).collect(),
         sums: (0..s).map(|_| random.random_range(-20.0..0.0)).collect(),
         rewards: (0..s).map(|_| random.random_range(-1.0..1.0)).collect(),
@@ -82,17 +92,16 @@ fn close(computed: f64, expected: f64, what: &str) {
     assert!((computed - expected).abs() <= TOLERANCE * expected.abs().max(1.0), "{what}: {computed} vs {expected}");
 }
 
-#[test]
-fn agrees_with_the_reference_in_every_option() {
+fn agrees_with_the_reference_in_every_option(backend: &impl TestBackend) {
     for (seed, options) in options().into_iter().enumerate() {
-        let Step { logits, targets, batch, reference, sums, rewards, offsets } = step(seed as u64);
+        let Step { rows, batch, reference, sums, rewards, offsets } = step(seed as u64);
         let references = [Reference::PerToken(&reference), Reference::PerSequence(&sums), Reference::None];
-        let view = Logits::new(&logits, VOCAB).expect("rows");
+        let view = Logits::new(&rows.logits, VOCAB).expect("rows");
         for reference in references {
             for rewards in [Rewards::from(&rewards), Rewards::from(&rewards).with_proposal(&offsets)] {
-                let exact = preference_loss::forward(&options, view, &targets, &batch, reference, rewards);
-                let mut loss = PreferenceLoss::new(Cpu::default(), options);
-                loss.forward(view, &targets, &batch, reference, rewards).expect("forward");
+                let exact = preference_loss::forward(&options, view, &rows.targets, &batch, reference, rewards);
+                let mut loss = backend.loss(options);
+                loss.forward(&rows, &batch, reference, rewards).expect("forward");
                 let report = loss.report().expect("finite");
                 close(report.loss, exact.loss, "loss");
                 for (computed, exact) in report.group_losses.iter().zip(&exact.groups) {
@@ -101,11 +110,10 @@ fn agrees_with_the_reference_in_every_option() {
                 for (computed, exact) in report.implicit_rewards.iter().zip(&exact.log_ratios) {
                     close(*computed, options.objective().beta_policy() * exact, "implicit reward");
                 }
-                let mut grad = vec![f32::NAN; logits.len()];
-                loss.backward(view, LogitsMut::new(&mut grad, VOCAB).expect("rows")).expect("backward");
+                let grad = loss.backward(&rows).expect("backward");
                 for row in 0..batch.rows() {
-                    let expected = exact.grad_logits(&options, view, &targets, row);
-                    for (computed, expected) in grad[row * VOCAB..(row + 1) * VOCAB].iter().zip(expected) {
+                    let expected = exact.grad_logits(&options, view, &rows.targets, row);
+                    for (computed, expected) in rows.row(&grad, row).iter().zip(expected) {
                         close(f64::from(*computed), expected, "gradient");
                     }
                 }
@@ -114,42 +122,53 @@ fn agrees_with_the_reference_in_every_option() {
     }
 }
 
-#[test]
-fn loss_scale_multiplies_the_gradient_and_nothing_else() {
-    let Step { logits, targets, batch, reference, rewards, .. } = step(3);
-    let view = Logits::new(&logits, VOCAB).expect("rows");
-    let objective = Objective::exo(Betas { policy: 0.3, reward: 0.5 }).expect("valid");
-    let mut loss = PreferenceLoss::new(Cpu::default(), objective);
-    let mut backward = |scale: f64| {
-        loss.set_loss_scale(scale);
-        loss.forward(view, &targets, &batch, Reference::PerToken(&reference), &rewards).expect("forward");
-        let mut grad = vec![0.0f32; logits.len()];
-        loss.backward(view, LogitsMut::new(&mut grad, VOCAB).expect("rows")).expect("backward");
-        (loss.report().expect("finite").loss, grad)
+/// Factors that are powers of two change exponents and nothing else.
+fn powers_of_two_scale_exactly(backend: &impl TestBackend) {
+    // Two groups of two completions of four rows, all scored.
+    let logits = (0..16 * VOCAB).map(|i| ((i * 37) % 101) as f32 * 0.05).collect();
+    let rows: Rows<f32> = Rows::new(logits, (0..16).map(|row| (row * 7) % VOCAB as i64).collect(), VOCAB);
+    let reference: Vec<f32> = (0..16).map(|row| -2.0 - 0.1 * row as f32).collect();
+    let batch = Batch::padded(4, 4, 2).expect("valid");
+    let rewards = [1.0, -0.5, 0.25, 2.0];
+    let run = |options: LossOptions, loss_scale: f64| -> (Report, Vec<f32>) {
+        let mut loss = backend.loss(options);
+        loss.set_loss_scale(loss_scale);
+        loss.forward(&rows, &batch, Reference::PerToken(&reference), Rewards::from(&rewards)).expect("forward");
+        let gradient = loss.backward(&rows).expect("backward");
+        (loss.report().expect("finite"), gradient)
     };
-    let ((loss, grad), (scaled_loss, scaled)) = (backward(1.0), backward(1024.0));
-    assert_eq!(loss, scaled_loss);
-    assert!(grad.iter().zip(&scaled).all(|(grad, scaled)| grad * 1024.0 == *scaled), "a power of two scales exactly");
-    assert!(grad.iter().any(|&grad| grad != 0.0));
+    let exo = |beta: f64| LossOptions::from(Objective::exo(Betas { policy: beta, reward: 0.5 }).expect("valid"));
+    let reduced = |reduction| exo(0.5).with_reduction(reduction).expect("valid");
+    let (report, gradient) = run(exo(0.5), 1.0);
+    assert!(report.loss > 0.0 && gradient.iter().any(|value| *value != 0.0));
+    let times = |factor: f32| gradient.iter().map(|value| factor * value).collect::<Vec<_>>();
+    let (unscaled, scaled) = run(exo(0.5), 1024.0);
+    assert_eq!((&unscaled, scaled), (&report, times(1024.0)), "a loss scale is the gradient's alone");
+    let (summed, gradient_of_sum) = run(reduced(Reduction::Sum), 1.0);
+    assert_eq!((summed.loss, gradient_of_sum), (2.0 * report.loss, times(2.0)), "sum over two groups");
+    assert_eq!(run(reduced(Reduction::Normalizer(8.0)), 1.0).1, times(0.25), "a normaliser of eight for two groups");
+    // A mean over four rows with four times the beta: the same implicit rewards, and the same gradient.
+    let (of_mean, gradient_of_mean) = run(exo(2.0).with_log_ratio(LogRatio::Mean), 1.0);
+    assert_eq!((of_mean.loss, of_mean.implicit_rewards), (report.loss, report.implicit_rewards), "mean over rows");
+    assert_eq!(gradient_of_mean, gradient, "mean over rows");
 }
 
-#[test]
-fn micro_batches_with_a_normalizer_add_up_to_the_mean() {
+fn micro_batches_with_a_normalizer_add_up_to_the_mean(backend: &impl TestBackend) {
     // Two groups of two completions of two rows.
     let mut random = StdRng::seed_from_u64(9);
     let logits: Vec<f32> = (0..8 * VOCAB).map(|_| random.random_range(-4.0..4.0)).collect();
-    let targets: Vec<u32> = (0..8).map(|_| random.random_range(0..VOCAB as u32)).collect();
+    let targets: Vec<i64> = (0..8).map(|_| random.random_range(0..VOCAB as i64)).collect();
     let rewards = [0.3f32, -0.2, 0.9, 0.1];
     let objective = Objective::dpo_rw(Betas { policy: 0.3, reward: 0.5 }).expect("valid");
     let run = |groups: std::ops::Range<usize>, reduction| {
         let rows = groups.start * 4..groups.end * 4;
-        let logits = Logits::new(&logits[rows.start * VOCAB..rows.end * VOCAB], VOCAB).expect("rows");
+        let logits = logits[rows.start * VOCAB..rows.end * VOCAB].to_vec();
+        let rows = Rows::new(logits, targets[rows].to_vec(), VOCAB);
         let batch = Batch::padded(groups.len() * 2, 2, 2).expect("valid");
-        let mut loss = PreferenceLoss::new(Cpu::default(), objective).with_reduction(reduction).expect("valid");
-        let rewards = &rewards[groups.start * 2..groups.end * 2];
-        loss.forward(logits, &targets[rows.clone()], &batch, Reference::None, rewards).expect("forward");
-        let mut grad = vec![0.0f32; rows.len() * VOCAB];
-        loss.backward(logits, LogitsMut::new(&mut grad, VOCAB).expect("rows")).expect("backward");
+        let mut loss = backend.loss(LossOptions::from(objective).with_reduction(reduction).expect("valid"));
+        let rewards = Rewards::from(&rewards[groups.start * 2..groups.end * 2]);
+        loss.forward(&rows, &batch, Reference::None, rewards).expect("forward");
+        let grad = loss.backward(&rows).expect("backward");
         (loss.report().expect("finite").loss, grad)
     };
     let (loss, grad) = run(0..2, Reduction::Mean);
@@ -160,8 +179,7 @@ fn micro_batches_with_a_normalizer_add_up_to_the_mean() {
     assert_eq!(parts, grad);
 }
 
-#[test]
-fn report_holds_what_a_trainer_logs() {
+fn report_holds_what_a_trainer_logs(backend: &impl TestBackend) {
     // Logits that make each log-prob known: two columns, the target's logit 0 against one of −x gives −log(1 + e^(−x)).
     let log_ratio = |x: f64| -(-x).exp().ln_1p();
     let x = [2.0f32, 0.5, 1.0, 3.0];
@@ -169,9 +187,9 @@ fn report_holds_what_a_trainer_logs() {
     let batch = Batch::new(&[0, 1, 2, 3, 4], &[0, 2, 4]).expect("valid");
     let rewards = [1.0f32, 0.0, 1.0, 0.0];
     let objective = Objective::exo(Betas { policy: 0.5, reward: 1.0 }).expect("valid");
-    let mut loss = PreferenceLoss::new(Cpu::default(), objective).with_entropy(true);
-    let view = Logits::new(&logits, 2).expect("rows");
-    loss.forward(view, &[0u32; 4], &batch, Reference::None, &rewards).expect("forward");
+    let mut loss = backend.loss(LossOptions::from(objective).with_entropy(true));
+    let rows = Rows::new(logits, vec![0; 4], 2);
+    loss.forward(&rows, &batch, Reference::None, Rewards::from(&rewards)).expect("forward");
     let report = loss.report().expect("finite");
 
     let f: Vec<f64> = x.iter().map(|&x| 0.5 * log_ratio(f64::from(x))).collect();

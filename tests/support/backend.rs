@@ -66,14 +66,14 @@ pub(crate) trait TestBackend: Clone {
     fn try_forward<T: TestElement>(&self, rows: &Rows<T>, options: &LogitOptions, entropies: bool) -> Result<Forward>;
 
     /// The whole buffer behind the backward pass: the logits', overwritten, or a gradient's, which held the logits.
-    fn backward<T: TestElement>(
+    fn try_backward<T: TestElement>(
         &self,
         rows: &Rows<T>,
         options: &LogitOptions,
         forward: &Forward,
         upstream: Upstream<'_>,
         in_place: bool,
-    ) -> Vec<T>;
+    ) -> Result<Vec<T>>;
 
     fn log_ratios(
         &self,
@@ -97,6 +97,17 @@ pub(crate) trait TestBackend: Clone {
 
     fn forward<T: TestElement>(&self, rows: &Rows<T>, options: &LogitOptions, entropies: bool) -> Forward {
         self.try_forward(rows, options, entropies).expect("forward")
+    }
+
+    fn backward<T: TestElement>(
+        &self,
+        rows: &Rows<T>,
+        options: &LogitOptions,
+        forward: &Forward,
+        upstream: Upstream<'_>,
+        in_place: bool,
+    ) -> Vec<T> {
+        self.try_backward(rows, options, forward, upstream, in_place).expect("backward")
     }
 
     /// Loss and d loss / d log-ratio of one group of K sequences, not reduced; `offsets` are the proposal's.
@@ -126,8 +137,15 @@ pub(crate) trait TestLoss {
         rewards: Rewards<'_>,
     ) -> Result<()>;
 
-    /// The gradient, in a buffer that held the logits before.
-    fn backward<T: TestElement>(&mut self, rows: &Rows<T>) -> Result<Vec<T>>;
+    /// Writes the gradient; a refused call leaves the buffer as it was.
+    fn backward_into<T: TestElement>(&mut self, rows: &Rows<T>, gradient: &mut Rows<T>) -> Result<()>;
+
+    /// The gradient, in a buffer that held NaN before.
+    fn backward<T: TestElement>(&mut self, rows: &Rows<T>) -> Result<Vec<T>> {
+        let mut gradient = Rows { logits: vec![T::NAN; rows.logits.len()], ..rows.clone() };
+        self.backward_into(rows, &mut gradient)?;
+        Ok(gradient.logits)
+    }
 
     /// Overwrites the logits; a refused call leaves them as they were.
     fn backward_in_place<T: TestElement>(&mut self, rows: &mut Rows<T>) -> Result<()>;
@@ -198,27 +216,27 @@ impl TestBackend for Cpu {
         Ok(forward)
     }
 
-    fn backward<T: TestElement>(
+    fn try_backward<T: TestElement>(
         &self,
         rows: &Rows<T>,
         options: &LogitOptions,
         forward: &Forward,
         (log_probs, entropies): Upstream<'_>,
         in_place: bool,
-    ) -> Vec<T> {
+    ) -> Result<Vec<T>> {
         let (count, vocab, stride) = (rows.count(), rows.vocab, rows.row_stride);
         let kept = (!forward.entropies.is_empty()).then_some(forward.entropies.as_slice());
         let saved = SavedRows { states: &forward.states, entropies: kept };
         let upstream = RowGradients { log_probs, entropies };
         let mut written = rows.logits.clone();
-        let out = LogitsMut::strided(&mut written[rows.offset..], count, vocab, stride).expect("rows");
+        let out = LogitsMut::strided(&mut written[rows.offset..], count, vocab, stride)?;
         if in_place {
-            self.token_log_probs_backward_in_place(out, &rows.targets, options, saved, upstream).expect("backward");
+            self.token_log_probs_backward_in_place(out, &rows.targets, options, saved, upstream)?;
         } else {
-            let logits = Logits::strided(&rows.logits[rows.offset..], count, vocab, stride).expect("rows");
-            self.token_log_probs_backward(logits, &rows.targets, options, saved, upstream, out).expect("backward");
+            let logits = Logits::strided(&rows.logits[rows.offset..], count, vocab, stride)?;
+            self.token_log_probs_backward(logits, &rows.targets, options, saved, upstream, out)?;
         }
-        written
+        Ok(written)
     }
 
     fn log_ratios(
@@ -262,6 +280,15 @@ impl TestBackend for Cpu {
     }
 }
 
+fn view<T: Element>(rows: &Rows<T>) -> Result<Logits<'_, T>> {
+    Logits::strided(&rows.logits[rows.offset..], rows.rows_of_logits(), rows.vocab, rows.row_stride)
+}
+
+fn view_mut<T: Element>(rows: &mut Rows<T>) -> Result<LogitsMut<'_, T>> {
+    let count = rows.rows_of_logits();
+    LogitsMut::strided(&mut rows.logits[rows.offset..], count, rows.vocab, rows.row_stride)
+}
+
 impl TestLoss for PreferenceLoss<Cpu> {
     fn forward<T: TestElement>(
         &mut self,
@@ -270,23 +297,15 @@ impl TestLoss for PreferenceLoss<Cpu> {
         reference: Reference<'_>,
         rewards: Rewards<'_>,
     ) -> Result<()> {
-        let logits = Logits::strided(&rows.logits[rows.offset..], rows.count(), rows.vocab, rows.row_stride)?;
-        PreferenceLoss::<Cpu>::forward(self, logits, &rows.targets, batch, reference, rewards)
+        PreferenceLoss::<Cpu>::forward(self, view(rows)?, &rows.targets, batch, reference, rewards)
     }
 
-    fn backward<T: TestElement>(&mut self, rows: &Rows<T>) -> Result<Vec<T>> {
-        let (count, vocab, stride) = (rows.count(), rows.vocab, rows.row_stride);
-        let mut written = rows.logits.clone();
-        let logits = Logits::strided(&rows.logits[rows.offset..], count, vocab, stride)?;
-        let out = LogitsMut::strided(&mut written[rows.offset..], count, vocab, stride)?;
-        PreferenceLoss::<Cpu>::backward(self, logits, out)?;
-        Ok(written)
+    fn backward_into<T: TestElement>(&mut self, rows: &Rows<T>, gradient: &mut Rows<T>) -> Result<()> {
+        PreferenceLoss::<Cpu>::backward(self, view(rows)?, view_mut(gradient)?)
     }
 
     fn backward_in_place<T: TestElement>(&mut self, rows: &mut Rows<T>) -> Result<()> {
-        let (count, vocab, stride) = (rows.count(), rows.vocab, rows.row_stride);
-        let logits = LogitsMut::strided(&mut rows.logits[rows.offset..], count, vocab, stride)?;
-        PreferenceLoss::<Cpu>::backward_in_place(self, logits)
+        PreferenceLoss::<Cpu>::backward_in_place(self, view_mut(rows)?)
     }
 
     fn set_loss_scale(&mut self, loss_scale: f64) {

@@ -59,15 +59,15 @@ impl TestBackend for Cuda {
         rows.try_forward(self, options, entropies)
     }
 
-    fn backward<T: TestElement>(
+    fn try_backward<T: TestElement>(
         &self,
         rows: &Rows<T>,
         options: &LogitOptions,
         forward: &Forward,
         upstream: Upstream<'_>,
         in_place: bool,
-    ) -> Vec<T> {
-        rows.backward(self, options, forward, upstream, in_place)
+    ) -> Result<Vec<T>> {
+        rows.try_backward(self, options, forward, upstream, in_place)
     }
 
     fn log_ratios(
@@ -136,6 +136,16 @@ pub(crate) struct CudaLoss {
     loss: PreferenceLoss<Cuda>,
 }
 
+fn view<'a, T: TestElement>(logits: &'a CudaSlice<T>, rows: &Rows<T>) -> Result<Logits<'a, T>> {
+    let view = logits.slice(rows.offset..rows.logits.len());
+    Logits::strided(view, rows.rows_of_logits(), rows.vocab, rows.row_stride)
+}
+
+fn view_mut<'a, T: TestElement>(logits: &'a mut CudaSlice<T>, rows: &Rows<T>) -> Result<LogitsMut<'a, T>> {
+    let view = logits.slice_mut(rows.offset..rows.logits.len());
+    LogitsMut::strided(view, rows.rows_of_logits(), rows.vocab, rows.row_stride)
+}
+
 impl TestLoss for CudaLoss {
     fn forward<T: TestElement>(
         &mut self,
@@ -146,30 +156,23 @@ impl TestLoss for CudaLoss {
     ) -> Result<()> {
         let (logits, targets) = (upload(&self.cuda, &rows.logits), upload(&self.cuda, &rows.targets));
         let reference = Uploaded::new(&self.cuda, reference);
-        let count = rows.count();
-        let view = logits.slice(rows.offset..rows.logits.len());
-        let view = Logits::strided(view, count, rows.vocab, rows.row_stride)?;
-        self.loss.forward(&view, &targets.slice(..count), batch, &reference.view(), rewards)
+        let view = view(&logits, rows)?;
+        self.loss.forward(&view, &targets.slice(..rows.count()), batch, &reference.view(), rewards)
     }
 
-    fn backward<T: TestElement>(&mut self, rows: &Rows<T>) -> Result<Vec<T>> {
+    fn backward_into<T: TestElement>(&mut self, rows: &Rows<T>, gradient: &mut Rows<T>) -> Result<()> {
         let logits = upload(&self.cuda, &rows.logits);
-        let mut written = upload(&self.cuda, &rows.logits);
-        let (count, vocab, stride, length) = (rows.count(), rows.vocab, rows.row_stride, rows.logits.len());
-        let view = Logits::strided(logits.slice(rows.offset..length), count, vocab, stride)?;
-        let mut out = LogitsMut::strided(written.slice_mut(rows.offset..length), count, vocab, stride)?;
-        self.loss.backward(&view, &mut out)?;
-        Ok(download(&self.cuda, &written.slice(..length)))
+        let mut written = upload(&self.cuda, &gradient.logits);
+        let result = self.loss.backward(&view(&logits, rows)?, &mut view_mut(&mut written, gradient)?);
+        gradient.logits = download(&self.cuda, &written.slice(..gradient.logits.len()));
+        result
     }
 
     fn backward_in_place<T: TestElement>(&mut self, rows: &mut Rows<T>) -> Result<()> {
         let mut logits = upload(&self.cuda, &rows.logits);
-        let length = rows.logits.len();
-        let view = logits.slice_mut(rows.offset..length);
-        let mut view = LogitsMut::strided(view, rows.count(), rows.vocab, rows.row_stride)?;
-        self.loss.backward_in_place(&mut view)?;
-        rows.logits = download(&self.cuda, &logits.slice(..length));
-        Ok(())
+        let result = self.loss.backward_in_place(&mut view_mut(&mut logits, rows)?);
+        rows.logits = download(&self.cuda, &logits.slice(..rows.logits.len()));
+        result
     }
 
     fn set_loss_scale(&mut self, loss_scale: f64) {

@@ -78,9 +78,21 @@ impl<T: Element + DeviceRepr> Rows<T> {
         cuda: &Cuda,
         options: &LogitOptions,
         forward: &Forward,
-        (log_probs, entropies): (&[f32], Option<&[f32]>),
+        upstream: (&[f32], Option<&[f32]>),
         in_place: bool,
     ) -> Vec<T> {
+        self.try_backward(cuda, options, forward, upstream, in_place).expect("backward")
+    }
+
+    /// The same, as an error where it is refused.
+    pub(crate) fn try_backward(
+        &self,
+        cuda: &Cuda,
+        options: &LogitOptions,
+        forward: &Forward,
+        (log_probs, entropies): (&[f32], Option<&[f32]>),
+        in_place: bool,
+    ) -> Result<Vec<T>> {
         let count = self.count();
         let mut logits = upload(cuda, &self.logits);
         let targets = upload(cuda, &self.targets);
@@ -99,15 +111,15 @@ impl<T: Element + DeviceRepr> Rows<T> {
         let ids = targets.slice(..count);
         if in_place {
             let view = logits.slice_mut(self.offset..);
-            let mut view = LogitsMut::strided(view, count, self.vocab, self.row_stride).expect("rows");
-            cuda.token_log_probs_backward_in_place(&mut view, &ids, options, &saved, &upstream).expect("backward");
-            return download(cuda, &logits);
+            let mut view = LogitsMut::strided(view, count, self.vocab, self.row_stride)?;
+            cuda.token_log_probs_backward_in_place(&mut view, &ids, options, &saved, &upstream)?;
+            return Ok(download(cuda, &logits));
         }
         let mut gradients = upload(cuda, &self.logits);
-        let view = Logits::strided(logits.slice(self.offset..), count, self.vocab, self.row_stride).expect("rows");
+        let view = Logits::strided(logits.slice(self.offset..), count, self.vocab, self.row_stride)?;
         let out = gradients.slice_mut(self.offset..);
-        let mut out = LogitsMut::strided(out, count, self.vocab, self.row_stride).expect("rows");
-        cuda.token_log_probs_backward(&view, &ids, options, &saved, &upstream, &mut out).expect("backward");
-        download(cuda, &gradients)
+        let mut out = LogitsMut::strided(out, count, self.vocab, self.row_stride)?;
+        cuda.token_log_probs_backward(&view, &ids, options, &saved, &upstream, &mut out)?;
+        Ok(download(cuda, &gradients))
     }
 }

@@ -35,6 +35,11 @@ impl<T: Copy> Rows<T> {
         Self::new(logits.to_vec(), vec![target as i64], logits.len())
     }
 
+    /// How many rows the buffer of logits has room for: N, if nothing is amiss.
+    pub(crate) fn rows_of_logits(&self) -> usize {
+        (self.logits.len() - self.offset + self.row_stride - self.vocab) / self.row_stride
+    }
+
     /// N.
     pub(crate) fn count(&self) -> usize {
         self.targets.len()
