@@ -35,13 +35,13 @@ fn objective(model: &Llama) -> Result<Tensor> {
         &scored.targets,
         &LogitOptions::default().with_temperature(0.8)?,
     )?;
-    let weights = Tensor::new(&[0.5f32, -1.0, 2.0, 0.25, -0.75, 1.5, 1.0], &Device::Cpu)?;
+    let weights = Tensor::new(&[0.5f32, -1.0, 2.0, 0.25, -0.75, 1.5, 1.0], model.device())?;
     Ok((log_probs * weights)?.sum_all()?)
 }
 
 #[test]
 fn every_parameter_gets_the_gradient_of_a_finite_difference() -> Result<()> {
-    let start = tiny_model::random(&config(), 3)?;
+    let start = tiny_model::random(&config(), 3, &Device::Cpu)?;
     let policy = Policy::copy_of(&start)?;
     let gradients = objective(&policy.model)?.backward()?;
     for (name, parameter) in policy.model.parameters() {
@@ -71,7 +71,7 @@ fn every_parameter_gets_the_gradient_of_a_finite_difference() -> Result<()> {
 
 #[test]
 fn a_policy_is_a_copy_of_its_own() -> Result<()> {
-    let reference = tiny_model::random(&config(), 4)?;
+    let reference = tiny_model::random(&config(), 4, &Device::Cpu)?;
     let policy = Policy::copy_of(&reference)?;
     let before = reference.parameters()[0].1.flatten_all()?.to_vec1::<f32>()?;
     let view = policy.model.detached()?;
@@ -86,7 +86,7 @@ fn a_policy_is_a_copy_of_its_own() -> Result<()> {
 
 #[test]
 fn log_probs_of_sampling_with_a_cache_equal_those_of_one_pass() -> Result<()> {
-    let model = tiny_model::random(&config(), 5)?;
+    let model = tiny_model::random(&config(), 5, &Device::Cpu)?;
     let prompts = [vec![1, 2, 3], vec![4], vec![5, 6]].map(|tokens| Prompt { text: String::new(), tokens });
     let logit_options = LogitOptions::default().with_temperature(0.8)?;
     let mut sampling = Sampling { logit_options, max_new_tokens: 6, batch: 4, end: 0, seed: 9 };

@@ -150,6 +150,11 @@ impl Llama {
         })
     }
 
+    /// Where the parameters are, and where everything that meets them must be.
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
+    }
+
     /// Every parameter with its name, in the order of [`Config::parameters`].
     pub fn parameters(&self) -> Vec<(String, &Tensor)> {
         let mut tensors = vec![&self.embedding];

@@ -1,4 +1,4 @@
-//! Aligns a real causal language model on the CPU, as the paper's controlled-generation experiment does: openings of
+//! Aligns a real causal language model, on the CPU or a CUDA device, as the paper's controlled-generation experiment does: openings of
 //! film reviews, K completions each from the frozen model, a sentiment reward, the EXO loss of this crate, `AdamW`.
 //!
 //! ```text
@@ -11,6 +11,7 @@
 // A program exports nothing: `pub` says here that another file uses it.
 #![allow(unreachable_pub)]
 
+mod device;
 mod evaluation;
 mod gguf;
 mod gradient_check;
@@ -35,7 +36,6 @@ use std::time::Instant;
 use std::{env, fs};
 
 use anyhow::{Context, Result};
-use candle_core::Device;
 use clap::Parser;
 use exo_kernels::LogitOptions;
 use rand::SeedableRng;
@@ -79,6 +79,7 @@ fn with_threads(settings: &Settings) -> Result<()> {
 fn align(settings: &Settings) -> Result<()> {
     let started = Instant::now();
     fs::create_dir_all(&settings.out).with_context(|| format!("cannot make the folder {}", settings.out.display()))?;
+    // Everything that follows lives where the model's tensors are.
     let (reference, tokenizer) = model(settings)?;
     let (training, held_out) = prompts(settings, &tokenizer)?;
     let reward = Reward::new();
@@ -132,14 +133,15 @@ fn align(settings: &Settings) -> Result<()> {
 
 /// The frozen model: from the file, or the tiny one made now.
 fn model(settings: &Settings) -> Result<(Llama, Tokenizer)> {
+    let device = settings.device.open()?;
     if let Some(path) = &settings.model {
         let bar = progress::bar("loading", 1)?;
-        let loaded = gguf::load(path, &Device::Cpu)?;
+        let loaded = gguf::load(path, &device)?;
         progress::finish(&bar, path.display().to_string());
         return Ok(loaded);
     }
     let bar = progress::bar("fitting the tiny model", settings.fit_steps)?;
-    let (model, loss) = tiny_model::fit(settings.fit_steps, settings.seed, &bar)?;
+    let (model, loss) = tiny_model::fit(settings.fit_steps, settings.seed, &device, &bar)?;
     progress::finish(&bar, format!("{loss:.3} nats per byte"));
     Ok((model, Tokenizer::Bytes))
 }

@@ -7,7 +7,9 @@ use clap::{Parser, ValueEnum};
 use exo_kernels::{Betas, Objective};
 use serde::Serialize;
 
-/// Aligns a causal language model with EXO (or DPO) towards positive film reviews, on the CPU.
+use crate::device::DeviceName;
+
+/// Aligns a causal language model with EXO (or DPO) towards positive film reviews, on the CPU or a CUDA device.
 ///
 /// Completions are sampled from the frozen model, rewarded by a sentiment lexicon, and the policy is trained on them
 /// with the loss of `exo-kernels`. Held-out prompts are evaluated before, during and after. Without --model a tiny
@@ -19,6 +21,10 @@ pub struct Options {
     /// embedded model]
     #[arg(long, value_name = "PATH")]
     pub model: Option<PathBuf>,
+
+    /// Where the model and the loss live
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: DeviceName,
 
     /// What to minimise
     #[arg(long, value_enum, default_value = "exo")]
@@ -130,6 +136,7 @@ impl ObjectiveName {
 #[derive(Clone, Debug, Serialize)]
 pub struct Settings {
     pub model: Option<PathBuf>,
+    pub device: DeviceName,
     pub objectives: Vec<ObjectiveName>,
     pub k: usize,
     pub beta_pi: f64,
@@ -157,6 +164,7 @@ impl Options {
         let real = self.model.is_some();
         let steps = self.steps.unwrap_or(if real { 24 } else { 60 });
         let settings = Settings {
+            device: self.device,
             objectives: if self.compare {
                 vec![ObjectiveName::Exo, ObjectiveName::DpoRw]
             } else {

@@ -75,7 +75,7 @@ fn draw_batch(
     sampling: &Sampling,
     progress: &ProgressBar,
 ) -> Result<Vec<Completion>> {
-    let device = &Device::Cpu;
+    let device = model.device();
     let mut streams = (0..owners.len()).map(|index| stream(sampling.seed, first + index)).collect::<Vec<_>>();
     let mut completions = owners
         .iter()
@@ -92,7 +92,7 @@ fn draw_batch(
             .filter(|&row| position >= given(live[row]).len() && !is_complete(&completions[live[row]], sampling))
             .collect::<Vec<_>>();
         if !drawing.is_empty() {
-            let logits = model.logits(&hidden.index_select(&indices(&drawing)?, 0)?)?;
+            let logits = model.logits(&hidden.index_select(&indices(&drawing, device)?, 0)?)?;
             let sequences = drawing.iter().map(|&row| live[row]).collect::<Vec<_>>();
             let drawn = draw_tokens(&logits, &sequences, &mut streams, sampling.logit_options.temperature())?;
             let targets = Tensor::new(drawn.as_slice(), device)?;
@@ -109,7 +109,7 @@ fn draw_batch(
         }
         // Complete sequences cost a full forward pass each, thinning out a copy of the cache.
         if open.len() * WORTH_THINNING.1 <= live.len() * WORTH_THINNING.0 {
-            cache.select(&indices(&open)?)?;
+            cache.select(&indices(&open, device)?)?;
             live = open.into_iter().map(|row| live[row]).collect();
         }
         let next = live
@@ -129,7 +129,7 @@ fn draw_batch(
 ///
 /// The completions of one prompt share its reading: it goes through the model once and is repeated in the cache.
 fn read_prompts(model: &Llama, prompts: &[&Prompt], owners: &[usize], length: usize) -> Result<(Cache, Tensor)> {
-    let device = &Device::Cpu;
+    let device = model.device();
     let mut distinct = owners.to_vec();
     distinct.dedup();
     let tokens = distinct.iter().flat_map(|&prompt| &prompts[prompt].tokens[..length]).copied().collect::<Vec<_>>();
@@ -139,15 +139,15 @@ fn read_prompts(model: &Llama, prompts: &[&Prompt], owners: &[usize], length: us
     let last = hidden.narrow(1, length - 1, 1)?.squeeze(1)?.contiguous()?;
     // Owners ascend, so a prompt's place among the distinct ones is its distance from the first.
     let places = owners.iter().map(|owner| owner - owners[0]).collect::<Vec<_>>();
-    let places = indices(&places)?;
+    let places = indices(&places, device)?;
     cache.select(&places)?;
     Ok((cache, last.index_select(&places, 0)?))
 }
 
 /// Row numbers as candle selects by them.
-fn indices(rows: &[usize]) -> Result<Tensor> {
+fn indices(rows: &[usize], device: &Device) -> Result<Tensor> {
     let rows = rows.iter().map(|&row| u32::try_from(row)).collect::<Result<Vec<_>, _>>()?;
-    Ok(Tensor::new(rows, &Device::Cpu)?)
+    Ok(Tensor::new(rows, device)?)
 }
 
 fn is_complete(completion: &Completion, sampling: &Sampling) -> bool {

@@ -5,7 +5,7 @@
 //! positions and padding cost no row of V logits.
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use exo_kernels::LogitOptions;
 use exo_kernels::candle::token_log_probs;
 
@@ -23,7 +23,7 @@ pub struct Scored {
 
 /// `sequences` are pairs of prompt tokens and completion tokens; neither may be empty.
 pub fn completion_logits(model: &Llama, sequences: &[(&[u32], &[u32])]) -> Result<Scored> {
-    let device = &Device::Cpu;
+    let device = model.device();
     // The last token of a completion is predicted but predicts nothing, so it is not fed.
     let longest = sequences.iter().map(|(prompt, completion)| prompt.len() + completion.len() - 1).max().unwrap_or(0);
     let mut tokens = Vec::with_capacity(sequences.len() * longest);

@@ -33,8 +33,8 @@ pub fn config() -> Config {
     }
 }
 
-/// Uniform weights with the variance 1 / in, norms at 1.
-pub fn random(config: &Config, seed: u64) -> Result<Llama> {
+/// Uniform weights with the variance 1 / in, norms at 1; the same on every device.
+pub fn random(config: &Config, seed: u64, device: &Device) -> Result<Llama> {
     let mut random = StdRng::seed_from_u64(seed);
     Llama::new(config, |_, shape| {
         let values = match shape {
@@ -44,13 +44,13 @@ pub fn random(config: &Config, seed: u64) -> Result<Llama> {
                 (0..shape.iter().product()).map(|_| random.random_range(-largest..largest)).collect()
             }
         };
-        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+        Ok(Tensor::from_vec(values, shape, device)?)
     })
 }
 
 /// Fits a random model to `steps` batches of sentences; also gives the last mean loss, in nats per byte.
-pub fn fit(steps: usize, seed: u64, progress: &ProgressBar) -> Result<(Llama, f64)> {
-    let policy = Policy::copy_of(&random(&config(), seed)?)?;
+pub fn fit(steps: usize, seed: u64, device: &Device, progress: &ProgressBar) -> Result<(Llama, f64)> {
+    let policy = Policy::copy_of(&random(&config(), seed, device)?)?;
     let mut optimizer = policy.optimizer(LEARNING_RATE)?;
     let mut random = StdRng::seed_from_u64(seed ^ 1);
     let (openings, _) = grammar::openings();

@@ -1,0 +1,37 @@
+//! Where the model and the loss live.
+
+use anyhow::{Context, Result};
+use candle_core::Device;
+use clap::ValueEnum;
+use serde::Serialize;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceName {
+    /// The processor
+    Cpu,
+    /// The first CUDA device; needs a build with the feature `candle-cuda`
+    Cuda,
+}
+
+impl DeviceName {
+    pub fn open(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda if !candle_core::utils::cuda_is_available() => anyhow::bail!(
+                "--device cuda needs a build with the feature candle-cuda: \
+                 cargo run --release --features candle-cuda --example align -- --device cuda"
+            ),
+            Self::Cuda => Device::new_cuda(0).context("cannot open the first CUDA device"),
+        }
+    }
+}
+
+#[test]
+fn a_build_without_cuda_says_what_is_missing() {
+    assert!(DeviceName::Cpu.open().expect("always there").is_cpu());
+    if !candle_core::utils::cuda_is_available() {
+        let error = DeviceName::Cuda.open().expect_err("not built").to_string();
+        assert!(error.contains("feature candle-cuda"), "{error}");
+    }
+}
