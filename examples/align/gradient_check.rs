@@ -29,9 +29,11 @@ const SEQUENCES: [(&[u32], &[u32]); 3] = [(&[1, 2, 3], &[4, 5]), (&[7], &[8, 9, 
 
 /// A scalar with different weights on all scored log-probabilities.
 fn objective(model: &Llama) -> Result<Tensor> {
-    let scored = scoring::completion_logits(model, &SEQUENCES)?;
-    let log_probs = exo_kernels::candle::token_log_probs(
-        &scored.logits,
+    let scored = scoring::score(model, &SEQUENCES)?;
+    let log_probs = exo_kernels::candle::linear_token_log_probs(
+        &scored.hidden,
+        model.head(),
+        None,
         &scored.targets,
         &LogitOptions::default().with_temperature(0.8)?,
     )?;

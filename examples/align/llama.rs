@@ -222,7 +222,17 @@ impl Llama {
 
     /// Logits `[N, V]` of hidden rows `[N, H]`.
     pub fn logits(&self, rows: &Tensor) -> Result<Tensor> {
-        linear(&self.norm(rows, &self.final_norm)?, &self.embedding)
+        linear(&self.before_head(rows)?, self.head())
+    }
+
+    /// What the head is multiplied with, `[N, H]`, of hidden rows `[N, H]`.
+    pub fn before_head(&self, rows: &Tensor) -> Result<Tensor> {
+        self.norm(rows, &self.final_norm)
+    }
+
+    /// The weight of the head, `[V, H]`: the embedding's.
+    pub fn head(&self) -> &Tensor {
+        &self.embedding
     }
 
     fn norm(&self, rows: &Tensor, weight: &Tensor) -> Result<Tensor> {

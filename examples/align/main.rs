@@ -191,6 +191,7 @@ fn train(
         logit_options: evaluator.sampling.logit_options,
         learning_rate: settings.learning_rate,
         largest_gradient: settings.clip,
+        materialize_logits: settings.materialize_logits,
         steps: settings.steps,
     };
     let mut run = Run { objective, steps: Vec::new(), evaluations: vec![before.clone()], seconds: 0.0 };

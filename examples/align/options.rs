@@ -95,6 +95,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 250)]
     pub fit_steps: usize,
 
+    /// Make the logits as a tensor, for comparison, instead of going from hidden states to the loss without them
+    #[arg(long)]
+    pub materialize_logits: bool,
+
     /// Threads, unless the environment says it; 0 takes all cores [default: 0 with --model, 1 without]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -153,6 +157,7 @@ pub struct Settings {
     pub evaluate_every: usize,
     pub evaluation_samples: usize,
     pub fit_steps: usize,
+    pub materialize_logits: bool,
     pub threads: usize,
     pub seed: u64,
     #[serde(skip)]
@@ -185,6 +190,7 @@ impl Options {
             evaluate_every: self.evaluate_every.unwrap_or(steps.div_ceil(if real { 3 } else { 6 })),
             evaluation_samples: self.evaluation_samples,
             fit_steps: self.fit_steps,
+            materialize_logits: self.materialize_logits,
             threads: self.threads.unwrap_or(usize::from(!real)),
             seed: self.seed,
             out: self.out,

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use candle_nn::optim::Optimizer;
 use exo_kernels::LogitOptions;
-use exo_kernels::candle::token_log_probs;
+use exo_kernels::candle::linear_token_log_probs;
 use indicatif::ProgressBar;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -66,8 +66,14 @@ pub fn fit(steps: usize, seed: u64, device: &Device, progress: &ProgressBar) -> 
             .iter()
             .map(|(opening, completion)| (opening.as_slice(), completion.as_slice()))
             .collect::<Vec<_>>();
-        let scored = scoring::completion_logits(&policy.model, &sequences)?;
-        let log_probs = token_log_probs(&scored.logits, &scored.targets, &LogitOptions::default())?;
+        let scored = scoring::score(&policy.model, &sequences)?;
+        let log_probs = linear_token_log_probs(
+            &scored.hidden,
+            policy.model.head(),
+            None,
+            &scored.targets,
+            &LogitOptions::default(),
+        )?;
         let loss = log_probs.mean_all()?.neg()?;
         let mut gradients = loss.backward()?;
         let norm = policy.gradient_norm(&gradients)?;

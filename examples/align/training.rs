@@ -1,10 +1,10 @@
-//! The alignment loop: packed logits of a few groups, this crate's loss, `AdamW`.
+//! The alignment loop: packed hidden states of a few groups, this crate's loss, `AdamW`.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::optim::{AdamW, Optimizer, ParamsAdamW};
-use exo_kernels::candle::preference_loss;
+use exo_kernels::candle::{linear_preference_loss, preference_loss};
 use exo_kernels::{Batch, LogitOptions, LossOptions, Objective, Reference};
 use serde::Serialize;
 
@@ -97,6 +97,8 @@ pub struct Trainer<'a> {
     pub logit_options: LogitOptions,
     pub learning_rate: f64,
     pub largest_gradient: f64,
+    /// Whether the logits are made as a tensor, for comparison.
+    pub materialize_logits: bool,
     pub steps: usize,
 }
 
@@ -116,17 +118,17 @@ impl Trainer<'_> {
             rewards.extend_from_slice(&group.rewards);
             group_offsets.push(sequences.len());
         }
-        let scored = scoring::completion_logits(&self.policy.model, &sequences)?;
+        let scored = scoring::score(&self.policy.model, &sequences)?;
         let batch = Batch::new(&scored.offsets, &group_offsets)?;
         let options = LossOptions::from(self.objective).with_logits(self.logit_options);
-        let (loss, report) = preference_loss(
-            &scored.logits,
-            &scored.targets,
-            &batch,
-            Reference::PerToken(&reference),
-            &rewards,
-            options,
-        )?;
+        let (head, reference) = (self.policy.model.head(), Reference::PerToken(&reference));
+        let (hidden, targets) = (&scored.hidden, &scored.targets);
+        let (loss, report) = if self.materialize_logits {
+            let logits = hidden.matmul(&head.t()?)?;
+            preference_loss(&logits, targets, &batch, reference, &rewards, options)?
+        } else {
+            linear_preference_loss(hidden, head, None, targets, &batch, reference, &rewards, options)?
+        };
         let report = report.check()?;
         let learning_rate = self.learning_rate_at(step);
         let gradient_norm = self.descend(&loss, learning_rate)?;

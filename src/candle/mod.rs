@@ -116,6 +116,7 @@ pub fn preference_loss<'a>(
 }
 
 /// What the preference loss is computed from beside the logits.
+#[derive(Clone, Copy)]
 struct LossInputs<'a> {
     targets: &'a Tensor,
     batch: &'a Batch,

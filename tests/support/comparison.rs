@@ -5,8 +5,8 @@ use exo_kernels::reference::bounds::{self, Arithmetic, GroupBounds, RowBounds};
 use exo_kernels::reference::preference_loss::{self, Step};
 use exo_kernels::reference::{objective, token_log_prob};
 use exo_kernels::{
-    Cpu, Element, GroupStatistics, LogRatio, Logits, LogitsMut, LossOptions, ObjectiveInputs, ObjectiveOutputs,
-    Reduction, Reference, RowGradients, SavedRows, SoftmaxState, TokenLogProbs,
+    Cpu, Element, GroupStatistics, Head, LinearGradients, LogRatio, Logits, LogitsMut, LossOptions, Matrix, MatrixMut,
+    ObjectiveInputs, ObjectiveOutputs, Reduction, Reference, RowGradients, SavedRows, SoftmaxState, TokenLogProbs,
 };
 
 use crate::fixture::{Fixture, StoredLogits};
@@ -15,6 +15,8 @@ use crate::fixture::{Fixture, StoredLogits};
 #[derive(Debug, Clone)]
 pub(crate) enum Backend {
     Cpu(Cpu),
+    /// From hidden states: the linear stage, with twice the identity for a head.
+    CpuLinear(Cpu),
     #[cfg(feature = "cuda")]
     Cuda(exo_kernels::cuda::Cuda),
     Reference,
@@ -93,6 +95,7 @@ fn compare_typed<T: Stored>(fixture: &Fixture, values: &[T], backend: &Backend) 
     );
     let (computed, arithmetic) = match backend {
         Backend::Cpu(cpu) => (on_cpu(fixture, logits, &options, *cpu), Arithmetic::BACKEND),
+        Backend::CpuLinear(cpu) => (from_hidden(fixture, logits, &options, *cpu), Arithmetic::BACKEND),
         #[cfg(feature = "cuda")]
         Backend::Cuda(cuda) => (crate::comparison_cuda::computed(fixture, values, cuda), Arithmetic::CUDA),
         Backend::Reference => (on_reference(fixture, logits, &options, &exact), Arithmetic::reference(fixture.vocab)),
@@ -127,11 +130,49 @@ fn compare_typed<T: Stored>(fixture: &Fixture, values: &[T], backend: &Backend) 
 }
 
 fn on_cpu<T: Element>(fixture: &Fixture, logits: Logits<'_, T>, options: &LossOptions, cpu: Cpu) -> Computed {
-    let rows = logits.rows();
+    let (targets, options) = (&fixture.targets, options.logits());
+    let forward = |outputs: TokenLogProbs<'_>| cpu.token_log_probs(logits, targets, &options, outputs);
+    let backward = |saved: SavedRows<'_>, upstream: RowGradients<'_>| {
+        let mut gradient = vec![T::from_f32(f32::NAN); targets.len() * fixture.vocab];
+        let out = LogitsMut::new(&mut gradient, fixture.vocab)?;
+        cpu.token_log_probs_backward(logits, targets, &options, saved, upstream, out)?;
+        Ok(gradient.iter().map(|value| f64::from(value.to_f32())).collect())
+    };
+    stages_on_cpu(fixture, cpu, forward, backward)
+}
+
+/// The logits as products that are exact: half of each, times twice the identity. Half of −inf is the lowest f32, which
+/// twice is −inf again, so that no 0 · −inf comes into being. The gradient of half a logit is twice that of the logit.
+fn from_hidden<T: Element>(fixture: &Fixture, logits: Logits<'_, T>, options: &LossOptions, cpu: Cpu) -> Computed {
+    let (targets, options, vocab) = (&fixture.targets, options.logits(), fixture.vocab);
+    let half = |x: f32| if x == f32::NEG_INFINITY { f32::MIN } else { x * 0.5 };
+    let rows = (0..logits.rows()).flat_map(|row| logits.row(row));
+    let hidden: Vec<f32> = rows.map(|x| half(x.to_f32())).collect();
+    let weight: Vec<f32> = (0..vocab * vocab).map(|i| if i / vocab == i % vocab { 2.0 } else { 0.0 }).collect();
+    let hidden = Matrix::new(&hidden, vocab).expect("rows");
+    let head = Head::new(Matrix::new(&weight, vocab).expect("rows")).expect("a head");
+    let forward = |outputs: TokenLogProbs<'_>| cpu.linear_token_log_probs(hidden, &head, targets, &options, outputs);
+    let backward = |saved: SavedRows<'_>, upstream: RowGradients<'_>| {
+        let mut gradient = vec![f32::NAN; targets.len() * vocab];
+        let gradients = LinearGradients::<f32, f32>::new(Some(MatrixMut::new(&mut gradient, vocab)?), None);
+        cpu.linear_token_log_probs_backward(hidden, &head, targets, &options, saved, upstream, gradients)?;
+        Ok(gradient.iter().map(|value| f64::from(*value) * 0.5).collect())
+    };
+    stages_on_cpu(fixture, cpu, forward, backward)
+}
+
+/// The stages in order, `forward` and `backward` the first one's.
+fn stages_on_cpu(
+    fixture: &Fixture,
+    cpu: Cpu,
+    forward: impl FnOnce(TokenLogProbs<'_>) -> exo_kernels::Result<()>,
+    backward: impl FnOnce(SavedRows<'_>, RowGradients<'_>) -> exo_kernels::Result<Vec<f64>>,
+) -> Computed {
+    let rows = fixture.targets.len();
     let (mut log_probs, mut entropies) = (vec![0.0; rows], vec![0.0; rows]);
     let mut states = vec![SoftmaxState::default(); rows];
     let outputs = TokenLogProbs { log_probs: &mut log_probs, states: &mut states, entropies: Some(&mut entropies) };
-    cpu.token_log_probs(logits, &fixture.targets, &options.logits(), outputs).expect("token log-probs");
+    forward(outputs).expect("token log-probs");
 
     let mut log_ratios = vec![0.0; fixture.batch.sequences()];
     let reference = Reference::PerToken(&fixture.reference);
@@ -143,18 +184,12 @@ fn on_cpu<T: Element>(fixture: &Fixture, logits: Logits<'_, T>, options: &LossOp
     for (sequence, range) in fixture.batch.sequence_offsets().windows(2).enumerate() {
         row_gradients[range[0]..range[1]].fill(groups.coefficients[sequence] as f32);
     }
-    let mut gradient = vec![T::from_f32(f32::NAN); rows * fixture.vocab];
-    cpu.token_log_probs_backward(
-        logits,
-        &fixture.targets,
-        &options.logits(),
-        SavedRows { states: &states, entropies: None },
-        RowGradients { log_probs: &row_gradients, entropies: None },
-        LogitsMut::new(&mut gradient, fixture.vocab).expect("N rows of V"),
-    )
-    .expect("token log-probs, backward");
+    let saved = SavedRows { states: &states, entropies: None };
+    let gradient = backward(saved, RowGradients { log_probs: &row_gradients, entropies: None });
+    let gradient = gradient.expect("token log-probs, backward");
 
     let wide = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect();
+    let of_row = |row: &usize| gradient[row * fixture.vocab..(row + 1) * fixture.vocab].iter().copied();
     Computed {
         log_probs: wide(&log_probs),
         log_sum_exps: (0..rows)
@@ -163,13 +198,7 @@ fn on_cpu<T: Element>(fixture: &Fixture, logits: Logits<'_, T>, options: &LossOp
         entropies: wide(&entropies),
         log_ratios,
         groups,
-        gradient: fixture
-            .gradient
-            .rows
-            .iter()
-            .flat_map(|row| &gradient[row * fixture.vocab..(row + 1) * fixture.vocab])
-            .map(|value| f64::from(value.to_f32()))
-            .collect(),
+        gradient: fixture.gradient.rows.iter().flat_map(of_row).collect(),
     }
 }
 
@@ -207,7 +236,7 @@ fn objective_on_cpu(fixture: &Fixture, log_ratios: &[f64], cpu: Cpu) -> Groups {
 /// The K-sample stage, fed with the expected log-ratios.
 fn objective_alone(fixture: &Fixture, backend: &Backend) -> Groups {
     match backend {
-        Backend::Cpu(cpu) => objective_on_cpu(fixture, &fixture.log_ratios, *cpu),
+        Backend::Cpu(cpu) | Backend::CpuLinear(cpu) => objective_on_cpu(fixture, &fixture.log_ratios, *cpu),
         #[cfg(feature = "cuda")]
         Backend::Cuda(cuda) => crate::comparison_cuda::objective(fixture, &fixture.log_ratios, cuda),
         Backend::Reference => {
