@@ -28,7 +28,7 @@ fn main() -> io::Result<()> {
 
 fn link(to: &Path, from: &Path) -> io::Result<()> {
     match fs::remove_file(from) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => symlink(to, from),
     }
 }
