@@ -16,6 +16,7 @@ use crate::fixture::{Fixture, StoredLogits};
 pub(crate) enum Backend {
     Cpu(Cpu),
     /// From hidden states: the linear stage, with twice the identity for a head.
+    #[allow(dead_code, reason = "examples/evaluate has no use for it")]
     CpuLinear(Cpu),
     #[cfg(feature = "cuda")]
     Cuda(exo_kernels::cuda::Cuda),
