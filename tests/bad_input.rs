@@ -61,7 +61,10 @@ impl Step {
 
     /// What is wrong with it: said at once, or by the report where only the device can see it.
     fn refused(&self, loss: &mut impl TestLoss) -> Error {
-        self.run(loss).map(|_| loss.report().expect_err("not refused")).unwrap_or_else(|error| error)
+        match self.run(loss) {
+            Err(error) => error,
+            Ok(_) => loss.report().expect_err("not refused"),
+        }
     }
 }
 

@@ -149,22 +149,22 @@ fn asking_for_the_entropy_changes_no_other_bit(backend: &impl TestBackend) {
 /// The processor's own: in pools of any size.
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    fn check<T: TestElement>(cpu: &Cpu) {
+    fn check<T: TestElement>(cpu: Cpu) {
         for vocab in VOCABULARIES.0 {
             let rows = adversarial::<T>(vocab, 11);
             for options in options() {
-                let first = run(cpu, &rows, &options, PACKED);
+                let first = run(&cpu, &rows, &options, PACKED);
                 for threads in [1, 2, 3, 7] {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-                    let there = pool.install(|| run(cpu, &rows, &options, (0, 0, threads % 2 == 0)));
+                    let there = pool.install(|| run(&cpu, &rows, &options, (0, 0, threads % 2 == 0)));
                     assert!(first == there, "{threads} threads, V={vocab}, {}", cpu.name());
                 }
             }
         }
     }
     for cpu in Cpu::default().variants() {
-        check::<f32>(&cpu);
-        check::<f16>(&cpu);
-        check::<bf16>(&cpu);
+        check::<f32>(cpu);
+        check::<f16>(cpu);
+        check::<bf16>(cpu);
     }
 }

@@ -28,7 +28,10 @@ const VOCABULARIES: (&[usize], &[usize]) = (
     &[1, 2, 7, 8, 9, 31, 33, 255, 257, 4099, 32_767, 32_768, 32_769, 70_001],
 );
 
-const OPTIONS: (&[(f64, f64)], &[(f64, f64)]) = (
+/// Temperature and softcap.
+type Settings = &'static [(f64, f64)];
+
+const OPTIONS: (Settings, Settings) = (
     &[(1.0, 0.0), (0.8, 0.0), (37.5, 0.0), (1.0, 30.0), (0.7, 2.5)],
     &[(1.0, 0.0), (0.8, 0.0), (1.0, 30.0), (0.7, 2.5)],
 );

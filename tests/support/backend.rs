@@ -2,7 +2,7 @@
 //!
 //! `on_every_backend!(one, another);` makes tests `cpu::one`, `cuda::one`, ... of functions that take a backend.
 
-#![allow(dead_code, unused_imports, unused_macros, reason = "every test binary uses its own part of it")]
+#![allow(dead_code, reason = "every test binary uses its own part of it")]
 
 #[cfg(feature = "cuda")]
 #[path = "backend_cuda.rs"]
@@ -22,7 +22,7 @@ pub(crate) use host_rows::{Forward, Rows};
 use exo_kernels::cpu::InstructionSet;
 use exo_kernels::reference::bounds::Arithmetic;
 use exo_kernels::{
-    Batch, Cpu, Element, Error, GroupStatistics, LogRatio, LogitOptions, Logits, LogitsMut, LossOptions, Objective,
+    Batch, Cpu, Element, GroupStatistics, LogRatio, LogitOptions, Logits, LogitsMut, LossOptions, Objective,
     ObjectiveInputs, ObjectiveOutputs, PreferenceLoss, Reduction, Reference, Report, Result, Rewards, RowGradients,
     SavedRows, SoftmaxState, TokenLogProbs,
 };

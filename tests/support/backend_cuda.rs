@@ -6,8 +6,8 @@ use cudarc::driver::{CudaSlice, DeviceRepr};
 use exo_kernels::cuda::{Cuda, DeviceGroupStatistics, LogRatios, Logits, LogitsMut, ObjectiveOutputs};
 use exo_kernels::reference::bounds::Arithmetic;
 use exo_kernels::{
-    Batch, Error, GroupStatistics, LogRatio, LogitOptions, LossOptions, Objective, PreferenceLoss, Reduction,
-    Reference, Report, Result, Rewards, cuda,
+    Batch, GroupStatistics, LogRatio, LogitOptions, LossOptions, Objective, PreferenceLoss, Reduction, Reference,
+    Report, Result, Rewards, cuda,
 };
 
 /// A reference in device memory.
