@@ -1,7 +1,5 @@
 //! The candle adapter on CUDA tensors: the cases that it passes on the CPU.
 
-extern crate candle_cuda_tests as _;
-
 #[path = "../../support/candle_cases.rs"]
 mod candle_cases;
 #[path = "support/setting.rs"]

@@ -1,8 +1,6 @@
 //! What is particular to the adapter on a device: its results are the backend's, bit for bit, from any thread; nothing
 //! waits; targets on the device are looked at there.
 
-extern crate candle_cuda_tests as _;
-
 #[path = "../../support/device.rs"]
 mod device;
 #[path = "support/setting.rs"]

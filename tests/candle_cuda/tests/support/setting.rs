@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 
-/// The first device, opened anew. Without cuBLAS and cuRAND there would be none: `candle_cuda_tests` stands in.
+/// The first device, opened anew.
 pub(crate) fn cuda_device() -> Device {
     softcuda::install_always().expect("the program is linked with softcuda");
     Device::new_cuda(0).expect("device 0")
