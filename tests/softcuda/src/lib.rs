@@ -13,6 +13,7 @@ mod driver;
 pub mod fatbin;
 mod install;
 pub mod machine;
+pub mod product;
 pub mod ptx;
 pub mod report;
 pub mod settings;

@@ -161,17 +161,21 @@ fn parameters(info: &KernelInfo, pointers: In<u64>, extra: In<u64>) -> Outcome<V
 
 /// Runs a kernel and tells everyone who wants to know; a fault becomes the launch's error.
 fn run(machine: &RwLock<Device>, program: &Arc<Program>, kernel: usize, launch: &Launch) -> Outcome {
-    let report = machine.read().unwrap_or_else(PoisonError::into_inner).launch(program, kernel, launch);
+    reported(&machine.read().unwrap_or_else(PoisonError::into_inner).launch(program, kernel, launch))
+}
+
+/// Tells everyone who wants to know of a launch; its fault becomes the error.
+pub(super) fn reported(report: &LaunchReport) -> Outcome {
     if let Some(fault) = &report.fault {
         eprintln!("softcuda: {fault}");
     }
     let file = {
         let mut state = state();
-        state.keep_report(&report);
+        state.keep_report(report);
         state.settings.report_file.clone()
     };
     if let Some(file) = file {
-        append(&file, &report);
+        append(&file, report);
     }
     report.fault.as_ref().map_or(Ok(()), |fault| Err(Code::of(fault)))
 }

@@ -21,6 +21,7 @@ mod occupancy;
 mod pointer;
 mod pool;
 mod procedure;
+mod product;
 mod set;
 mod state;
 mod stream;

@@ -7,6 +7,7 @@ mod flow;
 pub mod launch;
 mod meet;
 pub mod memory;
+pub mod product;
 pub mod program;
 pub mod registers;
 pub mod run;

@@ -121,6 +121,24 @@ impl GlobalMemory {
         Ok(())
     }
 
+    /// That every byte was written.
+    ///
+    /// # Errors
+    /// The first byte that was not; or the bytes are not all in one live allocation.
+    pub fn check_initialized(&self, address: u64, bytes: u64) -> Result<(), Refusal> {
+        let allocation = self.find(address, bytes)?;
+        for (at, part) in page_parts(address, bytes as usize) {
+            let mut page = self.0.lock(&allocation, at)?;
+            let Some(words) = allocation.initialized(&mut page) else { continue };
+            if let Some(byte) = bits::first_clear(words, (at % PAGE) as usize, part.len()) {
+                let address = at - at % PAGE + byte as u64;
+                let text = format!("byte {address:#x} is read, and nobody has written it");
+                return Err(Refusal::new(FaultKind::Uninitialized, text));
+            }
+        }
+        Ok(())
+    }
+
     /// Host to device: the bytes become initialised.
     ///
     /// # Errors
