@@ -12,17 +12,13 @@
 #include <cstdint>
 
 #include "include/logits.cuh"
+#include "include/softmax_sums.cuh"
 #include "include/status.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 // 16-byte loads in flight per thread. 6 blocks keep 96 KiB in flight on a multiprocessor.
 constexpr int LOADS = 4;
-
-// r before any logit was seen: finite, so that a leading -inf gives -inf - r and not -inf - (-inf), which is NaN.
-constexpr float START = -1e38f;
-// A row whose largest exponent is this large in size has no softmax: neighbouring f32 are 128 apart there.
-constexpr float LARGEST_EXPONENT = 1073741824.0f;
 
 struct TokenLogProb {
     const void* logits;   // [N, V], rows row_stride elements apart
@@ -40,14 +36,6 @@ struct TokenLogProb {
     int32_t target_bytes;  // 4 or 8
     float scale;           // log2(e)/T
     float softcap;         // not read by kernels without softcap
-};
-
-// Sums of a part of a row: sum 2^t and, for the entropy, sum t 2^t.
-template <typename Real>
-struct Sums {
-    float r;
-    Real s;
-    Real weighted;
 };
 
 // The same over slices, in f64: where a block leaves them between slices, so that they cost the loop no register.
@@ -143,13 +131,6 @@ __device__ __forceinline__ void absorb(const Vector<T> (&v)[LOADS], const Scale&
     if constexpr (ENTROPY) sums.weighted += (weighted[0] + weighted[1]) + (weighted[2] + weighted[3]);
 }
 
-// Sum over the lanes of a warp, all lanes get it.
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
-    return value;
-}
-
 // Brings a warp's sums to their largest r and adds them up.
 template <bool ENTROPY>
 __device__ __forceinline__ void reduce_warp(Sums<float>& sums) {
@@ -158,27 +139,6 @@ __device__ __forceinline__ void reduce_warp(Sums<float>& sums) {
     rescale<ENTROPY>(sums, r);
     sums.s = warp_sum(sums.s);
     if constexpr (ENTROPY) sums.weighted = warp_sum(sums.weighted);
-}
-
-// 2^n for an integer n <= 0, exactly; 0 below the range of f64.
-__device__ __forceinline__ double exact_power_of_two(double n) {
-    const int exponent = n < -1022.0 ? -1023 : static_cast<int>(n);
-    return __hiloint2double((1023 + exponent) << 20, 0);
-}
-
-// Adds a slice to the slices before it.
-template <bool ENTROPY>
-__device__ __forceinline__ void add_slice(Sums<double>& row, float r, float s, float weighted) {
-    const float largest = fmaxf(row.r, r);
-    const double row_distance = double{row.r} - largest, distance = double{r} - largest;
-    const double row_factor = exact_power_of_two(row_distance), factor = exact_power_of_two(distance);
-    if constexpr (ENTROPY) {
-        // Without a term on one side the product of a distance with its zero sum is zero.
-        row.weighted =
-            fma(row_distance, row.s, row.weighted) * row_factor + fma(distance, double{s}, double{weighted}) * factor;
-    }
-    row.s = row.s * row_factor + double{s} * factor;
-    row.r = largest;
 }
 
 // A row's results from its sums. One thread.

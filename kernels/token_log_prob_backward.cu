@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "include/logits.cuh"
+#include "include/row_gradient.cuh"
 #include "include/status.cuh"
 
 constexpr int THREADS = 256;
@@ -118,15 +119,6 @@ __device__ __forceinline__ void fill(typename T::Bits* gradients, const Division
     }
 }
 
-// What turns exponents into gradients: 2^t (constant + slope t), or, folded, 2^(t + log2 |constant|) and the sign: that
-// is half an operation per column less where two columns are packed into a word, which takes both signs at once.
-struct RowFactors {
-    float r;         // folded: r - log2 |constant|
-    float constant;  // -(g + e (H - ln s))/(T s)
-    float slope;     // -e ln 2/(T s)
-    uint32_t sign;   // folded: the sign bits of a word
-};
-
 // Rounding r - log2 |constant| to f32 costs at most 2^-19 in the exponent below this size, little beside the last place
 // of f16, 2^-11; under an offset of thousands it would cost 2^-13. Usual logits and gradients lie well below.
 constexpr float LARGEST_FOLDED = 64.0f;
@@ -143,19 +135,6 @@ __device__ __forceinline__ bool fold(RowFactors& factors) {
     factors.r = folded;
     factors.sign = (bits & 0x80000000u) | (bits & 0x80000000u) >> 16;
     return true;
-}
-
-template <bool SOFTCAP, bool ENTROPY, bool FOLD>
-__device__ __forceinline__ float gradient(float x, const Scale& scale, const RowFactors& factors) {
-    float softcap_slope;
-    const float t = scale.exponent<SOFTCAP>(x, factors.r, softcap_slope);
-    const float power = exp2_approximate(t);
-    if constexpr (FOLD) return power;
-    float factor = factors.constant;
-    // Without the limit, an excluded column would get 0 * -inf, which is NaN.
-    if constexpr (ENTROPY) factor = fmaf(fmaxf(t, -127.0f), factors.slope, factor);
-    const float value = power * factor;
-    return SOFTCAP ? value * softcap_slope : value;
 }
 
 template <typename T, bool SOFTCAP, bool ENTROPY, bool FOLD>
@@ -243,21 +222,7 @@ __device__ __forceinline__ void token_log_prob_backward(const TokenLogProbBackwa
     }
     if (g == 0.0f && e == 0.0f) return fill<T>(gradients, division, 0);
 
-    RowFactors factors{state.x, 0.0f, 0.0f, 0};
-    if constexpr (ENTROPY) {
-        // H - ln s cancels, so it is formed in f64: by one thread, since many devices have few units for that.
-        __shared__ float shared[2];
-        if (threadIdx.x == 0) {
-            const double unit = double{arguments.inverse_temperature} / double{state.y};
-            shared[0] = static_cast<float>(-(double{g} + double{e} * (double{entropy} - log(double{state.y}))) * unit);
-            shared[1] = static_cast<float>(double{e} * -0.693147180559945309 * unit);
-        }
-        __syncthreads();
-        factors.constant = shared[0];
-        factors.slope = shared[1];
-    } else {
-        factors.constant = -(g * arguments.inverse_temperature) / state.y;
-    }
+    const RowFactors factors = row_factors<ENTROPY>(state, g, e, entropy, arguments.inverse_temperature);
     const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
 
     // The target's logit, before the row is overwritten. Only the thread that overwrites it reads it: then the order of
@@ -278,18 +243,9 @@ __device__ __forceinline__ void token_log_prob_backward(const TokenLogProbBackwa
     }
 
     if (owns_target) {
-        float softcap_slope;
-        const float t = scale.exponent<SOFTCAP>(target_logit, state.x, softcap_slope);
-        const float p = exp2_approximate(t) / state.y;
-        float value = g * (1.0f - p);
-        if constexpr (ENTROPY) {
-            const double log_p =
-                (scale.exact_exponent<SOFTCAP>(target_logit, state.x) - log2(double{state.y})) * 0.693147180559945309;
-            const double of_entropy = p > 0.0f ? double{e} * p * (log_p + entropy) : 0.0;
-            value = static_cast<float>(double{g} * (1.0 - p) - of_entropy);
-        }
-        gradients[target_column] =
-            static_cast<Bits>(T::pack(value * arguments.inverse_temperature * softcap_slope, 0.0f));
+        const float value = target_gradient<SOFTCAP, ENTROPY>(target_logit, scale, arguments.inverse_temperature, state,
+                                                              g, e, entropy);
+        gradients[target_column] = static_cast<Bits>(T::pack(value, 0.0f));
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong, said with the numbers that were given and the ones that were expected.
 
+use crate::element::Dtype;
 use std::fmt;
 
 /// The result of every fallible call of this crate.
@@ -160,11 +161,20 @@ pub enum Error {
     NoDriver,
     /// The crate was built without nvcc: there are no kernels in it.
     KernelsNotBuilt,
-    /// A call of the CUDA driver failed.
+    /// cuBLAS could not be loaded. Only the linear stage needs it.
+    NoCublas,
+    /// A gradient of a type that the linear stage does not write, or operands of two types.
+    GradientType {
+        /// The type given.
+        given: Dtype,
+        /// The head's type.
+        head: Dtype,
+    },
+    /// A call of the CUDA driver, or of cuBLAS, failed.
     Cuda {
         /// The call.
         call: &'static str,
-        /// Its `CUresult`.
+        /// Its `CUresult`, or `cublasStatus_t`.
         code: i32,
         /// What the driver says about it.
         message: String,
@@ -267,6 +277,13 @@ impl fmt::Display for Error {
                 "this build has no CUDA kernels, because build.rs found no nvcc: put one in PATH or name it in NVCC, and build again \
                  (in the repository, scripts/install-nvcc fetches one)"
             ),
+            Error::NoCublas => write!(f, "no cuBLAS was found (libcublas.so)"),
+            Error::GradientType { given, head } => {
+                write!(
+                    f,
+                    "linear stage: elements of type {given:?} given, {head:?} (the head's) or, for a gradient of the head, F32 expected"
+                )
+            }
             Error::Cuda { call, code, message } => write!(f, "{call} failed with {code}: {message}"),
             Error::DeviceTarget { row, count, vocab } => write!(
                 f,

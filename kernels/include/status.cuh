@@ -15,6 +15,7 @@ struct Status {
     uint32_t first_non_finite_reference_sequence;
     uint32_t minus_infinite_targets;
     uint32_t first_bad_reward_sequence;
+    uint32_t unplaced_rows;
 };
 
 // Notes an occurrence at `index`.

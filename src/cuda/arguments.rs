@@ -16,6 +16,7 @@ pub struct Status {
     first_non_finite_reference_sequence: u32,
     minus_infinite_targets: u32,
     first_bad_reward_sequence: u32,
+    unplaced_rows: u32,
 }
 
 /// The index of a word's complement; 0 is none.
@@ -34,6 +35,7 @@ impl Status {
         first_non_finite_reference_sequence: 0,
         minus_infinite_targets: 0,
         first_bad_reward_sequence: 0,
+        unplaced_rows: 0,
     };
 
     /// Rows without a softmax ([`Error::NonFiniteRow`](crate::Error::NonFiniteRow)).
@@ -75,6 +77,12 @@ impl Status {
     /// is NaN.
     pub fn first_bad_reward_sequence(&self) -> Option<usize> {
         first(self.first_bad_reward_sequence)
+    }
+
+    /// Scored rows beyond the number that [`Hidden::with_scored_rows`](super::Hidden::with_scored_rows) said. Their log-prob
+    /// is NaN.
+    pub fn unplaced_rows(&self) -> usize {
+        self.unplaced_rows as usize
     }
 }
 
@@ -152,7 +160,7 @@ macro_rules! passed_by_value {
 
 passed_by_value!(Status, TokenLogProb, TokenLogProbBackward, LogRatio);
 
-// SAFETY: eight numbers.
+// SAFETY: numbers only.
 unsafe impl ValidAsZeroBits for Status {}
 // SAFETY: two f32.
 unsafe impl DeviceRepr for crate::stages::SoftmaxState {}

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use cudarc::driver::DriverError;
 
 #[cfg(unix)]
-fn opens(name: &std::ffi::CStr) -> bool {
+pub(super) fn opens(name: &std::ffi::CStr) -> bool {
     use std::ffi::{c_char, c_int, c_void};
     unsafe extern "C" {
         fn dlopen(name: *const c_char, flags: c_int) -> *mut c_void;
@@ -16,7 +16,7 @@ fn opens(name: &std::ffi::CStr) -> bool {
 }
 
 #[cfg(windows)]
-fn opens(name: &std::ffi::CStr) -> bool {
+pub(super) fn opens(name: &std::ffi::CStr) -> bool {
     use std::ffi::{c_char, c_void};
     unsafe extern "system" {
         fn LoadLibraryA(name: *const c_char) -> *mut c_void;

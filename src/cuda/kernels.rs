@@ -17,6 +17,11 @@ pub(super) const IMAGES: Images = &[
     (Stage::TokenLogProbBackward, include_bytes!(concat!(env!("OUT_DIR"), "/token_log_prob_backward.fatbin"))),
     (Stage::LogRatio, include_bytes!(concat!(env!("OUT_DIR"), "/log_ratio.fatbin"))),
     (Stage::Objective, include_bytes!(concat!(env!("OUT_DIR"), "/objective.fatbin"))),
+    (Stage::LinearRows, include_bytes!(concat!(env!("OUT_DIR"), "/linear_rows.fatbin"))),
+    (Stage::LinearLogProb, include_bytes!(concat!(env!("OUT_DIR"), "/linear_log_prob.fatbin"))),
+    (Stage::LinearLogProbBackward, include_bytes!(concat!(env!("OUT_DIR"), "/linear_log_prob_backward.fatbin"))),
+    (Stage::LinearGradients, include_bytes!(concat!(env!("OUT_DIR"), "/linear_gradients.fatbin"))),
+    (Stage::RowLoss, include_bytes!(concat!(env!("OUT_DIR"), "/row_loss.fatbin"))),
 ];
 #[cfg(not(has_kernels))]
 pub(super) const IMAGES: Images = &[];
@@ -28,6 +33,11 @@ pub(super) enum Stage {
     TokenLogProbBackward,
     LogRatio,
     Objective,
+    LinearRows,
+    LinearLogProb,
+    LinearLogProbBackward,
+    LinearGradients,
+    RowLoss,
 }
 
 /// A kernel, and the threads of its blocks.

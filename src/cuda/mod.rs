@@ -16,11 +16,18 @@
 //! says what is missing.
 
 mod arguments;
+mod blas;
 mod driver;
 mod kernels;
+mod linear;
+mod linear_arguments;
+mod linear_log_prob;
+mod linear_row_loss;
+mod linear_workspace;
 mod log_ratio;
 mod logits;
 mod loss;
+mod matrix;
 mod objective;
 pub mod raw;
 mod rewards;
@@ -29,10 +36,14 @@ mod tuning;
 mod workspace;
 
 pub use arguments::{DeviceGroupStatistics, Status};
+pub use blas::cublas_present;
 pub use driver::driver_present;
+pub use linear::{Head, Hidden, LinearGradients, RowLosses};
+pub use linear_workspace::LinearChunks;
 pub use log_ratio::{DeviceBatch, LogRatios};
 pub use logits::{Logits, LogitsMut};
 pub use loss::CudaWorkspace;
+pub use matrix::{Matrix, MatrixMut};
 pub use objective::ObjectiveOutputs;
 pub use rewards::{DeviceRewards, Rewards};
 pub use token_log_prob::{Reference, RowGradients, SavedRows, TokenLogProbs};
@@ -41,6 +52,7 @@ use crate::error::{Error, Result};
 use cudarc::driver::CudaStream;
 use cudarc::driver::sys::CUdevice_attribute;
 use kernels::Kernels;
+use linear_workspace::LinearScratch;
 use std::sync::{Arc, Mutex};
 use workspace::Scratch;
 
@@ -51,6 +63,8 @@ pub struct Cuda {
     stream: Arc<CudaStream>,
     kernels: Arc<Kernels>,
     scratch: Arc<Mutex<Scratch>>,
+    /// What the linear stage keeps.
+    linear: Arc<Mutex<LinearScratch>>,
     /// Multiprocessors of the device.
     multiprocessors: usize,
     /// Its compute capability.
@@ -80,6 +94,7 @@ impl Cuda {
             stream: stream.clone(),
             kernels,
             scratch: Arc::default(),
+            linear: Arc::default(),
             multiprocessors: multiprocessors.max(1) as usize,
             capability,
             token_log_prob_tuning: &tuning::TOKEN_LOG_PROB,

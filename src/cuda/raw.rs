@@ -16,6 +16,15 @@ use crate::objective::{Divergence, Objective, Target};
 use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, sys};
 use std::sync::PoisonError;
 
+mod linear;
+pub(super) mod linear_log_prob;
+mod linear_pass;
+mod linear_row_loss;
+
+pub use linear::{LinearGradientsAt, LinearInputs, MatrixAt};
+pub use linear_log_prob::{linear_token_log_probs, linear_token_log_probs_backward};
+pub use linear_row_loss::{RowLossesAt, linear_row_loss};
+
 /// An address of device memory.
 pub type Address = sys::CUdeviceptr;
 

@@ -10,6 +10,20 @@ use std::ops::RangeInclusive;
 /// Columns of a slice: the unit in which a row is reduced, whoever reduces it. As in `kernels/include/logits.cuh`.
 pub(super) const SLICE: usize = 32_768;
 
+/// Columns of a unit of the linear stage, which chunks are multiples of. As in `kernels/linear_log_prob.cu`.
+pub(super) const LINEAR_UNIT: usize = 512;
+
+/// Columns of the vocabulary that the linear stage does at once: chunks so large that the products run at full speed,
+/// and that the hidden states' gradient, read and written once for each, costs little beside them.
+pub(super) const LINEAR_COLUMNS: usize = 8192;
+
+/// Bytes of logits in f32 that a row loss holds at once: 2048 rows of 128256 columns. Each chunk of rows reads and writes
+/// all of the weight's gradient, which takes thousands of rows to be cheap.
+pub(super) const LINEAR_ROW_BYTES: usize = 1 << 30;
+
+/// Columns of a block of the backward kernel. As in `kernels/linear_log_prob_backward.cu`.
+pub(super) const LINEAR_BLOCK_COLUMNS: usize = 8192;
+
 /// Major and minor, as in 9.0.
 pub(super) type Capability = (u32, u32);
 

@@ -1,0 +1,220 @@
+// Log-probs straight from hidden states, forward: folds the logits of a chunk of the vocabulary, in f32, into the sums
+// of each row. The last chunk's launch writes the results.
+//
+// Grid (M), THREADS threads: a block does one gathered row. Columns are summed up in units of UNIT, one warp each, and
+// units are added in f64 in ascending order, across chunks too. Chunks begin at multiples of UNIT. So the bits of a row
+// do not depend on how the vocabulary is divided into chunks, as long as those of its logits do not.
+//
+// The state of a partial sum is that of token_log_prob.cu: sum 2^t = s * 2^r. A unit's r is that of its own largest
+// exponent, and all of its terms are made with it: nothing is rescaled in f32. A term goes through at most 10 additions
+// in f32: 3 in an accumulator, 2 across accumulators, 5 in the warp.
+
+#include <cstdint>
+
+#include "include/logits.cuh"
+#include "include/softmax_sums.cuh"
+#include "include/status.cuh"
+
+constexpr int THREADS = 256;
+constexpr int WARPS = THREADS / 32;
+// 16-byte loads in flight per thread.
+constexpr int LOADS = 4;
+// As in src/cuda/tuning.rs.
+constexpr int32_t UNIT = 32 * LOADS * 4;
+
+// What is kept of a row from chunk to chunk.
+struct RowSums {
+    double s;
+    double weighted;
+    float r;
+    float target_logit;
+};
+
+struct LinearLogProb {
+    const float* logits;  // [M, columns], rows row_stride elements apart, 16-byte aligned
+    const float* bias;    // [columns], 16-byte aligned; or null
+    const void* targets;  // [N]
+    const int32_t* rows;  // [M]: which of the N rows each is; -1: none
+    RowSums* sums;        // [M]; not used where one chunk is all
+    float* log_probs;     // [N]
+    float2* states;       // [N]: r, s
+    float* entropies;     // [N]; not read by kernels without entropy
+    Status* status;
+    int64_t row_stride;
+    int32_t begin;    // the vocabulary's column that the chunk begins with
+    int32_t columns;  // of the chunk
+    int32_t vocab;
+    int32_t target_bytes;  // 4 or 8
+    float scale;           // log2(e)/T
+    float softcap;         // not read by kernels without softcap
+};
+
+// Nothing writes the logits while this kernel runs.
+__device__ __forceinline__ float4 load_vector(const float* address) {
+    float4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(address));
+    return v;
+}
+
+// A lane's columns of a unit: `from` is the first, `left` how many there are from it on. -inf where there is none.
+__device__ __forceinline__ void load_unit(float (&x)[4 * LOADS], const float* from, const float* bias, int32_t left) {
+    constexpr int32_t STEP = 32 * 4;
+    if (left >= STEP * (LOADS - 1) + 4) {
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            const float4 v = load_vector(from + i * STEP);
+            x[4 * i] = v.x;
+            x[4 * i + 1] = v.y;
+            x[4 * i + 2] = v.z;
+            x[4 * i + 3] = v.w;
+        }
+        if (bias == nullptr) return;
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            const float4 v = __ldg(reinterpret_cast<const float4*>(bias + i * STEP));
+            x[4 * i] += v.x;
+            x[4 * i + 1] += v.y;
+            x[4 * i + 2] += v.z;
+            x[4 * i + 3] += v.w;
+        }
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4 * LOADS; i++) {
+        const int32_t offset = i / 4 * STEP + i % 4;
+        x[i] = -INFINITY;
+        if (offset < left) x[i] = bias == nullptr ? __ldg(from + offset) : __ldg(from + offset) + __ldg(bias + offset);
+    }
+}
+
+// The sums of a unit; every lane gets them.
+template <bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ Sums<float> sum_unit(const float (&x)[4 * LOADS], const Scale& scale) {
+    float largest = x[0];
+#pragma unroll
+    for (int i = 1; i < 4 * LOADS; i++) largest = fmaxf(largest, x[i]);
+    // Beyond the range of i32 there is no softmax anyway. A NaN, which no maximum shows, is in the sum.
+    const int32_t exponent = __float2int_rn(round_up(scale.exponent<SOFTCAP>(largest, 0.0f)));
+    const float r = static_cast<float>(__reduce_max_sync(0xffffffffu, exponent));
+    float accumulators[4], weighted[4];
+#pragma unroll
+    for (int i = 0; i < 4 * LOADS; i++) {
+        const float t = scale.exponent<SOFTCAP>(x[i], r);
+        const float power = exp2_approximate(t);
+        accumulators[i % 4] = i < 4 ? power : accumulators[i % 4] + power;
+        if constexpr (ENTROPY) {
+            // An excluded column's -inf * 0 would be NaN; a NaN is in the power.
+            const float finite = fmaxf(t, -127.0f);
+            weighted[i % 4] = i < 4 ? finite * power : fmaf(finite, power, weighted[i % 4]);
+        }
+    }
+    Sums<float> sums{r, warp_sum((accumulators[0] + accumulators[1]) + (accumulators[2] + accumulators[3])), 0.0f};
+    if constexpr (ENTROPY) sums.weighted = warp_sum((weighted[0] + weighted[1]) + (weighted[2] + weighted[3]));
+    return sums;
+}
+
+// A row's results from its sums. One thread.
+template <bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ void finish(const LinearLogProb& arguments, const Scale& scale, const Sums<double>& sums,
+                                       float target_logit, uint32_t row) {
+    float log_prob = NAN, entropy = NAN;
+    float2 state = make_float2(0.0f, NAN);
+    if (fabsf(sums.r) < LARGEST_EXPONENT && !isnan(sums.s)) {
+        constexpr double LN_2 = 0.693147180559945309;
+        const double log2_sum = log2(sums.s);
+        const double t = scale.exact_exponent<SOFTCAP>(target_logit, sums.r);
+        // The roundings of the sum must not make a probability larger than 1, nor an entropy negative.
+        log_prob = static_cast<float>(fmin((t - log2_sum) * LN_2, 0.0));
+        state = make_float2(sums.r, static_cast<float>(sums.s));
+        if constexpr (ENTROPY) entropy = static_cast<float>(fmax((log2_sum - sums.weighted / sums.s) * LN_2, 0.0));
+        if (log_prob == -INFINITY) atomicAdd(&arguments.status->minus_infinite_targets, 1u);
+    } else {
+        record(&arguments.status->non_finite_rows, &arguments.status->first_non_finite_row, row);
+    }
+    arguments.log_probs[row] = log_prob;
+    arguments.states[row] = state;
+    if constexpr (ENTROPY) arguments.entropies[row] = entropy;
+}
+
+// A row whose target is no column: it is not read. One thread.
+template <bool ENTROPY>
+__device__ __forceinline__ void refuse(const LinearLogProb& arguments, uint32_t row) {
+    record(&arguments.status->bad_targets, &arguments.status->first_bad_target_row, row);
+    arguments.log_probs[row] = NAN;
+    arguments.states[row] = make_float2(0.0f, NAN);
+    if constexpr (ENTROPY) arguments.entropies[row] = NAN;
+}
+
+template <bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ void linear_log_prob(const LinearLogProb& arguments) {
+    __shared__ Sums<float> shared[2][WARPS];
+    const int32_t row = arguments.rows[blockIdx.x];
+    if (row < 0) return;
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    const int32_t lane = thread % 32, warp = thread / 32;
+    const bool is_last = arguments.begin + arguments.columns == arguments.vocab;
+    const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
+    if (target >= arguments.vocab) {
+        if (is_last && thread == 0) refuse<ENTROPY>(arguments, row);
+        return;
+    }
+
+    const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
+    const float* logits = arguments.logits + int64_t{blockIdx.x} * arguments.row_stride;
+    Sums<double> sums{START, 0.0, 0.0};
+    float target_logit = 0.0f;
+    if (thread == 0 && arguments.begin > 0) {
+        const RowSums before = arguments.sums[blockIdx.x];
+        sums = {before.r, before.s, before.weighted};
+        target_logit = before.target_logit;
+    }
+
+    const int32_t first = warp * UNIT + lane * 4;
+    int32_t place = 0;
+#pragma unroll 1
+    for (int32_t begin = 0; begin < arguments.columns; begin += WARPS * UNIT, place ^= 1) {
+        const int32_t left = arguments.columns - begin;
+        if (warp * UNIT < left) {
+            const int32_t offset = begin + first;
+            const float* bias = arguments.bias == nullptr ? nullptr : arguments.bias + offset;
+            float x[4 * LOADS];
+            load_unit(x, logits + offset, bias, left - first);
+            const Sums<float> unit = sum_unit<SOFTCAP, ENTROPY>(x, scale);
+            // Two places, taken in turn: thread 0 may still read those of the last round.
+            if (lane == 0) shared[place][warp] = unit;
+        }
+        __syncthreads();
+        if (thread == 0) {
+            const int32_t units = min((left + UNIT - 1) / UNIT, WARPS);
+#pragma unroll 1
+            for (int32_t unit = 0; unit < units; unit++) {
+                const Sums<float> part = shared[place][unit];
+                add_slice<ENTROPY>(sums, part.r, part.s, part.weighted);
+            }
+        }
+    }
+    if (thread > 0) return;
+    const int32_t column = static_cast<int32_t>(target) - arguments.begin;
+    if (column >= 0 && column < arguments.columns) {
+        target_logit = __ldg(logits + column);
+        if (arguments.bias != nullptr) target_logit += __ldg(arguments.bias + column);
+    }
+    if (is_last) {
+        finish<SOFTCAP, ENTROPY>(arguments, scale, sums, target_logit, row);
+    } else {
+        arguments.sums[blockIdx.x] = {sums.s, sums.weighted, sums.r, target_logit};
+    }
+}
+
+#define KERNEL(NAME, SOFTCAP, ENTROPY, BLOCKS)                    \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) \
+        NAME(const __grid_constant__ LinearLogProb arguments) {   \
+        linear_log_prob<SOFTCAP, ENTROPY>(arguments);             \
+    }
+
+KERNEL(linear_log_prob, false, false, 6)
+KERNEL(linear_log_prob_entropy, false, true, 4)
+KERNEL(linear_log_prob_softcap, true, false, 4)
+KERNEL(linear_log_prob_softcap_entropy, true, true, 4)

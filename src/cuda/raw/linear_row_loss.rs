@@ -1,0 +1,141 @@
+//! A loss that is a sum over rows, forward and backward in one pass, over device addresses; see
+//! [`Cuda::linear_row_loss`].
+
+use super::Address;
+use super::linear::{LinearGradientsAt, LinearInputs, MatrixAt, clear_head};
+use super::linear_log_prob::chunks;
+use super::linear_pass::{Pass, RowResults};
+use crate::cuda::Cuda;
+use crate::cuda::linear_arguments::{RowLossArguments, UpstreamOfRows};
+use crate::cuda::linear_workspace::address;
+use crate::element::Dtype;
+use crate::error::Result;
+use crate::logits::LogitOptions;
+use crate::row_loss::RowLoss;
+use std::sync::PoisonError;
+
+/// What the row loss writes, beside the gradients.
+#[derive(Clone, Copy, Debug)]
+pub struct RowLossesAt {
+    /// `[N]` f32.
+    pub losses: Address,
+    /// `[N]` f32.
+    pub log_probs: Address,
+}
+
+/// Hidden states and targets to row losses, log-probs and gradients.
+///
+/// # Errors
+/// As [`linear_token_log_probs_backward`](super::linear_token_log_probs_backward), and
+/// [`Error::Parameter`](crate::Error::Parameter) for a clipping range that is none.
+///
+/// # Safety
+/// 1. to 4. of [`linear_token_log_probs`](super::linear_token_log_probs), with the gradients as outputs too.
+/// 5. The loss's addresses hold N f32 each.
+pub unsafe fn linear_row_loss(
+    cuda: &Cuda,
+    inputs: &LinearInputs,
+    options: &LogitOptions,
+    loss: &RowLoss<Address>,
+    outputs: RowLossesAt,
+    gradients: &LinearGradientsAt,
+) -> Result<()> {
+    loss.check(inputs.hidden.rows, |_| inputs.hidden.rows)?;
+    gradients.check(inputs)?;
+    let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut work = cuda.linear.lock().unwrap_or_else(PoisonError::into_inner);
+    let stream = &cuda.stream;
+    let results = RowResults {
+        log_probs: outputs.log_probs,
+        states: address(&mut work.states, stream, inputs.hidden.rows)?,
+        entropies: 0,
+        losses: outputs.losses,
+    };
+    let row_gradients = address(&mut work.row_gradients, stream, inputs.hidden.rows)?;
+    let at_once = work.chunks.rows(inputs.weight.rows.max(1));
+    // SAFETY: the caller's promise.
+    let mut pass = unsafe { Pass::begin(cuda, &mut scratch, &mut work, inputs, options, results)? };
+    let (count, vocab) = (pass.count, pass.vocab());
+    let of_loss = arguments(loss, outputs, row_gradients);
+    let upstream = UpstreamOfRows {
+        row_gradients,
+        entropy_gradients: 0,
+        entropies: 0,
+        row_sequences: 0,
+        sequence_weights: 0,
+        loss_scale: 1.0,
+    };
+    // Several chunks add up in f32: beside the buffer, if that is of another type.
+    let beside = match gradients.weight {
+        Some(weight) if count > at_once && weight.dtype != Dtype::F32 => Some(weight_sums(&mut pass)?),
+        _ => None,
+    };
+    for rows in chunks(count, at_once) {
+        let (is_first, is_last) = (rows.start == 0, rows.end == count);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let logits = pass.logits(rows.clone(), 0..vocab)?;
+            pass.fold(&logits, rows.start, 0, &results)?;
+            pass.row_losses(rows.clone(), of_loss)?;
+            if !gradients.any() {
+                continue;
+            }
+            let factors = pass.gradient_scale(rows.clone(), upstream)?;
+            let of_logits = pass.gradients(&logits, rows.start, 0, (results.states, upstream, factors))?;
+            if gradients.hidden.is_some() {
+                pass.hidden_product(&of_logits, rows.start, 0, true, factors)?;
+            }
+            if let Some(weight) = &gradients.weight {
+                let target = beside.as_ref().unwrap_or(weight);
+                let accumulate = !is_first || (beside.is_none() && gradients.accumulate);
+                pass.weight_product(&of_logits, rows.start, (target, 0), accumulate, factors)?;
+            }
+            if gradients.bias != 0 {
+                pass.bias_sums(&of_logits, 0, gradients, (is_first, is_last), factors)?;
+            }
+        }
+    }
+    if count == 0 {
+        // SAFETY: the caller's promise.
+        unsafe { clear_head(cuda, gradients, vocab)? };
+    }
+    if let (Some(sums), Some(weight)) = (&beside, &gradients.weight) {
+        // SAFETY: the caller's promise.
+        unsafe { pass.round_weight(sums, weight, gradients.accumulate)? };
+    }
+    match &gradients.hidden {
+        // SAFETY: the caller's promise.
+        Some(hidden) => unsafe { pass.scatter(hidden) },
+        None => Ok(()),
+    }
+}
+
+fn weight_sums(pass: &mut Pass<'_>) -> Result<MatrixAt> {
+    let weight = pass.inputs.weight;
+    let place = address(&mut pass.work.weight_sums, &pass.cuda.stream, weight.rows * weight.columns)?;
+    Ok(MatrixAt { address: place, row_stride: weight.columns, dtype: Dtype::F32, ..weight })
+}
+
+/// The kernel's arguments, but for the rows.
+fn arguments(loss: &RowLoss<Address>, outputs: RowLossesAt, gradients: Address) -> RowLossArguments {
+    let RowLossesAt { losses, log_probs } = outputs;
+    let (weights, advantages, old_log_probs, low, high) = match *loss {
+        RowLoss::Weighted { weights } => (weights, 0, 0, 0.0, 0.0),
+        RowLoss::ClippedRatio { weights, advantages, old_log_probs, low, high } => {
+            (weights, advantages, old_log_probs, low, high)
+        }
+    };
+    RowLossArguments {
+        rows: 0,
+        log_probs,
+        weights,
+        advantages,
+        old_log_probs,
+        losses,
+        gradients,
+        count: 0,
+        low,
+        high,
+        reserved: 0,
+    }
+}
