@@ -121,7 +121,7 @@ pub(super) fn inputs<'v, T: Element, I: TokenId>(
     ids: &'v CudaView<'_, I>,
 ) -> Result<(LinearInputs, Held<'v>)> {
     check_length("targets", ids.len(), hidden.states.rows())?;
-    check_length("columns of the weight", head.weight.columns(), hidden.states.columns())?;
+    check_length("hidden size", hidden.states.columns(), head.weight.columns())?;
     let stream = &cuda.stream;
     let (states, read_states) = hidden.states.data.device_ptr(stream);
     let (weight, read_weight) = head.weight.data.device_ptr(stream);

@@ -67,7 +67,7 @@ impl LinearInputs {
         check_vocab(self.weight.rows)?;
         self.hidden.check()?;
         self.weight.check()?;
-        check_length("columns of the weight", self.weight.columns, self.hidden.columns)?;
+        check_length("hidden size", self.hidden.columns, self.weight.columns)?;
         if self.hidden.dtype != self.weight.dtype {
             return Err(Error::GradientType { given: self.weight.dtype, head: self.hidden.dtype });
         }
