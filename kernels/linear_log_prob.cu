@@ -17,10 +17,12 @@
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
-// 16-byte loads in flight per thread.
+// 16-byte loads in flight per thread: 80 KiB of a multiprocessor with 5 blocks.
 constexpr int LOADS = 4;
-// As in src/cuda/tuning.rs.
-constexpr int32_t UNIT = 32 * LOADS * 4;
+// Columns of one load of a warp, of a warp, and of a block at once. UNIT: as in src/cuda/tuning.rs.
+constexpr int32_t STEP = 32 * 4;
+constexpr int32_t UNIT = LOADS * STEP;
+constexpr int32_t ROUND = WARPS * UNIT;
 
 // What is kept of a row from chunk to chunk.
 struct RowSums {
@@ -58,34 +60,33 @@ __device__ __forceinline__ float4 load_vector(const float* address) {
     return v;
 }
 
-// A lane's columns of a unit: `from` is the first, `left` how many there are from it on. -inf where there is none.
-__device__ __forceinline__ void load_unit(float (&x)[4 * LOADS], const float* from, const float* bias, int32_t left) {
-    constexpr int32_t STEP = 32 * 4;
-    if (left >= STEP * (LOADS - 1) + 4) {
+// A lane's columns of a unit that has all of them. Every load is under way before the first is used.
+template <bool BIAS>
+__device__ __forceinline__ void load_unit(float (&x)[4 * LOADS], const float* from, const float* bias) {
+    float4 v[LOADS];
 #pragma unroll
-        for (int i = 0; i < LOADS; i++) {
-            const float4 v = load_vector(from + i * STEP);
-            x[4 * i] = v.x;
-            x[4 * i + 1] = v.y;
-            x[4 * i + 2] = v.z;
-            x[4 * i + 3] = v.w;
-        }
-        if (bias == nullptr) return;
+    for (int i = 0; i < LOADS; i++) v[i] = load_vector(from + i * STEP);
 #pragma unroll
-        for (int i = 0; i < LOADS; i++) {
-            const float4 v = __ldg(reinterpret_cast<const float4*>(bias + i * STEP));
-            x[4 * i] += v.x;
-            x[4 * i + 1] += v.y;
-            x[4 * i + 2] += v.z;
-            x[4 * i + 3] += v.w;
+    for (int i = 0; i < LOADS; i++) {
+        if constexpr (BIAS) {
+            const float4 b = __ldg(reinterpret_cast<const float4*>(bias + i * STEP));
+            v[i] = make_float4(v[i].x + b.x, v[i].y + b.y, v[i].z + b.z, v[i].w + b.w);
         }
-        return;
+        x[4 * i] = v[i].x;
+        x[4 * i + 1] = v[i].y;
+        x[4 * i + 2] = v[i].z;
+        x[4 * i + 3] = v[i].w;
     }
+}
+
+// The same where the columns end: `left` of them from the lane's first on, -inf behind.
+template <bool BIAS>
+__device__ __forceinline__ void load_part(float (&x)[4 * LOADS], const float* from, const float* bias, int32_t left) {
 #pragma unroll
     for (int i = 0; i < 4 * LOADS; i++) {
         const int32_t offset = i / 4 * STEP + i % 4;
         x[i] = -INFINITY;
-        if (offset < left) x[i] = bias == nullptr ? __ldg(from + offset) : __ldg(from + offset) + __ldg(bias + offset);
+        if (offset < left) x[i] = BIAS ? __ldg(from + offset) + __ldg(bias + offset) : __ldg(from + offset);
     }
 }
 
@@ -147,61 +148,98 @@ __device__ __forceinline__ void refuse(const LinearLogProb& arguments, uint32_t 
     if constexpr (ENTROPY) arguments.entropies[row] = NAN;
 }
 
-template <bool SOFTCAP, bool ENTROPY>
-__device__ __forceinline__ void linear_log_prob(const LinearLogProb& arguments) {
-    __shared__ Sums<float> shared[2][WARPS];
-    const int32_t row = arguments.rows[blockIdx.x];
-    if (row < 0) return;
+// Where a block leaves units for thread 0, and what that has of the row: so they cost the loop no register.
+struct Shared {
+    Sums<float> units[2][WARPS];
+    Sums<double> row;
+};
+
+// Adds units in ascending order. One thread.
+template <bool ENTROPY>
+__device__ __forceinline__ void add_units(Shared& shared, int32_t place, int32_t count) {
+    Sums<double> row = shared.row;
+#pragma unroll 1
+    for (int32_t i = 0; i < count; i++) {
+        const Sums<float> unit = shared.units[place][i];
+        add_slice<ENTROPY>(row, unit.r, unit.s, unit.weighted);
+    }
+    shared.row = row;
+}
+
+// Adds the chunk's columns to the row's sums.
+template <bool SOFTCAP, bool ENTROPY, bool BIAS>
+__device__ __forceinline__ void add_columns(Shared& shared, const LinearLogProb& arguments, const float* logits) {
+    const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
     const int32_t lane = thread % 32, warp = thread / 32;
+    const int32_t first = warp * UNIT + lane * 4;
+    const float* from = logits + first;
+    const float* bias = BIAS ? arguments.bias + first : nullptr;
+    float x[4 * LOADS];
+    // Two places, taken in turn: thread 0 may still read the last round's while others write this one's. A warp is at
+    // most one barrier ahead.
+    int32_t place = 0, left = arguments.columns;
+#pragma unroll 1
+    for (; left >= ROUND; left -= ROUND) {
+        load_unit<BIAS>(x, from, bias);
+        const Sums<float> unit = sum_unit<SOFTCAP, ENTROPY>(x, scale);
+        if (lane == 0) shared.units[place][warp] = unit;
+        __syncthreads();
+        if (thread == 0) add_units<ENTROPY>(shared, place, WARPS);
+        place ^= 1;
+        from += ROUND;
+        if constexpr (BIAS) bias += ROUND;
+    }
+    if (left == 0) return;
+    if (warp * UNIT < left) {
+        if (left - warp * UNIT >= UNIT) {
+            load_unit<BIAS>(x, from, bias);
+        } else {
+            load_part<BIAS>(x, from, bias, left - first);
+        }
+        const Sums<float> unit = sum_unit<SOFTCAP, ENTROPY>(x, scale);
+        if (lane == 0) shared.units[place][warp] = unit;
+    }
+    __syncthreads();
+    if (thread == 0) add_units<ENTROPY>(shared, place, (left + UNIT - 1) / UNIT);
+}
+
+template <bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ void linear_log_prob(const LinearLogProb& arguments) {
+    __shared__ Shared shared;
+    const int32_t row = arguments.rows[blockIdx.x];
+    if (row < 0) return;
     const bool is_last = arguments.begin + arguments.columns == arguments.vocab;
     const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
     if (target >= arguments.vocab) {
-        if (is_last && thread == 0) refuse<ENTROPY>(arguments, row);
+        if (is_last && threadIdx.x == 0) refuse<ENTROPY>(arguments, row);
         return;
     }
 
-    const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
     const float* logits = arguments.logits + int64_t{blockIdx.x} * arguments.row_stride;
-    Sums<double> sums{START, 0.0, 0.0};
-    float target_logit = 0.0f;
-    if (thread == 0 && arguments.begin > 0) {
-        const RowSums before = arguments.sums[blockIdx.x];
-        sums = {before.r, before.s, before.weighted};
-        target_logit = before.target_logit;
+    if (threadIdx.x == 0) {
+        shared.row = {START, 0.0, 0.0};
+        if (arguments.begin > 0) {
+            const RowSums before = arguments.sums[blockIdx.x];
+            shared.row = {before.r, before.s, before.weighted};
+        }
+    }
+    if (arguments.bias == nullptr) {
+        add_columns<SOFTCAP, ENTROPY, false>(shared, arguments, logits);
+    } else {
+        add_columns<SOFTCAP, ENTROPY, true>(shared, arguments, logits);
     }
 
-    const int32_t first = warp * UNIT + lane * 4;
-    int32_t place = 0;
-#pragma unroll 1
-    for (int32_t begin = 0; begin < arguments.columns; begin += WARPS * UNIT, place ^= 1) {
-        const int32_t left = arguments.columns - begin;
-        if (warp * UNIT < left) {
-            const int32_t offset = begin + first;
-            const float* bias = arguments.bias == nullptr ? nullptr : arguments.bias + offset;
-            float x[4 * LOADS];
-            load_unit(x, logits + offset, bias, left - first);
-            const Sums<float> unit = sum_unit<SOFTCAP, ENTROPY>(x, scale);
-            // Two places, taken in turn: thread 0 may still read those of the last round.
-            if (lane == 0) shared[place][warp] = unit;
-        }
-        __syncthreads();
-        if (thread == 0) {
-            const int32_t units = min((left + UNIT - 1) / UNIT, WARPS);
-#pragma unroll 1
-            for (int32_t unit = 0; unit < units; unit++) {
-                const Sums<float> part = shared[place][unit];
-                add_slice<ENTROPY>(sums, part.r, part.s, part.weighted);
-            }
-        }
-    }
-    if (thread > 0) return;
+    if (threadIdx.x > 0) return;
+    const Sums<double> sums = shared.row;
+    float target_logit = arguments.begin > 0 ? arguments.sums[blockIdx.x].target_logit : 0.0f;
     const int32_t column = static_cast<int32_t>(target) - arguments.begin;
     if (column >= 0 && column < arguments.columns) {
         target_logit = __ldg(logits + column);
         if (arguments.bias != nullptr) target_logit += __ldg(arguments.bias + column);
     }
     if (is_last) {
+        const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
         finish<SOFTCAP, ENTROPY>(arguments, scale, sums, target_logit, row);
     } else {
         arguments.sums[blockIdx.x] = {sums.s, sums.weighted, sums.r, target_logit};
@@ -214,7 +252,7 @@ __device__ __forceinline__ void linear_log_prob(const LinearLogProb& arguments) 
         linear_log_prob<SOFTCAP, ENTROPY>(arguments);             \
     }
 
-KERNEL(linear_log_prob, false, false, 6)
+KERNEL(linear_log_prob, false, false, 5)
 KERNEL(linear_log_prob_entropy, false, true, 4)
 KERNEL(linear_log_prob_softcap, true, false, 4)
 KERNEL(linear_log_prob_softcap_entropy, true, true, 4)

@@ -1,0 +1,34 @@
+//! Without cuBLAS everything but the linear stage works, and that says what is missing. A binary of its own, into which
+//! softcublas is never loaded; where the machine has a cuBLAS this says so and stops.
+
+#![cfg(feature = "cuda")]
+
+#[path = "support/device.rs"]
+mod device;
+
+use device::{Rows, download, upload};
+use exo_kernels::cuda::{Head, Matrix, TokenLogProbs, cublas_present};
+use exo_kernels::{Error, LogitOptions, SoftmaxState};
+
+#[test]
+fn the_linear_stage_names_what_is_missing() {
+    let cuda = device::cuda();
+    if cublas_present() {
+        println!("NOT RUN: this machine has a cuBLAS");
+        return;
+    }
+    let (hidden, targets) = (upload(&cuda, &[1.0_f32; 4]), upload(&cuda, &[0_i64, 1]));
+    let (mut log_probs, mut states) = (upload(&cuda, &[9.0_f32; 2]), upload(&cuda, &[SoftmaxState::default(); 2]));
+    let matrix = Matrix::new(hidden.as_view(), 2).expect("rows");
+    let head = Head::new(Matrix::new(hidden.as_view(), 2).expect("rows")).expect("a head");
+    let mut outputs =
+        TokenLogProbs { log_probs: log_probs.as_view_mut(), states: states.as_view_mut(), entropies: None };
+    let options = LogitOptions::default();
+    let refused = cuda.linear_token_log_probs(&matrix, &head, &targets.as_view(), &options, &mut outputs);
+    assert_eq!(refused, Err(Error::NoCublas));
+    assert!(Error::NoCublas.to_string().contains("libcublas"));
+    assert_eq!(download(&cuda, &log_probs), [9.0; 2], "a refused call has written");
+
+    let rows = Rows::new(vec![0.0_f32; 4], vec![1, 0], 2);
+    assert!(rows.forward(&cuda, &options, false).log_probs.iter().all(|number| *number < 0.0));
+}
