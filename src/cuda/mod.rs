@@ -77,8 +77,7 @@ impl Cuda {
     /// The device of `stream`, on which everything will run.
     ///
     /// # Errors
-    /// [`Error::NoDriver`](crate::Error::NoDriver), [`Error::KernelsNotBuilt`](crate::Error::KernelsNotBuilt), or what
-    /// the driver says to loading the kernels.
+    /// [`Error::NoDriver`], [`Error::KernelsNotBuilt`], or what the driver says to loading the kernels.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let kernels = kernels::of_context(stream.context(), kernels::IMAGES)?;
         let attribute = |attribute| {
