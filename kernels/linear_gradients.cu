@@ -12,7 +12,7 @@ struct BiasGradient {
     const void* gradients;  // [M, columns] of the logits, rows row_stride elements apart
     const float* factor;    // what each is multiplied with; or null
     double* sums;           // [columns]: from one call to the next; not used where one call is all
-    void* bias_gradient;    // [columns]
+    void* target;           // [columns]: the gradient of the bias
     int64_t row_stride;
     int32_t rows;     // M
     int32_t columns;
@@ -48,7 +48,7 @@ __device__ __forceinline__ void bias_gradient(const BiasGradient& arguments) {
         arguments.sums[column] = sum;
         return;
     }
-    auto* to = static_cast<typename G::Bits*>(arguments.bias_gradient) + column;
+    auto* to = static_cast<typename G::Bits*>(arguments.target) + column;
     if (arguments.accumulate) sum += double{load<G>(to)};
     *to = static_cast<typename G::Bits>(G::pack(static_cast<float>(sum), 0.0f));
 }

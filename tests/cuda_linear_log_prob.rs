@@ -181,6 +181,27 @@ fn masked_rows_and_no_rows() {
     assert_eq!(cuda.status().expect("status"), Status::CLEAR);
 }
 
+/// What an earlier call has left in the kept buffers has no effect: neither infinite hidden states nor their gradients,
+/// where there are fewer scored rows now.
+#[test]
+fn an_earlier_call_leaves_nothing_behind() {
+    let case = Case::<bf16, bf16>::random(10, 6, 700, true, 11);
+    let (g, e) = upstream(case.rows);
+    let run = |cuda: &exo_kernels::cuda::Cuda, case: &Case<bf16, bf16>| {
+        let on_device = OnDevice::new(cuda, case);
+        let forward = on_device.forward(&capped(), true);
+        let gradients: Gradients<bf16, f32> = on_device.backward(&capped(), &forward, (&g, Some(&e)), ALL);
+        (forward_bits(&forward), bits(&gradients.hidden), bits(&gradients.weight), bits(&gradients.bias))
+    };
+    let expected = run(&linear_device::cuda(), &case);
+    let mut infinite = case.clone();
+    infinite.targets.fill(3);
+    infinite.hidden.fill(bf16::INFINITY);
+    let cuda = linear_device::cuda();
+    run(&cuda, &infinite);
+    assert!(run(&cuda, &case) == expected);
+}
+
 /// The rows behind the number that was said are NaN, those before it have the bits that they have otherwise.
 #[test]
 fn more_scored_rows_than_said_are_counted() {

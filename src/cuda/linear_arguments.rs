@@ -132,7 +132,7 @@ pub(super) struct BiasGradient {
     pub(super) gradients: u64,
     pub(super) factor: u64,
     pub(super) sums: u64,
-    pub(super) bias_gradient: u64,
+    pub(super) target: u64,
     pub(super) row_stride: i64,
     pub(super) rows: i32,
     pub(super) columns: i32,

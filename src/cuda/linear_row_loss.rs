@@ -36,7 +36,7 @@ impl Cuda {
     ) -> Result<()> {
         let hidden = hidden.into();
         let rows = hidden.states.rows();
-        loss.check(rows, |slice| slice.len())?;
+        loss.check(rows, CudaView::len)?;
         check_length("row losses", outputs.losses.len(), rows)?;
         check_length("log-probs", outputs.log_probs.len(), rows)?;
         let (inputs, _read) = inputs(self, &hidden, head, targets)?;

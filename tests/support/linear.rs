@@ -1,5 +1,7 @@
 //! Hidden states and heads for the tests of the linear stage.
 
+#![allow(dead_code, reason = "every test binary uses its own part of it")]
+
 use exo_kernels::{Element, Head, Matrix};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

@@ -380,7 +380,7 @@ impl<'a> Pass<'a> {
             gradients: gradients.address,
             factor: if factors == 0 { 0 } else { factors + 4 },
             sums,
-            bias_gradient: target.bias + (begin * bytes(target.bias_dtype)) as Address,
+            target: target.bias + (begin * bytes(target.bias_dtype)) as Address,
             row_stride: gradients.row_stride as i64,
             rows: gradients.rows as i32,
             columns: gradients.columns as i32,
