@@ -161,6 +161,11 @@ pub enum Error {
     NoDriver,
     /// The crate was built without nvcc: there are no kernels in it.
     KernelsNotBuilt,
+    /// More rows on the device are scored than the call said. Found when a report is read.
+    ScoredRows {
+        /// How many more.
+        beyond: usize,
+    },
     /// cuBLAS could not be loaded. Only the linear stage needs it.
     NoCublas,
     /// A gradient of a type that the linear stage does not write, or operands of two types.
@@ -277,6 +282,9 @@ impl fmt::Display for Error {
                 "this build has no CUDA kernels, because build.rs found no nvcc: put one in PATH or name it in NVCC, and build again \
                  (in the repository, scripts/install-nvcc fetches one)"
             ),
+            Error::ScoredRows { beyond } => {
+                write!(f, "scored rows: {beyond} more than the number given with the hidden states")
+            }
             Error::NoCublas => write!(f, "no cuBLAS was found (libcublas.so)"),
             Error::GradientType { given, head } => {
                 write!(

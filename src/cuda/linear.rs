@@ -1,6 +1,6 @@
 //! What the linear stage takes and gives on the device: hidden states and a head in place of logits.
 
-use super::raw::{Address, LinearGradientsAt, LinearInputs};
+use super::raw::{Address, LinearGradientsAt, LinearInputs, Targets};
 use super::token_log_prob::targets;
 use super::{Cuda, Matrix, MatrixMut, matrix};
 use crate::element::Element;
@@ -121,12 +121,24 @@ pub(super) fn inputs<'v, T: Element, I: TokenId>(
     ids: &'v CudaView<'_, I>,
 ) -> Result<(LinearInputs, Held<'v>)> {
     check_length("targets", ids.len(), hidden.states.rows())?;
+    let (address, read) = ids.device_ptr(&cuda.stream);
+    let (inputs, mut held) = inputs_with(cuda, hidden, head, targets::<I>(address))?;
+    held.push(read);
+    Ok((inputs, held))
+}
+
+/// [`inputs`] with ids that are an address already.
+pub(super) fn inputs_with<'v, T: Element>(
+    cuda: &'v Cuda,
+    hidden: &'v Hidden<'_, '_, T>,
+    head: &'v Head<'_, T>,
+    targets: Targets,
+) -> Result<(LinearInputs, Held<'v>)> {
     check_length("hidden size", hidden.states.columns(), head.weight.columns())?;
     let stream = &cuda.stream;
     let (states, read_states) = hidden.states.data.device_ptr(stream);
     let (weight, read_weight) = head.weight.data.device_ptr(stream);
-    let (ids, read_ids) = ids.device_ptr(stream);
-    let mut held = vec![read_states, read_weight, read_ids];
+    let mut held = vec![read_states, read_weight];
     let mut bias = 0;
     if let Some(view) = &head.bias {
         let (address, read) = view.device_ptr(stream);
@@ -137,7 +149,7 @@ pub(super) fn inputs<'v, T: Element, I: TokenId>(
         hidden: matrix::at::<T>(states, hidden.states.shape),
         weight: matrix::at::<T>(weight, head.weight.shape),
         bias,
-        targets: targets::<I>(ids),
+        targets,
         scored_rows: hidden.scored_rows,
     };
     Ok((inputs, held))

@@ -21,7 +21,7 @@ use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{
     CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, ValidAsZeroBits,
 };
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Device buffers of a loss, kept between steps: per row (N), per sequence (S) and per group (G), never anything of the
 /// size of the logits.
@@ -161,6 +161,9 @@ fn check_status(status: &Status, vocab: usize) -> Result<()> {
     if let Some(row) = status.first_bad_target_row() {
         return Err(Error::DeviceTarget { row, count: status.bad_targets(), vocab });
     }
+    if status.unplaced_rows() > 0 {
+        return Err(Error::ScoredRows { beyond: status.unplaced_rows() });
+    }
     if let Some(sequence) = status.first_non_finite_reference_sequence() {
         return Err(Error::NotFinite { what: "reference log-prob", sequence, value: f64::NAN });
     }
@@ -200,9 +203,31 @@ impl PreferenceLoss<Cuda> {
         reference: &Reference<'_>,
         rewards: impl Into<Rewards<'a>>,
     ) -> Result<()> {
-        let rewards = rewards.into();
+        let options = self.options.logits;
+        let stream = self.backend.stream.clone();
+        let (address, _read_logits) = logits.data.device_ptr(&stream);
+        let rows = rows::<T>(address, logits.shape);
+        let stage = |cuda: &Cuda, scratch: &mut Scratch, targets, outputs| {
+            // SAFETY: the logits are borrowed until the launch is ordered in the stream; the others are what the loss
+            // gives.
+            unsafe { raw::token_log_probs_with(cuda, scratch, rows, targets, &options, outputs) }
+        };
+        self.forward_with(logits.shape, targets, batch, reference, rewards.into(), stage)
+    }
+
+    /// The forward pass over token log-probs that `stage` makes, of logits of this shape: given the copies of the targets
+    /// and where to write.
+    pub(super) fn forward_with<I: TokenId>(
+        &mut self,
+        shape: Shape,
+        targets: &CudaView<'_, I>,
+        batch: &Batch,
+        reference: &Reference<'_>,
+        rewards: Rewards<'_>,
+        stage: impl FnOnce(&Cuda, &mut Scratch, raw::Targets, ForwardOutputs) -> Result<()>,
+    ) -> Result<()> {
         let (options, objective) = (self.options, self.options.objective);
-        let (count, sequences, groups) = (logits.rows(), batch.sequences(), batch.groups());
+        let (count, sequences, groups) = (shape.rows, batch.sequences(), batch.groups());
         check_length("targets", targets.len(), count)?;
         check_rows(batch, count)?;
         check_reference(reference, batch)?;
@@ -217,7 +242,7 @@ impl PreferenceLoss<Cuda> {
         let cuda = &self.backend;
         let stream = cuda.stream.clone();
         let work = &mut self.workspace;
-        work.vocab = logits.vocab();
+        work.vocab = shape.vocab;
         work.options = Some(options);
         work.place(batch, &stream)?;
         let (reward_addresses, proposal_offsets, _read_rewards) = match &rewards {
@@ -232,7 +257,6 @@ impl PreferenceLoss<Cuda> {
         let states = address(&mut work.states, &stream, count)?;
         let entropies = if options.entropy { address(&mut work.entropies, &stream, count)? } else { 0 };
         let outputs = ForwardOutputs { log_probs, states, entropies };
-        let (logits_address, _read_logits) = logits.data.device_ptr(&stream);
         let (mut reference_tokens, mut reference_sequences) = (0, 0);
         let (_read_tokens, _read_sequences);
         match reference {
@@ -275,23 +299,16 @@ impl PreferenceLoss<Cuda> {
             sequence_weights: address(&mut work.sequence_weights, &stream, sequences)?,
             statistics: address(&mut work.statistics, &stream, groups)?,
         };
+        stage(cuda, &mut scratch, target_copy, outputs)?;
         // SAFETY: every buffer of the workspace has the length that its stage takes; the caller's views have those that
         // were checked, and are borrowed until the launches are ordered in the stream; the offsets come from a valid
         // batch.
         unsafe {
-            raw::token_log_probs_with(
-                cuda,
-                &mut scratch,
-                rows::<T>(logits_address, logits.shape),
-                target_copy,
-                &options.logits,
-                outputs,
-            )?;
             raw::log_ratios_with(cuda, &mut scratch, ratio_inputs, ratio_outputs)?;
             raw::objective_with(cuda, &mut scratch, &objective, objective_inputs, objective_outputs)?;
         }
         drop(scratch);
-        self.shape = Some(logits.shape);
+        self.shape = Some(shape);
         self.overwritten = false;
         Ok(())
     }
@@ -330,7 +347,7 @@ impl PreferenceLoss<Cuda> {
         self.report = OnceLock::new();
     }
 
-    fn check_backward(&self, shape: Shape) -> Result<()> {
+    pub(super) fn check_backward(&self, shape: Shape) -> Result<()> {
         let forward = self.shape.ok_or(Error::NoForward)?;
         if self.overwritten {
             return Err(Error::LogitsOverwritten);
@@ -339,19 +356,23 @@ impl PreferenceLoss<Cuda> {
         check_length("vocabulary of the backward pass", shape.vocab, forward.vocab)
     }
 
-    fn launch_backward(&mut self, logits: raw::Rows, gradients: raw::Rows) -> Result<()> {
-        check_length("rows of the gradient", gradients.rows, logits.rows)?;
-        check_length("vocabulary of the gradient", gradients.vocab, logits.vocab)?;
+    /// What the forward pass has left for the gradient of this many rows: their targets, states and upstream gradient.
+    pub(super) fn for_backward(&mut self, rows: usize) -> Result<(raw::Targets, raw::Address, Upstream)> {
         let stream = self.backend.stream.clone();
         let work = &mut self.workspace;
         let sequences = work.batch.as_ref().map_or(0, Batch::sequences);
-        let targets = work.targets(&stream, logits.rows)?;
-        let states = address(&mut work.states, &stream, logits.rows)?;
         let upstream = Upstream::PerSequence {
-            row_sequences: address(&mut work.row_sequences, &stream, logits.rows)?,
+            row_sequences: address(&mut work.row_sequences, &stream, rows)?,
             weights: address(&mut work.sequence_weights, &stream, sequences)?,
             loss_scale: self.loss_scale,
         };
+        Ok((work.targets(&stream, rows)?, address(&mut work.states, &stream, rows)?, upstream))
+    }
+
+    fn launch_backward(&mut self, logits: raw::Rows, gradients: raw::Rows) -> Result<()> {
+        check_length("rows of the gradient", gradients.rows, logits.rows)?;
+        check_length("vocabulary of the gradient", gradients.vocab, logits.vocab)?;
+        let (targets, states, upstream) = self.for_backward(logits.rows)?;
         let options = self.options.logits;
         // SAFETY: as in the forward pass, whose buffers these are; the gradients are the caller's view, or the logits
         // themselves.
@@ -362,6 +383,11 @@ impl PreferenceLoss<Cuda> {
 }
 
 impl CudaWorkspace {
+    /// The scratch memory, with the status word of this loss.
+    pub(super) fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Brings the offsets to the device, unless the batch is the last one's.
     fn place(&mut self, batch: &Batch, stream: &Arc<CudaStream>) -> Result<()> {
         if self.batch.as_ref() != Some(batch) {

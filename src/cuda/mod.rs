@@ -22,6 +22,7 @@ mod kernels;
 mod linear;
 mod linear_arguments;
 mod linear_log_prob;
+mod linear_loss;
 mod linear_row_loss;
 mod linear_workspace;
 mod log_ratio;

@@ -1,0 +1,83 @@
+//! The preference loss straight from hidden states on the device: the logits are never held.
+
+use super::linear::{Head, Hidden, LinearGradients, inputs_with};
+use super::raw::{self, LinearInputs, linear_log_prob as stage};
+use super::rewards::Rewards;
+use super::token_log_prob::Reference;
+use super::workspace::Scratch;
+use super::{Cuda, Matrix};
+use crate::batch::Batch;
+use crate::element::Element;
+use crate::error::Result;
+use crate::logits::Shape;
+use crate::loss::PreferenceLoss;
+use crate::targets::TokenId;
+use cudarc::driver::CudaView;
+use std::sync::PoisonError;
+
+impl PreferenceLoss<Cuda> {
+    /// As [`forward`](Self::forward), with hidden states `[N, H]` and a head in place of logits; see
+    /// [`Cuda::linear_token_log_probs`]. Can be captured in a graph as that.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and [`Error::Length`](crate::Error::Length) for a hidden state that is not as long
+    /// as a row of the weight; [`Error::NoCublas`](crate::Error::NoCublas). From the report:
+    /// [`Error::ScoredRows`](crate::Error::ScoredRows) if more rows are scored than was said.
+    pub fn forward_linear<'m, 'd: 'm, 'r, T: Element, I: TokenId>(
+        &mut self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, T>,
+        targets: &CudaView<'_, I>,
+        batch: &Batch,
+        reference: &Reference<'_>,
+        rewards: impl Into<Rewards<'r>>,
+    ) -> Result<()> {
+        let hidden = hidden.into();
+        let (cuda, options) = (self.backend.clone(), self.options.logits);
+        // The targets' address comes with the call; what else can be refused is refused before it.
+        let (inputs, _read) = inputs_with(&cuda, &hidden, head, raw::Targets::I64(0))?;
+        cuda.linear.lock().unwrap_or_else(PoisonError::into_inner).blas(&cuda.stream)?;
+        let stage = |cuda: &Cuda, scratch: &mut Scratch, targets, outputs| {
+            let inputs = LinearInputs { targets, ..inputs };
+            let mut work = cuda.linear.lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: hidden states and head are borrowed until the launches are ordered in the stream; the others are
+            // what the loss gives.
+            unsafe { stage::linear_token_log_probs_with(cuda, scratch, &mut work, &inputs, &options, outputs) }
+        };
+        self.forward_with(logit_shape(hidden.states, head), targets, batch, reference, rewards.into(), stage)
+    }
+
+    /// Writes loss scale × the gradients of the loss by the hidden states, the weight and the bias, of those that
+    /// `gradients` has; see [`Cuda::linear_token_log_probs_backward`]. Hidden states, their number of scored rows and head
+    /// must be those of the forward pass. Does not wait for the device.
+    ///
+    /// # Errors
+    /// [`Error::NoForward`](crate::Error::NoForward); [`Error::LogitsOverwritten`](crate::Error::LogitsOverwritten)
+    /// after a backward pass in place over logits; [`Error::Length`](crate::Error::Length) for what does not fit;
+    /// [`Error::GradientType`](crate::Error::GradientType); [`Error::Cuda`](crate::Error::Cuda).
+    pub fn backward_linear<'m, 'd: 'm, T: Element, G: Element>(
+        &mut self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, T>,
+        mut gradients: LinearGradients<'_, T, G>,
+    ) -> Result<()> {
+        let hidden = hidden.into();
+        self.check_backward(logit_shape(hidden.states, head))?;
+        let (cuda, options) = (self.backend.clone(), self.options.logits);
+        let (targets, states, upstream) = self.for_backward(hidden.states.rows())?;
+        let (inputs, _read) = inputs_with(&cuda, &hidden, head, targets)?;
+        let (gradients, _write) = gradients.addresses(&cuda, head.vocab())?;
+        let mut scratch = self.workspace.scratch();
+        let mut work = cuda.linear.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: as in the forward pass, whose buffers these are; the gradients are the caller's views.
+        unsafe {
+            let saved = (states, 0);
+            stage::backward_with(&cuda, &mut scratch, &mut work, &inputs, &options, saved, upstream, &gradients)
+        }
+    }
+}
+
+/// The shape that the logits would have.
+fn logit_shape<T: Element>(hidden: &Matrix<'_, T>, head: &Head<'_, T>) -> Shape {
+    Shape { rows: hidden.rows(), vocab: head.vocab(), row_stride: head.vocab() }
+}
