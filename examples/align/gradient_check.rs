@@ -1,4 +1,5 @@
-//! Tests that hold the model's gradients, its cache and its log-probabilities to independent values.
+//! Tests that hold the model's gradients, its cache and its log-probabilities to independent values; on a CUDA device
+//! where the build has CUDA.
 #![cfg(test)]
 
 use anyhow::Result;
@@ -6,6 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use exo_kernels::LogitOptions;
 use indicatif::ProgressBar;
 
+use crate::device::DeviceName;
 use crate::llama::{Config, Llama};
 use crate::sampling::{self, Prompt, Sampling};
 use crate::scoring;
@@ -23,6 +25,10 @@ fn config() -> Config {
         rope_base: 100.0,
         norm_epsilon: 1e-5,
     }
+}
+
+fn device() -> Result<Device> {
+    if candle_core::utils::cuda_is_available() { DeviceName::Cuda.open() } else { DeviceName::Cpu.open() }
 }
 
 const SEQUENCES: [(&[u32], &[u32]); 3] = [(&[1, 2, 3], &[4, 5]), (&[7], &[8, 9, 1, 12]), (&[11, 0], &[6])];
@@ -43,7 +49,7 @@ fn objective(model: &Llama) -> Result<Tensor> {
 
 #[test]
 fn every_parameter_gets_the_gradient_of_a_finite_difference() -> Result<()> {
-    let start = tiny_model::random(&config(), 3, &Device::Cpu)?;
+    let start = tiny_model::random(&config(), 3, &device()?)?;
     let policy = Policy::copy_of(&start)?;
     let gradients = objective(&policy.model)?.backward()?;
     for (name, parameter) in policy.model.parameters() {
@@ -73,7 +79,7 @@ fn every_parameter_gets_the_gradient_of_a_finite_difference() -> Result<()> {
 
 #[test]
 fn a_policy_is_a_copy_of_its_own() -> Result<()> {
-    let reference = tiny_model::random(&config(), 4, &Device::Cpu)?;
+    let reference = tiny_model::random(&config(), 4, &device()?)?;
     let policy = Policy::copy_of(&reference)?;
     let before = reference.parameters()[0].1.flatten_all()?.to_vec1::<f32>()?;
     let view = policy.model.detached()?;
@@ -88,7 +94,7 @@ fn a_policy_is_a_copy_of_its_own() -> Result<()> {
 
 #[test]
 fn log_probs_of_sampling_with_a_cache_equal_those_of_one_pass() -> Result<()> {
-    let model = tiny_model::random(&config(), 5, &Device::Cpu)?;
+    let model = tiny_model::random(&config(), 5, &device()?)?;
     let prompts = [vec![1, 2, 3], vec![4], vec![5, 6]].map(|tokens| Prompt { text: String::new(), tokens });
     let logit_options = LogitOptions::default().with_temperature(0.8)?;
     let mut sampling = Sampling { logit_options, max_new_tokens: 6, batch: 4, end: 0, seed: 9 };
