@@ -44,7 +44,7 @@ impl PreferenceLoss<Cuda> {
             // what the loss gives.
             unsafe { stage::linear_token_log_probs_with(cuda, scratch, &mut work, &inputs, &options, outputs) }
         };
-        self.forward_with(logit_shape(hidden.states, head), targets, batch, reference, rewards.into(), stage)
+        self.forward_with(logit_shape(hidden.states, head), targets, batch, reference, &rewards.into(), stage)
     }
 
     /// Writes loss scale × the gradients of the loss by the hidden states, the weight and the bias, of those that

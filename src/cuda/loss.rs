@@ -212,7 +212,7 @@ impl PreferenceLoss<Cuda> {
             // gives.
             unsafe { raw::token_log_probs_with(cuda, scratch, rows, targets, &options, outputs) }
         };
-        self.forward_with(logits.shape, targets, batch, reference, rewards.into(), stage)
+        self.forward_with(logits.shape, targets, batch, reference, &rewards.into(), stage)
     }
 
     /// The forward pass over token log-probs that `stage` makes, of logits of this shape: given the copies of the targets
@@ -223,7 +223,7 @@ impl PreferenceLoss<Cuda> {
         targets: &CudaView<'_, I>,
         batch: &Batch,
         reference: &Reference<'_>,
-        rewards: Rewards<'_>,
+        rewards: &Rewards<'_>,
         stage: impl FnOnce(&Cuda, &mut Scratch, raw::Targets, ForwardOutputs) -> Result<()>,
     ) -> Result<()> {
         let (options, objective) = (self.options, self.options.objective);
@@ -245,7 +245,7 @@ impl PreferenceLoss<Cuda> {
         work.vocab = shape.vocab;
         work.options = Some(options);
         work.place(batch, &stream)?;
-        let (reward_addresses, proposal_offsets, _read_rewards) = match &rewards {
+        let (reward_addresses, proposal_offsets, _read_rewards) = match rewards {
             Rewards::Host(rewards) => work.bring(*rewards, batch.sequences(), &stream)?,
             Rewards::Device(rewards) => rewards.addresses(&stream),
         };
