@@ -34,7 +34,7 @@ macro_rules! by_types {
             (CudaStorageSlice::F16($x), CudaStorageSlice::I64($id)) => $run,
             (CudaStorageSlice::BF16($x), CudaStorageSlice::U32($id)) => $run,
             (CudaStorageSlice::BF16($x), CudaStorageSlice::I64($id)) => $run,
-            _ => Err(unexpected_types($logits, $ids)),
+            _ => Err(unexpected_types("logits", $logits, $ids)),
         }
     };
 }
@@ -46,7 +46,8 @@ pub(super) fn token_log_probs(
     options: &LogitOptions,
     entropy: bool,
 ) -> Result<Tensor> {
-    let targets = placed_targets(device, logits, targets)?;
+    let (rows, vocab) = logits.dims2()?;
+    let targets = placed_targets(device, rows, vocab, targets)?;
     logits.apply_op1(TokenLogProbOp { targets, options: *options, entropy, states: OnceLock::new() })
 }
 
@@ -58,26 +59,16 @@ pub(super) fn preference_loss(
     options: LossOptions,
 ) -> Result<(Tensor, Report)> {
     let LossInputs { targets, batch, reference, rewards } = inputs;
-    let targets = placed_targets(device, logits, targets)?;
-    let (per_token, per_sequence);
-    let reference = match reference {
-        stages::Reference::PerToken(log_probs) => {
-            per_token = upload(device, log_probs)?;
-            Reference::PerToken(per_token.slice(..log_probs.len()))
-        }
-        stages::Reference::PerSequence(log_probs) => {
-            per_sequence = upload(device, log_probs)?;
-            Reference::PerSequence(per_sequence.slice(..log_probs.len()))
-        }
-        stages::Reference::None => Reference::None,
-    };
+    let (count, vocab) = logits.dims2()?;
+    let targets = placed_targets(device, count, vocab, targets)?;
+    let reference = placed_reference(device, reference)?;
     let mut loss = PreferenceLoss::new(backend(device)?, options);
     {
         let ((logits, layout), (ids, ids_layout)) = (logits.storage_and_layout(), targets.storage_and_layout());
         let (logits, ids) = (cuda_storage(&logits)?, cuda_storage(&ids)?);
         by_types!(logits, ids, |logits, ids| {
             let (logits, ids) = (rows(logits, layout)?, elements(ids, ids_layout));
-            loss.forward(&logits, &ids, batch, &reference, rewards).map_err(Error::wrap)
+            loss.forward(&logits, &ids, batch, &reference.view(), rewards).map_err(Error::wrap)
         })?;
     }
     let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
@@ -85,10 +76,37 @@ pub(super) fn preference_loss(
     Ok((logits.apply_op1(LossOp { value, loss: Mutex::new(loss) })?, report))
 }
 
-fn unexpected_types(logits: &CudaStorage, ids: &CudaStorage) -> Error {
+/// A reference on the device: how many numbers, and where.
+pub(super) enum PlacedReference {
+    PerToken(usize, CudaSlice<f32>),
+    PerSequence(usize, CudaSlice<f64>),
+    None,
+}
+
+pub(super) fn placed_reference(device: &CudaDevice, reference: stages::Reference<'_>) -> Result<PlacedReference> {
+    Ok(match reference {
+        stages::Reference::PerToken(numbers) => PlacedReference::PerToken(numbers.len(), upload(device, numbers)?),
+        stages::Reference::PerSequence(numbers) => {
+            PlacedReference::PerSequence(numbers.len(), upload(device, numbers)?)
+        }
+        stages::Reference::None => PlacedReference::None,
+    })
+}
+
+impl PlacedReference {
+    pub(super) fn view(&self) -> Reference<'_> {
+        match self {
+            Self::PerToken(count, numbers) => Reference::PerToken(numbers.slice(..*count)),
+            Self::PerSequence(count, numbers) => Reference::PerSequence(numbers.slice(..*count)),
+            Self::None => Reference::None,
+        }
+    }
+}
+
+pub(super) fn unexpected_types(what: &str, rows: &CudaStorage, ids: &CudaStorage) -> Error {
     match ids.dtype() {
         DType::U32 | DType::I64 => {
-            Error::msg(format!("logits: dtype {:?} given, f32, f16 or bf16 expected", logits.dtype()))
+            Error::msg(format!("{what}: dtype {:?} given, f32, f16 or bf16 expected", rows.dtype()))
         }
         dtype => Error::msg(format!("targets: dtype {dtype:?} given, u32 or i64 expected")),
     }
@@ -98,7 +116,7 @@ fn unexpected_types(logits: &CudaStorage, ids: &CudaStorage) -> Error {
 ///
 /// By thread, because candle's default stream is one per thread: scratch memory that two threads share would be written
 /// by two streams at once.
-fn backend(device: &CudaDevice) -> Result<Cuda> {
+pub(super) fn backend(device: &CudaDevice) -> Result<Cuda> {
     thread_local! {
         static BACKENDS: RefCell<Vec<Cuda>> = const { RefCell::new(Vec::new()) };
     }
@@ -119,9 +137,8 @@ fn backend(device: &CudaDevice) -> Result<Cuda> {
 }
 
 /// The ids on the device as a contiguous `[N]`. Ids that come from the CPU are looked at first.
-fn placed_targets(device: &CudaDevice, logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+pub(super) fn placed_targets(device: &CudaDevice, rows: usize, vocab: usize, targets: &Tensor) -> Result<Tensor> {
     let here = Device::Cuda(device.clone());
-    let (rows, vocab) = logits.dims2()?;
     if rows == 0 {
         // CUDA allocates nothing of no length.
         return Tensor::zeros(1, targets.dtype(), &here)?.narrow(0, 0, 0);
@@ -141,17 +158,20 @@ fn placed_targets(device: &CudaDevice, logits: &Tensor, targets: &Tensor) -> Res
 }
 
 /// Host numbers on the device. An allocation of nothing would be none: there is always one element.
-fn upload<T: DeviceRepr + Copy + Default + 'static>(device: &CudaDevice, numbers: &[T]) -> Result<CudaSlice<T>> {
+pub(super) fn upload<T: DeviceRepr + Copy + Default + 'static>(
+    device: &CudaDevice,
+    numbers: &[T],
+) -> Result<CudaSlice<T>> {
     if numbers.is_empty() { device.clone_htod(&[T::default()]) } else { device.clone_htod(numbers) }
 }
 
 /// Device memory that the caller will write before anything reads it; at least one element, as in [`upload`].
-fn unwritten<T: DeviceRepr>(device: &CudaDevice, length: usize) -> Result<CudaSlice<T>> {
+pub(super) fn unwritten<T: DeviceRepr>(device: &CudaDevice, length: usize) -> Result<CudaSlice<T>> {
     // SAFETY: the callers' kernels write every element, in the order of the stream, before anything reads it.
     unsafe { device.alloc::<T>(length.max(1)) }
 }
 
-fn cuda_storage(storage: &Storage) -> Result<&CudaStorage> {
+pub(super) fn cuda_storage(storage: &Storage) -> Result<&CudaStorage> {
     match storage {
         Storage::Cuda(storage) => Ok(storage),
         _ => bail!("a tensor on {:?} given, a CUDA device expected", storage.device().location()),
@@ -166,7 +186,7 @@ fn rows<'a, T: Element>(data: &'a CudaSlice<T>, layout: &Layout) -> Result<Logit
 }
 
 /// The elements of a contiguous tensor.
-fn elements<'a, T>(data: &'a CudaSlice<T>, layout: &Layout) -> CudaView<'a, T> {
+pub(super) fn elements<'a, T>(data: &'a CudaSlice<T>, layout: &Layout) -> CudaView<'a, T> {
     data.slice(layout.start_offset()..layout.start_offset() + layout.shape().elem_count())
 }
 
@@ -184,7 +204,7 @@ fn gradient<T: Element + CudaDType + DeviceRepr>(
 }
 
 /// What an operation of this module says on the CPU, where nobody sends it.
-fn cuda_only<T>(name: &str) -> Result<T> {
+pub(super) fn cuda_only<T>(name: &str) -> Result<T> {
     bail!("{name}: this operation is for CUDA tensors")
 }
 

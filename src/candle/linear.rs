@@ -2,6 +2,8 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 
+#[cfg(feature = "candle-cuda")]
+use super::linear_cuda;
 use super::{LossInputs, linear_cpu, refused, rows_of};
 use crate::batch::Batch;
 use crate::logits::LogitOptions;
@@ -63,6 +65,8 @@ pub fn linear_preference_loss<'a>(
     let inputs = LossInputs { targets, batch, reference, rewards: rewards.into() };
     match linear.hidden.device() {
         Device::Cpu => linear_cpu::preference_loss(&linear, inputs, options.into()),
+        #[cfg(feature = "candle-cuda")]
+        Device::Cuda(device) => linear_cuda::preference_loss(device, &linear, inputs, options.into()),
         device => Err(refused(device)),
     }
 }
@@ -79,6 +83,8 @@ fn run(
     let linear = Linear::new(hidden, weight, bias, targets)?;
     match linear.hidden.device() {
         Device::Cpu => linear_cpu::token_log_probs(&linear, targets, options, entropy),
+        #[cfg(feature = "candle-cuda")]
+        Device::Cuda(device) => linear_cuda::token_log_probs(device, &linear, targets, options, entropy),
         device => Err(refused(device)),
     }
 }

@@ -50,6 +50,8 @@ mod cpu;
 mod cuda;
 mod linear;
 mod linear_cpu;
+#[cfg(feature = "candle-cuda")]
+mod linear_cuda;
 
 pub use linear::{linear_preference_loss, linear_token_log_probs, linear_token_log_probs_and_entropies};
 
