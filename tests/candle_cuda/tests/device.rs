@@ -1,28 +1,25 @@
 //! What is particular to the adapter on a device: its results are the backend's, bit for bit, from any thread; nothing
 //! waits; targets on the device are looked at there.
 
-#[path = "../../support/device.rs"]
-mod device;
 #[path = "support/setting.rs"]
 mod setting;
 
 use candle_core::{Device, Tensor, Var};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use device::{Rows, download, upload};
 use exo_kernels::candle::{preference_loss, token_log_probs, token_log_probs_and_entropies};
-use exo_kernels::cuda::{self, Cuda, LogitsMut};
-use exo_kernels::{Batch, Betas, LogitOptions, LossOptions, Objective, PreferenceLoss, Reference};
+use exo_kernels::cuda::{self, Cuda, LogitsMut, RowGradients, SavedRows, TokenLogProbs};
+use exo_kernels::{Batch, Betas, LogitOptions, LossOptions, Objective, PreferenceLoss, Reference, SoftmaxState};
 use setting::cuda_device;
 
 /// Rows that several blocks share, so that scratch memory is used.
 const VOCAB: usize = 40_000;
-const TARGETS: [i64; 3] = [39_999, -100, 7];
+const ROWS: usize = 3;
+const TARGETS: [i64; ROWS] = [39_999, -100, 7];
 /// Upstream gradients of log-probs and entropies.
-const UPSTREAM: [[f32; 3]; 2] = [[1.0, 5.0, -0.5], [0.25, 5.0, 2.0]];
+const UPSTREAM: [[f32; ROWS]; 2] = [[1.0, 5.0, -0.5], [0.25, 5.0, 2.0]];
 
-fn rows(seed: usize) -> Rows<f32> {
-    let logits = (0..TARGETS.len() * VOCAB).map(|i| ((i * 7919 + seed * 31) % 1013) as f32 * 0.02).collect();
-    Rows::new(logits, TARGETS.to_vec(), VOCAB)
+fn values(seed: usize) -> Vec<f32> {
+    (0..ROWS * VOCAB).map(|i| ((i * 7919 + seed * 31) % 1013) as f32 * 0.02).collect()
 }
 
 fn options() -> LogitOptions {
@@ -40,9 +37,9 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
 }
 
 /// Log-probs, entropies and the gradient of the logits by the adapter.
-fn adapted(rows: &Rows<f32>, device: &Device) -> [Vec<f32>; 3] {
-    let logits = variable(&rows.logits, device);
-    let targets = Tensor::new(rows.targets.as_slice(), device).expect("targets");
+fn adapted(values: &[f32], device: &Device) -> [Vec<f32>; 3] {
+    let logits = variable(values, device);
+    let targets = Tensor::new(&TARGETS, device).expect("targets");
     let (log_probs, entropies) =
         token_log_probs_and_entropies(logits.as_tensor(), &targets, &options()).expect("forward");
     let [of_log_probs, of_entropies] = UPSTREAM.map(|row| Tensor::new(&row, device).expect("upstream"));
@@ -52,20 +49,41 @@ fn adapted(rows: &Rows<f32>, device: &Device) -> [Vec<f32>; 3] {
     [numbers(&log_probs), numbers(&entropies), numbers(gradients.get(&logits).expect("a gradient"))]
 }
 
-/// The same by the backend.
-fn direct(rows: &Rows<f32>, cuda: &Cuda) -> [Vec<f32>; 3] {
-    let forward = rows.forward(cuda, &options(), true);
-    let gradient = rows.backward(cuda, &options(), &forward, (&UPSTREAM[0], Some(&UPSTREAM[1])), false);
-    [forward.log_probs, forward.entropies, gradient]
+/// The backend on a stream of its own.
+fn backend() -> Cuda {
+    let device = Device::new_cuda_with_stream(0).expect("device 0");
+    Cuda::new(&device.as_cuda_device().expect("CUDA").cuda_stream()).expect("the kernels load")
+}
+
+/// The same as [`adapted`] by the backend.
+fn direct(values: &[f32], cuda: &Cuda) -> [Vec<f32>; 3] {
+    let stream = cuda.stream();
+    let (logits, targets) = (stream.clone_htod(values).expect("logits"), stream.clone_htod(&TARGETS).expect("targets"));
+    let mut states = stream.alloc_zeros::<SoftmaxState>(ROWS).expect("memory");
+    let [mut log_probs, mut entropies] = [(), ()].map(|()| stream.alloc_zeros::<f32>(ROWS).expect("memory"));
+    let mut outputs = TokenLogProbs {
+        log_probs: log_probs.as_view_mut(),
+        states: states.as_view_mut(),
+        entropies: Some(entropies.as_view_mut()),
+    };
+    let (view, ids) = (cuda::Logits::new(logits.as_view(), VOCAB).expect("rows"), targets.as_view());
+    cuda.token_log_probs(&view, &ids, &options(), &mut outputs).expect("forward");
+    let upstream = UPSTREAM.map(|row| stream.clone_htod(&row).expect("upstream"));
+    let saved = SavedRows { states: states.as_view(), entropies: Some(entropies.as_view()) };
+    let upstream = RowGradients { log_probs: upstream[0].as_view(), entropies: Some(upstream[1].as_view()) };
+    let mut gradient = stream.clone_htod(values).expect("memory");
+    let mut out = LogitsMut::new(gradient.as_view_mut(), VOCAB).expect("rows");
+    cuda.token_log_probs_backward(&view, &ids, &options(), &saved, &upstream, &mut out).expect("backward");
+    [&log_probs, &entropies, &gradient].map(|slice| stream.clone_dtoh(slice).expect("numbers"))
 }
 
 #[test]
 fn token_log_probs_are_the_backends() {
     let device = cuda_device();
-    let cuda = device::cuda();
+    let cuda = backend();
     // Twice, because the second call uses the first one's scratch memory.
     for seed in 0..2 {
-        assert_eq!(adapted(&rows(seed), &device), direct(&rows(seed), &cuda), "seed {seed}");
+        assert_eq!(adapted(&values(seed), &device), direct(&values(seed), &cuda), "seed {seed}");
     }
 }
 
@@ -73,14 +91,14 @@ fn token_log_probs_are_the_backends() {
 /// time.)
 #[test]
 fn any_thread_may_compute() {
-    let cuda = device::cuda();
-    let expected = [0, 1].map(|seed| direct(&rows(seed), &cuda));
+    let cuda = backend();
+    let expected = [0, 1].map(|seed| direct(&values(seed), &cuda));
     std::thread::scope(|scope| {
         for (seed, expected) in expected.iter().enumerate() {
             scope.spawn(move || {
                 let device = cuda_device();
                 for _ in 0..3 {
-                    assert_eq!(&adapted(&rows(seed), &device), expected, "seed {seed}");
+                    assert_eq!(&adapted(&values(seed), &device), expected, "seed {seed}");
                 }
             });
         }
@@ -90,15 +108,18 @@ fn any_thread_may_compute() {
 #[test]
 fn the_preference_loss_is_the_backends() {
     let device = cuda_device();
-    let cuda = device::cuda();
-    let rows = rows(3);
+    let cuda = backend();
+    let stream = cuda.stream();
+    let values = values(3);
     let batch = Batch::new(&[0, 2, 3], &[0, 2]).expect("valid");
     let (per_token, per_sequence) = ([-9.0f32, 0.0, -11.0], [-9.5f64, -10.5]);
     let rewards = [0.5f32, -0.5];
     let objective = Objective::exo(Betas { policy: 0.5, reward: 0.5 }).expect("valid");
     let options = LossOptions::from(objective).with_logits(options()).with_entropy(true);
-    let (logits, targets) = (upload(&cuda, &rows.logits), upload(&cuda, &rows.targets));
-    let (tokens, sequences) = (upload(&cuda, &per_token), upload(&cuda, &per_sequence));
+    let (logits, targets) =
+        (stream.clone_htod(&values).expect("logits"), stream.clone_htod(&TARGETS).expect("targets"));
+    let tokens = stream.clone_htod(&per_token).expect("reference");
+    let sequences = stream.clone_htod(&per_sequence).expect("reference");
     let references = [
         (Reference::PerToken(&per_token), cuda::Reference::PerToken(tokens.as_view())),
         (Reference::PerSequence(&per_sequence), cuda::Reference::PerSequence(sequences.as_view())),
@@ -109,11 +130,11 @@ fn the_preference_loss_is_the_backends() {
         loss.set_loss_scale(3.0);
         let view = cuda::Logits::new(logits.as_view(), VOCAB).expect("rows");
         loss.forward(&view, &targets.as_view(), &batch, &on_device, &rewards).expect("forward");
-        let mut gradient = upload(&cuda, &rows.logits);
+        let mut gradient = stream.clone_htod(&values).expect("memory");
         let mut out = LogitsMut::new(gradient.as_view_mut(), VOCAB).expect("rows");
         loss.backward(&view, &mut out).expect("backward");
 
-        let variable = variable(&rows.logits, &device);
+        let variable = variable(&values, &device);
         let targets = Tensor::new(&TARGETS, &device).expect("targets");
         let (value, report) =
             preference_loss(variable.as_tensor(), &targets, &batch, on_host, &rewards, options).expect("forward");
@@ -124,7 +145,7 @@ fn the_preference_loss_is_the_backends() {
         let gradients = (value * 3.0).and_then(|value| value.backward()).expect("backward");
         let adapted = numbers(gradients.get(&variable).expect("a gradient"));
         assert!(adapted.iter().any(|value| *value != 0.0));
-        assert_eq!(adapted, download(&cuda, &gradient), "{on_host:?}");
+        assert_eq!(adapted, stream.clone_dtoh(&gradient).expect("numbers"), "{on_host:?}");
     }
 }
 
@@ -135,9 +156,9 @@ fn token_log_probs_wait_for_nothing() {
     let device = cuda_device();
     let on_cuda = device.as_cuda_device().expect("CUDA");
     let stream = on_cuda.cuda_stream();
-    let rows = rows(4);
-    let logits = variable(&rows.logits, &device);
-    let targets = Tensor::new(rows.targets.as_slice(), &device).expect("targets");
+    let values = values(4);
+    let logits = variable(&values, &device);
+    let targets = Tensor::new(&TARGETS, &device).expect("targets");
     // Upstream of ones. A sum would bring candle's sizes and strides from host memory, which is gone at the replay.
     let step = || token_log_probs(logits.as_tensor(), &targets, &options())?.backward();
     // The first call loads kernels and makes scratch memory, which a capture cannot.
@@ -157,8 +178,8 @@ fn token_log_probs_wait_for_nothing() {
 #[test]
 fn targets_on_the_device_are_looked_at_there() {
     let device = cuda_device();
-    let rows = rows(5);
-    let logits = variable(&rows.logits, &device);
+    let values = values(5);
+    let logits = variable(&values, &device);
     let beyond = Tensor::new(&[0i64, 40_000, 1], &device).expect("targets");
     let log_probs = numbers(&token_log_probs(logits.as_tensor(), &beyond, &options()).expect("forward"));
     assert_eq!([0, 1, 2].map(|row: usize| log_probs[row].is_nan()), [false, true, false]);
@@ -171,11 +192,11 @@ fn targets_on_the_device_are_looked_at_there() {
 #[test]
 fn targets_on_another_device_are_refused() {
     let (device, other) = (cuda_device(), cuda_device());
-    let logits = variable(&rows(6).logits, &device);
+    let logits = variable(&values(6), &device);
     let targets = Tensor::new(&TARGETS, &other).expect("targets");
     let refused = token_log_probs(logits.as_tensor(), &targets, &options()).expect_err("refused").to_string();
     assert!(refused.contains("the device of the logits"), "{refused}");
-    let on_host = variable(&rows(6).logits, &Device::Cpu);
+    let on_host = variable(&values(6), &Device::Cpu);
     let refused = token_log_probs(on_host.as_tensor(), &targets, &options()).expect_err("refused").to_string();
     assert!(refused.contains("the CPU expected"), "{refused}");
 }

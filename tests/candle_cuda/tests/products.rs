@@ -1,5 +1,4 @@
-//! candle's matrix products on softcuda, by the stand-in for cuBLAS: the CPU's numbers in every layout that candle
-//! sends.
+//! candle's matrix products on softcuda, by softcublas: the CPU's numbers in every layout that candle sends.
 
 #[path = "support/setting.rs"]
 mod setting;

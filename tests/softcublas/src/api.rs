@@ -8,8 +8,8 @@ use std::panic::catch_unwind;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 /// `cublasStatus_t`.
-type Status = c_int;
-const SUCCESS: Status = 0;
+pub(crate) type Status = c_int;
+pub(crate) const SUCCESS: Status = 0;
 const NOT_INITIALIZED: Status = 1;
 const INVALID_VALUE: Status = 7;
 const EXECUTION_FAILED: Status = 13;
@@ -170,7 +170,7 @@ fn driver() -> Result<extern "C" fn(u64, *const Product) -> c_int, Status> {
 /// # Safety
 /// As cuBLAS asks for: `alpha` and `beta` point to f32, of the host or of the device as the pointer mode says.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cublasGemmEx(
+pub(crate) unsafe extern "C" fn cublasGemmEx(
     handle: usize,
     operation_a: c_int,
     operation_b: c_int,

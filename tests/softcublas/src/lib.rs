@@ -11,6 +11,8 @@
 
 #[cfg(target_os = "linux")]
 mod api;
+#[cfg(target_os = "linux")]
+mod batched;
 mod install;
 #[path = "../../softcuda/src/product.rs"]
 #[allow(unreachable_pub, reason = "softcuda exports it")]

@@ -54,7 +54,7 @@ unsupported! {
     cublasDtrmv_v2 cublasDtrmv_v2_64 cublasDtrsmBatched cublasDtrsmBatched_64 cublasDtrsm_v2 cublasDtrsm_v2_64
     cublasDtrsv_v2 cublasDtrsv_v2_64 cublasDtrttp cublasDzasum_v2 cublasDzasum_v2_64 cublasDznrm2_v2
     cublasDznrm2_v2_64 cublasGemmBatchedEx cublasGemmBatchedEx_64 cublasGemmEx_64 cublasGemmGroupedBatchedEx
-    cublasGemmGroupedBatchedEx_64 cublasGemmStridedBatchedEx cublasGemmStridedBatchedEx_64 cublasGetAtomicsMode
+    cublasGemmGroupedBatchedEx_64 cublasGemmStridedBatchedEx_64 cublasGetAtomicsMode
     cublasGetCudartVersion cublasGetEmulationStrategy cublasGetLoggerCallback cublasGetMathMode cublasGetMatrix
     cublasGetMatrixAsync cublasGetMatrixAsync_64 cublasGetMatrix_64 cublasGetPointerMode_v2 cublasGetProperty
     cublasGetSmCountTarget cublasGetStatusName cublasGetStatusString cublasGetStream_v2 cublasGetVector
