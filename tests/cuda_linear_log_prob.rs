@@ -334,6 +334,7 @@ fn small_f16_gradients_do_not_vanish() {
     let scaled =
         |values: &[f32]| values.iter().map(|value| (value / (1u64 << 30) as f32).to_bits()).collect::<Vec<_>>();
     assert!(large.weight.iter().any(|value| *value != 0.0));
+    assert!(large.weight.iter().chain(&small.weight).all(|value| value.is_finite()), "the power of two is too large");
     assert!(bits(&small.weight) == scaled(&large.weight));
     assert!(bits(&small.bias) == scaled(&large.bias));
 }

@@ -11,6 +11,9 @@
 //!   [`forward`](crate::PreferenceLoss#method.forward-1) says how.
 //! - The bits of a row's result depend on that row alone, as on the CPU. The two backends differ within
 //!   [`reference::bounds`](crate::reference::bounds).
+//! - From hidden states ([`Cuda::linear_token_log_probs`]) matrix products are cuBLAS's, which is looked for when the
+//!   first such call is made. They are without atomics and on one stream, so that they give the same bits again; that a
+//!   row's do not depend on the number of rows, cuBLAS does not promise.
 //!
 //! The kernels are compiled by `build.rs`. Where that found no nvcc, the crate builds all the same and [`Cuda::new`]
 //! says what is missing.
