@@ -1,6 +1,6 @@
 //! What the linear stage costs on CUDA, counted by softcuda: the launches, bytes and device memory that the docs of
-//! `src/cuda/linear_log_prob.rs` plan (gpu: option "V chunks, recompute"). On a real device nothing counts: then this says
-//! so and stops. One test at a time has the counters.
+//! `src/cuda/linear_log_prob.rs` plan. On a real device nothing counts: then this says so and stops. One test at a time has
+//! the counters.
 
 #![cfg(feature = "cuda")]
 

@@ -68,6 +68,7 @@ pub(super) struct Product {
 
 /// A handle on a stream, with its memory.
 pub(super) struct Blas {
+    stream: Arc<CudaStream>,
     handle: CudaBlas,
     /// Freed behind the handle, since fields are dropped in their order.
     _workspace: CudaSlice<u8>,
@@ -91,7 +92,7 @@ impl Blas {
         let mode = cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
         // SAFETY: a live handle.
         called("cublasSetMathMode", unsafe { sys::cublasSetMathMode(*handle.handle(), mode) }.result())?;
-        Ok(Self { handle, _workspace: workspace })
+        Ok(Self { stream: stream.clone(), handle, _workspace: workspace })
     }
 
     /// Launches a product. Sums are in f32; without atomics, so that it gives the same bits again.
@@ -116,6 +117,8 @@ impl Blas {
             let beta = factors + if accumulate { 12 } else { 8 };
             ((factors + 4) as *const c_void, beta as *const c_void, cublasPointerMode_t::CUBLAS_POINTER_MODE_DEVICE)
         };
+        // The handle's context must be that of the calling thread, whichever made it.
+        super::driver::called("cuCtxSetCurrent", self.stream.context().bind_to_thread())?;
         called("cublasSetPointerMode_v2", self.handle.set_pointer_mode(mode))?;
         let (m, n, k) = (length(m)?, length(n)?, length(k)?);
         let (a_stride, b_stride, c_stride) = (length(a.stride)?, length(b.stride)?, length(c.stride)?);

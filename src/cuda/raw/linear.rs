@@ -1,10 +1,10 @@
 //! What the calls of the linear stage take.
 
 use super::{Address, Targets, Upstream};
-use crate::cuda::Cuda;
 use crate::cuda::blas::Operand;
 use crate::cuda::linear_arguments as arguments;
 use crate::cuda::linear_workspace::clear;
+use crate::cuda::{Cuda, tuning};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::logits::check_vocab;
@@ -64,7 +64,12 @@ pub struct LinearInputs {
 
 impl LinearInputs {
     pub(super) fn check(&self) -> Result<()> {
-        check_vocab(self.weight.rows)?;
+        let vocab = self.weight.rows;
+        check_vocab(vocab)?;
+        // A grid has up to 65535 blocks along y.
+        if vocab > 65_535 * tuning::LINEAR_BLOCK_COLUMNS {
+            return Err(Error::Vocabulary { vocab });
+        }
         self.hidden.check()?;
         self.weight.check()?;
         check_length("hidden size", self.hidden.columns, self.weight.columns)?;
