@@ -12,7 +12,6 @@ use super::workspace::Scratch;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::logits::LogitOptions;
-use crate::objective::{Divergence, Objective, Target};
 use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, sys};
 use std::sync::PoisonError;
 
@@ -20,10 +19,16 @@ mod linear;
 pub(super) mod linear_log_prob;
 mod linear_pass;
 mod linear_row_loss;
+mod log_ratio;
+mod objective;
 
 pub use linear::{LinearGradientsAt, LinearInputs, MatrixAt};
 pub use linear_log_prob::{linear_token_log_probs, linear_token_log_probs_backward};
 pub use linear_row_loss::{RowLossesAt, linear_row_loss};
+pub(super) use log_ratio::log_ratios_with;
+pub use log_ratio::{LogRatioInputs, LogRatioOutputs, log_ratios};
+pub(super) use objective::objective_with;
+pub use objective::{ObjectiveInputs, ObjectiveOutputs, Rewards, objective};
 
 /// An address of device memory.
 pub type Address = sys::CUdeviceptr;
@@ -288,234 +293,6 @@ pub unsafe fn token_log_probs_backward(
     let grid = (logits.rows as u32, logits.vocab.div_ceil(tuning::SLICE) as u32);
     // SAFETY: the caller's promise.
     unsafe { launch(cuda, Stage::TokenLogProbBackward, &name, grid, &arguments) }
-}
-
-/// What the log-ratio stage reads: `[N]` per row, `[S]` per sequence; 0 where allowed.
-#[derive(Clone, Copy, Debug)]
-pub struct LogRatioInputs {
-    /// `[N]` f32.
-    pub log_probs: Address,
-    /// `[N]` f32, or 0: their sums are not wanted.
-    pub entropies: Address,
-    /// `[N]` ids.
-    pub targets: Targets,
-    /// `[N]` f32 of the reference, or 0.
-    pub reference_tokens: Address,
-    /// `[S]` f64 of the reference, or 0.
-    pub reference_sequences: Address,
-    /// `[S + 1]` i64, ascending from 0 to N.
-    pub sequence_offsets: Address,
-    /// S.
-    pub sequences: usize,
-    /// The sum divided by the number of scored rows.
-    pub mean: bool,
-}
-
-/// What the log-ratio stage writes.
-#[derive(Clone, Copy, Debug)]
-pub struct LogRatioOutputs {
-    /// `[S]` f64.
-    pub log_ratios: Address,
-    /// `[S]` f64: sums of the policy's log-probs over scored rows.
-    pub log_prob_sums: Address,
-    /// `[S]` f64, or 0: sums of the entropies over scored rows.
-    pub entropy_sums: Address,
-    /// `[S]` i32: how many rows are scored.
-    pub scored_rows: Address,
-    /// `[N]` i32: the sequence of each row, for the backward pass.
-    pub row_sequences: Address,
-}
-
-/// Log-probs and the reference's to log-ratios, per token first, in f64, in a fixed order.
-///
-/// # Errors
-/// [`Error::Shape`] for more than 2^31 − 1 sequences; [`Error::Cuda`].
-///
-/// # Safety
-/// As 2. to 4. of [`token_log_probs`]; the offsets ascend from 0 to N.
-pub unsafe fn log_ratios(cuda: &Cuda, inputs: LogRatioInputs, outputs: LogRatioOutputs) -> Result<()> {
-    let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-    // SAFETY: the caller's promise.
-    unsafe { log_ratios_with(cuda, &mut scratch, inputs, outputs) }
-}
-
-/// [`log_ratios`] with a status word of the caller's.
-///
-/// # Safety
-/// As [`log_ratios`].
-pub(super) unsafe fn log_ratios_with(
-    cuda: &Cuda,
-    scratch: &mut Scratch,
-    inputs: LogRatioInputs,
-    outputs: LogRatioOutputs,
-) -> Result<()> {
-    if inputs.sequences == 0 {
-        return Ok(());
-    }
-    let Ok(sequences) = i32::try_from(inputs.sequences) else {
-        return Err(Error::OffsetRange { what: "sequence offsets", index: inputs.sequences });
-    };
-    let status = scratch.status(&cuda.stream)?.device_ptr_mut(&cuda.stream).0;
-    let (targets, target_bytes) = inputs.targets.parts();
-    let arguments = arguments::LogRatio {
-        log_probs: inputs.log_probs,
-        entropies: inputs.entropies,
-        targets,
-        reference_tokens: inputs.reference_tokens,
-        reference_sequences: inputs.reference_sequences,
-        sequence_offsets: inputs.sequence_offsets,
-        log_ratios: outputs.log_ratios,
-        log_prob_sums: outputs.log_prob_sums,
-        entropy_sums: outputs.entropy_sums,
-        scored_rows: outputs.scored_rows,
-        row_sequences: outputs.row_sequences,
-        status,
-        target_bytes,
-        mean: i32::from(inputs.mean),
-    };
-    // SAFETY: the caller's promise.
-    unsafe { launch(cuda, Stage::LogRatio, "log_ratio", (sequences as u32, 1), &arguments) }
-}
-
-/// Rewards, or log q, on the device: which of the two types, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rewards {
-    /// `[S]` f32.
-    F32(Address),
-    /// `[S]` f64.
-    F64(Address),
-}
-
-impl Rewards {
-    fn parts(self) -> (Address, i32) {
-        match self {
-            Self::F32(address) => (address, 4),
-            Self::F64(address) => (address, 8),
-        }
-    }
-}
-
-/// What the objective stage reads; 0 where allowed.
-#[derive(Clone, Copy, Debug)]
-pub struct ObjectiveInputs {
-    /// `[S]` f64.
-    pub log_ratios: Address,
-    /// `[S]`: rewards, or log q.
-    pub rewards: Rewards,
-    /// `[S]` f64, or 0.
-    pub proposal_offsets: Address,
-    /// `[G + 1]` i64, strictly ascending from 0 to S.
-    pub group_offsets: Address,
-    /// `[S]` i32, or 0 unless `mean`.
-    pub scored_rows: Address,
-    /// G.
-    pub groups: usize,
-    /// The log-ratios are means over rows: a row gets its share of the coefficient.
-    pub mean: bool,
-    /// What the reduction multiplies each group's loss with.
-    pub weight: f64,
-}
-
-/// What the objective stage writes.
-#[derive(Clone, Copy, Debug)]
-pub struct ObjectiveOutputs {
-    /// `[G]` f64, before the reduction.
-    pub group_losses: Address,
-    /// `[S]` f64: d loss / d log-ratio.
-    pub coefficients: Address,
-    /// `[S]` f64: d loss / d log-prob of each row of the sequence; or 0.
-    pub sequence_weights: Address,
-    /// `[G]` [`DeviceGroupStatistics`](arguments::DeviceGroupStatistics), or 0.
-    pub statistics: Address,
-}
-
-/// The codes of `kernels/objective.cu`.
-fn target_code(target: Target) -> (i32, f64, f64) {
-    match target {
-        Target::Rewards { beta } => (0, beta, 0.0),
-        Target::Preference { label_smoothing } => (1, 1.0, label_smoothing),
-        Target::OfficialPreference => (2, 1.0, 0.0),
-        Target::Distribution => (3, 1.0, 0.0),
-    }
-}
-
-fn divergence_code(divergence: Divergence) -> (i32, f64) {
-    match divergence {
-        Divergence::ReverseKl => (0, 0.0),
-        Divergence::ForwardKl => (1, 0.0),
-        Divergence::Alpha(alpha) => (2, alpha),
-        Divergence::JensenShannon => (3, 0.0),
-    }
-}
-
-/// Log-ratios and rewards to group losses, coefficients and statistics.
-///
-/// # Errors
-/// [`Error::OffsetRange`] for more than 2^31 − 1 groups; [`Error::Cuda`]. A reward that is not what the objective takes
-/// (finite) makes its group NaN, and the first one is in [`Cuda::status`].
-///
-/// # Safety
-/// As 2. to 4. of [`token_log_probs`]; the offsets are those of non-empty groups from 0 to S, of pairs for
-/// [`Target::OfficialPreference`].
-pub unsafe fn objective(
-    cuda: &Cuda,
-    objective: &Objective,
-    inputs: ObjectiveInputs,
-    outputs: ObjectiveOutputs,
-) -> Result<()> {
-    let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-    // SAFETY: the caller's promise.
-    unsafe { objective_with(cuda, &mut scratch, objective, inputs, outputs) }
-}
-
-/// [`objective`] with a status word of the caller's.
-///
-/// # Safety
-/// As [`objective`].
-pub(super) unsafe fn objective_with(
-    cuda: &Cuda,
-    scratch: &mut Scratch,
-    objective: &Objective,
-    inputs: ObjectiveInputs,
-    outputs: ObjectiveOutputs,
-) -> Result<()> {
-    if inputs.groups == 0 {
-        return Ok(());
-    }
-    let Ok(groups) = i32::try_from(inputs.groups) else {
-        return Err(Error::OffsetRange { what: "group offsets", index: inputs.groups });
-    };
-    let (target, beta_reward, label_smoothing) = target_code(objective.target());
-    let (divergence, alpha) = divergence_code(objective.divergence());
-    let (rewards, reward_bytes) = inputs.rewards.parts();
-    let arguments = arguments::ObjectiveArguments {
-        log_ratios: inputs.log_ratios,
-        rewards,
-        proposal_offsets: inputs.proposal_offsets,
-        group_offsets: inputs.group_offsets,
-        scored_rows: inputs.scored_rows,
-        group_losses: outputs.group_losses,
-        coefficients: outputs.coefficients,
-        sequence_weights: outputs.sequence_weights,
-        statistics: outputs.statistics,
-        status: scratch.status(&cuda.stream)?.device_ptr_mut(&cuda.stream).0,
-        beta_policy: objective.beta_policy(),
-        beta_reward,
-        label_smoothing,
-        alpha,
-        weight: inputs.weight,
-        target,
-        divergence,
-        reward_bytes,
-        groups,
-        mean: i32::from(inputs.mean),
-        padding: 0,
-    };
-    // A warp per group.
-    let groups_per_block = cuda.kernels.kernel(Stage::Objective, "objective")?.threads as usize / 32;
-    let blocks = inputs.groups.div_ceil(groups_per_block) as u32;
-    // SAFETY: the caller's promise.
-    unsafe { launch(cuda, Stage::Objective, "objective", (blocks, 1), &arguments) }
 }
 
 impl Cuda {
