@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "include/logits.cuh"
+#include "include/row_results.cuh"
 #include "include/softmax_sums.cuh"
 #include "include/status.cuh"
 
@@ -116,38 +117,6 @@ __device__ __forceinline__ Sums<float> sum_unit(const float (&x)[4 * LOADS], con
     return sums;
 }
 
-// A row's results from its sums. One thread.
-template <bool SOFTCAP, bool ENTROPY>
-__device__ __forceinline__ void finish(const LinearLogProb& arguments, const Scale& scale, const Sums<double>& sums,
-                                       float target_logit, uint32_t row) {
-    float log_prob = NAN, entropy = NAN;
-    float2 state = make_float2(0.0f, NAN);
-    if (fabsf(sums.r) < LARGEST_EXPONENT && !isnan(sums.s)) {
-        constexpr double LN_2 = 0.693147180559945309;
-        const double log2_sum = log2(sums.s);
-        const double t = scale.exact_exponent<SOFTCAP>(target_logit, sums.r);
-        // The roundings of the sum must not make a probability larger than 1, nor an entropy negative.
-        log_prob = static_cast<float>(fmin((t - log2_sum) * LN_2, 0.0));
-        state = make_float2(sums.r, static_cast<float>(sums.s));
-        if constexpr (ENTROPY) entropy = static_cast<float>(fmax((log2_sum - sums.weighted / sums.s) * LN_2, 0.0));
-        if (log_prob == -INFINITY) atomicAdd(&arguments.status->minus_infinite_targets, 1u);
-    } else {
-        record(&arguments.status->non_finite_rows, &arguments.status->first_non_finite_row, row);
-    }
-    arguments.log_probs[row] = log_prob;
-    arguments.states[row] = state;
-    if constexpr (ENTROPY) arguments.entropies[row] = entropy;
-}
-
-// A row whose target is no column: it is not read. One thread.
-template <bool ENTROPY>
-__device__ __forceinline__ void refuse(const LinearLogProb& arguments, uint32_t row) {
-    record(&arguments.status->bad_targets, &arguments.status->first_bad_target_row, row);
-    arguments.log_probs[row] = NAN;
-    arguments.states[row] = make_float2(0.0f, NAN);
-    if constexpr (ENTROPY) arguments.entropies[row] = NAN;
-}
-
 // Where a block leaves units for thread 0, and what that has of the row: so they cost the loop no register.
 struct Shared {
     Sums<float> units[2][WARPS];
@@ -212,7 +181,7 @@ __device__ __forceinline__ void linear_log_prob(const LinearLogProb& arguments) 
     const bool is_last = arguments.begin + arguments.columns == arguments.vocab;
     const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
     if (target >= arguments.vocab) {
-        if (is_last && threadIdx.x == 0) refuse<ENTROPY>(arguments, row);
+        if (is_last && threadIdx.x == 0) skip_row<ENTROPY>(arguments, row, false);
         return;
     }
 
@@ -240,7 +209,7 @@ __device__ __forceinline__ void linear_log_prob(const LinearLogProb& arguments) 
     }
     if (is_last) {
         const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
-        finish<SOFTCAP, ENTROPY>(arguments, scale, sums, target_logit, row);
+        finish_row<SOFTCAP, ENTROPY>(arguments, scale, sums, target_logit, row);
     } else {
         arguments.sums[blockIdx.x] = {sums.s, sums.weighted, sums.r, target_logit};
     }

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "include/logits.cuh"
+#include "include/row_results.cuh"
 #include "include/softmax_sums.cuh"
 #include "include/status.cuh"
 
@@ -141,43 +142,6 @@ __device__ __forceinline__ void reduce_warp(Sums<float>& sums) {
     if constexpr (ENTROPY) sums.weighted = warp_sum(sums.weighted);
 }
 
-// A row's results from its sums. One thread.
-template <typename T, bool SOFTCAP, bool ENTROPY>
-__device__ __forceinline__ void finish(const TokenLogProb& arguments, const Sums<double>& sums, uint32_t row,
-                                       int32_t target) {
-    const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
-    float log_prob = NAN, entropy = NAN;
-    float2 state = make_float2(0.0f, NAN);
-    // r still at its start: only -inf. r infinite: a +inf. A sum that is NaN: a NaN.
-    if (fabsf(sums.r) < LARGEST_EXPONENT && !isnan(sums.s)) {
-        const auto* logits =
-            static_cast<const typename T::Bits*>(arguments.logits) + int64_t{row} * arguments.row_stride;
-        const double log2_sum = log2(sums.s);
-        constexpr double LN_2 = 0.693147180559945309;
-        const double t = scale.exact_exponent<SOFTCAP>(load<T>(logits + target), sums.r);
-        // The roundings of the sum must not make a probability larger than 1, nor an entropy negative.
-        log_prob = static_cast<float>(fmin((t - log2_sum) * LN_2, 0.0));
-        state = make_float2(sums.r, static_cast<float>(sums.s));
-        if constexpr (ENTROPY) entropy = static_cast<float>(fmax((log2_sum - sums.weighted / sums.s) * LN_2, 0.0));
-        if (log_prob == -INFINITY) atomicAdd(&arguments.status->minus_infinite_targets, 1u);
-    } else {
-        record(&arguments.status->non_finite_rows, &arguments.status->first_non_finite_row, row);
-    }
-    arguments.log_probs[row] = log_prob;
-    arguments.states[row] = state;
-    if constexpr (ENTROPY) arguments.entropies[row] = entropy;
-}
-
-// A row that is not read: masked, or with a target that is no column. One thread.
-template <bool ENTROPY>
-__device__ __forceinline__ void skip(const TokenLogProb& arguments, uint32_t row, bool masked) {
-    const float value = masked ? 0.0f : NAN;
-    if (!masked) record(&arguments.status->bad_targets, &arguments.status->first_bad_target_row, row);
-    arguments.log_probs[row] = value;
-    arguments.states[row] = make_float2(0.0f, value);
-    if constexpr (ENTROPY) arguments.entropies[row] = value;
-}
-
 template <typename T, bool SOFTCAP, bool ENTROPY>
 __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
     __shared__ SharedSums shared;
@@ -185,7 +149,7 @@ __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
     const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
     if (target < 0 || target >= arguments.vocab) {
-        if (thread == 0 && blockIdx.y == 0) skip<ENTROPY>(arguments, row, target < 0);
+        if (thread == 0 && blockIdx.y == 0) skip_row<ENTROPY>(arguments, row, target < 0);
         return;
     }
 
@@ -267,7 +231,11 @@ __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
     } else {
         sums = shared.row;
     }
-    finish<T, SOFTCAP, ENTROPY>(arguments, sums, row, static_cast<int32_t>(target));
+    const auto* logits = static_cast<const typename T::Bits*>(arguments.logits) + int64_t{row} * arguments.row_stride;
+    const float target_logit = load<T>(logits + target);
+    // The scale is made anew, so that its exact part costs the loop no register.
+    const Scale exact = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
+    finish_row<SOFTCAP, ENTROPY>(arguments, exact, sums, target_logit, row);
 }
 
 #define KERNEL(NAME, T, SOFTCAP, ENTROPY, BLOCKS)                 \

@@ -1,0 +1,42 @@
+// What the forward kernels write for a row. `Arguments` has log_probs, states, entropies and status.
+#pragma once
+
+#include <cstdint>
+
+#include "logits.cuh"
+#include "softmax_sums.cuh"
+#include "status.cuh"
+
+// A row's results from its sums and the logit of its target. One thread.
+template <bool SOFTCAP, bool ENTROPY, typename Arguments>
+__device__ __forceinline__ void finish_row(const Arguments& arguments, const Scale& scale, const Sums<double>& sums,
+                                           float target_logit, uint32_t row) {
+    float log_prob = NAN, entropy = NAN;
+    float2 state = make_float2(0.0f, NAN);
+    // r still at its start: only -inf. r infinite: a +inf. A sum that is NaN: a NaN.
+    if (fabsf(sums.r) < LARGEST_EXPONENT && !isnan(sums.s)) {
+        constexpr double LN_2 = 0.693147180559945309;
+        const double log2_sum = log2(sums.s);
+        const double t = scale.exact_exponent<SOFTCAP>(target_logit, sums.r);
+        // The roundings of the sum must not make a probability larger than 1, nor an entropy negative.
+        log_prob = static_cast<float>(fmin((t - log2_sum) * LN_2, 0.0));
+        state = make_float2(sums.r, static_cast<float>(sums.s));
+        if constexpr (ENTROPY) entropy = static_cast<float>(fmax((log2_sum - sums.weighted / sums.s) * LN_2, 0.0));
+        if (log_prob == -INFINITY) atomicAdd(&arguments.status->minus_infinite_targets, 1u);
+    } else {
+        record(&arguments.status->non_finite_rows, &arguments.status->first_non_finite_row, row);
+    }
+    arguments.log_probs[row] = log_prob;
+    arguments.states[row] = state;
+    if constexpr (ENTROPY) arguments.entropies[row] = entropy;
+}
+
+// A row that is not read: masked, or with a target that is no column. One thread.
+template <bool ENTROPY, typename Arguments>
+__device__ __forceinline__ void skip_row(const Arguments& arguments, uint32_t row, bool masked) {
+    const float value = masked ? 0.0f : NAN;
+    if (!masked) record(&arguments.status->bad_targets, &arguments.status->first_bad_target_row, row);
+    arguments.log_probs[row] = value;
+    arguments.states[row] = make_float2(0.0f, value);
+    if constexpr (ENTROPY) arguments.entropies[row] = value;
+}
