@@ -14,47 +14,36 @@
 
 #[path = "../benches/support/linear_stage.rs"]
 mod linear_stage;
+#[path = "../tests/support/peak_memory.rs"]
+mod peak_memory;
+#[path = "../benches/support/raw_numbers.rs"]
+mod raw_numbers;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{BufRead, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use exo_kernels::{Cpu, Dtype, Element};
 use half::bf16;
 use linear_stage::{LinearStage, Product};
-
-/// Follows how much is allocated.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(held, Ordering::Relaxed);
-        // SAFETY: the caller's contract is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's contract is the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+use peak_memory::peak;
+use raw_numbers::read;
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: peak_memory::Counting = peak_memory::Counting;
 
 /// What is timed, of any type: one command's buffers, kept for the next.
 trait Timed {
     fn is_of(&self, dtype: &str, shape: (usize, usize, usize)) -> bool;
     fn run(&mut self, pass: &str) -> Result<()>;
+
+    /// Of one run.
+    fn seconds(&mut self, pass: &str) -> Result<f64> {
+        let start = Instant::now();
+        self.run(pass)?;
+        Ok(start.elapsed().as_secs_f64())
+    }
 }
 
 impl<T: Element> Timed for LinearStage<T> {
@@ -107,16 +96,6 @@ fn make(kind: &str, (rows, size, vocab): (usize, usize, usize)) -> Result<Box<dy
     }
 }
 
-fn read<T: bytemuck::Pod>(file: &Path, count: usize) -> Result<Vec<T>> {
-    let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
-    let mut numbers = vec![T::zeroed(); count];
-    if bytes.len() != size_of_val(numbers.as_slice()) {
-        bail!("{} has {} bytes, not those of {count} numbers", file.display(), bytes.len());
-    }
-    bytemuck::cast_slice_mut(&mut numbers).copy_from_slice(&bytes);
-    Ok(numbers)
-}
-
 fn check<T: Element>((rows, size, vocab): (usize, usize, usize), folder: &Path) -> Result<()> {
     let inputs = (read::<T>(&folder.join("hidden"), rows * size)?, read::<T>(&folder.join("weight"), vocab * size)?);
     let (targets, upstream) = (read(&folder.join("targets"), rows)?, read(&folder.join("upstream"), rows)?);
@@ -150,15 +129,9 @@ fn answer(line: &str, kept: &mut Option<Box<dyn Timed>>) -> Result<serde_json::V
     }
     let timed = kept.as_mut().context("a stage")?;
     timed.run(command)?;
-    let held = HELD.load(Ordering::Relaxed);
-    PEAK.store(held, Ordering::Relaxed);
-    let mut seconds = Vec::new();
-    for _ in 0..last.parse()? {
-        let start = Instant::now();
-        timed.run(command)?;
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    Ok(serde_json::json!({ "seconds": seconds, "peak": PEAK.load(Ordering::Relaxed) - held }))
+    let repeats = last.parse()?;
+    let (seconds, peak) = peak(|| (0..repeats).map(|_| timed.seconds(command)).collect::<Result<Vec<f64>>>());
+    Ok(serde_json::json!({ "seconds": seconds?, "peak": peak }))
 }
 
 fn main() -> Result<()> {

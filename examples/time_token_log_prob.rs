@@ -18,6 +18,8 @@
 mod inputs;
 #[path = "../benches/support/memory.rs"]
 mod memory;
+#[path = "../benches/support/raw_numbers.rs"]
+mod raw_numbers;
 #[path = "../benches/support/stage.rs"]
 mod stage;
 
@@ -31,6 +33,7 @@ use exo_kernels::cpu::InstructionSet;
 use exo_kernels::{Cpu, Element};
 use half::{bf16, f16};
 
+use raw_numbers::read;
 use stage::Stage;
 
 /// A stage of any logits' type.
@@ -92,16 +95,6 @@ fn stage<T: Element>(cpu: Cpu, rows: usize, vocab: usize) -> Box<dyn Timed> {
     let mut stage = Stage::new(cpu, inputs::logits::<T>(rows, vocab), vocab, targets, vec![1.0; rows]);
     stage.forward(true);
     Box::new(stage)
-}
-
-fn read<T: bytemuck::Pod>(file: &Path, count: usize) -> Result<Vec<T>> {
-    let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
-    let mut numbers = vec![T::zeroed(); count];
-    if bytes.len() != size_of_val(numbers.as_slice()) {
-        bail!("{} has {} bytes, not those of {count} numbers", file.display(), bytes.len());
-    }
-    bytemuck::cast_slice_mut(&mut numbers).copy_from_slice(&bytes);
-    Ok(numbers)
 }
 
 fn check<T: Element>(cpu: Cpu, rows: usize, vocab: usize, folder: &Path) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::matrix::fits;
 
 /// Logits to read: `[N, V]`, row stride ≥ V, columns contiguous.
 ///
@@ -40,15 +41,10 @@ impl Shape {
 
     pub(crate) fn strided(elements: usize, rows: usize, vocab: usize, row_stride: usize) -> Result<Self> {
         check_vocab(vocab)?;
-        // The last row needs no padding behind it. An overflowing product cannot fit either.
-        let needed = match rows.checked_sub(1) {
-            None => Some(0),
-            Some(before) => before.checked_mul(row_stride).and_then(|start| start.checked_add(vocab)),
-        };
-        match needed {
-            Some(needed) if needed <= elements && row_stride >= vocab => Ok(Shape { rows, vocab, row_stride }),
-            _ => Err(Error::Shape { elements, rows: Some(rows), vocab, row_stride }),
+        if !fits(elements, rows, vocab, row_stride) {
+            return Err(Error::Shape { elements, rows: Some(rows), vocab, row_stride });
         }
+        Ok(Shape { rows, vocab, row_stride })
     }
 }
 

@@ -36,18 +36,21 @@ impl MatrixShape {
     }
 
     pub(crate) fn strided(elements: usize, rows: usize, columns: usize, row_stride: usize) -> Result<Self> {
-        // The last row needs no padding behind it. An overflowing product cannot fit either.
-        let needed = match rows.checked_sub(1) {
-            None => Some(0),
-            Some(before) => before.checked_mul(row_stride).and_then(|start| start.checked_add(columns)),
-        };
-        match needed {
-            Some(needed) if needed <= elements && row_stride >= columns && columns > 0 => {
-                Ok(Self { rows, columns, row_stride })
-            }
-            _ => Err(Error::Matrix { elements, rows: Some(rows), columns, row_stride }),
+        if columns == 0 || !fits(elements, rows, columns, row_stride) {
+            return Err(Error::Matrix { elements, rows: Some(rows), columns, row_stride });
         }
+        Ok(Self { rows, columns, row_stride })
     }
+}
+
+/// Whether rows do not overlap and lie within so many elements.
+pub(crate) fn fits(elements: usize, rows: usize, columns: usize, row_stride: usize) -> bool {
+    // The last row needs no padding behind it. An overflowing product cannot fit either.
+    let needed = match rows.checked_sub(1) {
+        None => Some(0),
+        Some(before) => before.checked_mul(row_stride).and_then(|start| start.checked_add(columns)),
+    };
+    row_stride >= columns && needed.is_some_and(|needed| needed <= elements)
 }
 
 impl<'a, T: Element> Matrix<'a, T> {

@@ -40,6 +40,15 @@ pub struct TokenLogProbs<'a> {
     pub entropies: Option<&'a mut [f32]>,
 }
 
+impl TokenLogProbs<'_> {
+    /// That there is an entry per row.
+    pub(crate) fn check(&self, rows: usize) -> Result<()> {
+        check_length("log-probs", self.log_probs.len(), rows)?;
+        check_length("softmax states", self.states.len(), rows)?;
+        self.entropies.as_ref().map_or(Ok(()), |entropies| check_length("entropies", entropies.len(), rows))
+    }
+}
+
 /// What the token log-prob stage kept of its forward pass.
 #[derive(Debug, Clone, Copy)]
 pub struct SavedRows<'a> {

@@ -2,46 +2,18 @@
 //!
 //! A counting allocator follows what is allocated. There is one test in this file, so nothing else allocates beside it.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+#[path = "support/peak_memory.rs"]
+mod peak_memory;
 
 use exo_kernels::{
     Cpu, Head, LinearGradients, LogitOptions, Matrix, MatrixMut, RowGradients, RowLoss, RowLosses, SavedRows,
     SoftmaxState, TokenLogProbs,
 };
 use half::bf16;
-
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
-        PEAK.fetch_max(held, Ordering::SeqCst);
-        // SAFETY: the caller's contract is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::SeqCst);
-        // SAFETY: the caller's contract is the same.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+use peak_memory::peak;
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The most that was held during `run` beyond what was held before.
-fn peak(run: impl FnOnce()) -> usize {
-    let before = HELD.load(Ordering::SeqCst);
-    PEAK.store(before, Ordering::SeqCst);
-    run();
-    PEAK.load(Ordering::SeqCst) - before
-}
+static ALLOCATOR: peak_memory::Counting = peak_memory::Counting;
 
 const TILE: usize = 256 * 512 * 4;
 
@@ -73,12 +45,12 @@ fn the_peak_is_what_the_modules_say() {
         let g = vec![0.1f32; rows];
         let mut losses = vec![0.0f32; rows];
 
-        let forward = peak(|| {
+        let ((), forward) = peak(|| {
             let outputs = TokenLogProbs { log_probs: &mut log_probs, states: &mut states, entropies: None };
             let run = || cpu.linear_token_log_probs(hidden, &head, &targets, &options, outputs);
             pool.install(run).expect("forward");
         });
-        let backward = peak(|| {
+        let ((), backward) = peak(|| {
             let saved = SavedRows { states: &states, entropies: None };
             let upstream = RowGradients { log_probs: &g, entropies: None };
             let run = || {
@@ -87,7 +59,7 @@ fn the_peak_is_what_the_modules_say() {
             };
             pool.install(run).expect("backward");
         });
-        let one_pass = peak(|| {
+        let ((), one_pass) = peak(|| {
             let outputs = RowLosses { log_probs: &mut log_probs, losses: &mut losses };
             let loss = RowLoss::Weighted { weights: g.as_slice() };
             let run = || {

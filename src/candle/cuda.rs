@@ -204,7 +204,7 @@ fn gradient<T: Element + CudaDType + DeviceRepr>(
 }
 
 /// What an operation of this module says on the CPU, where nobody sends it.
-pub(super) fn cuda_only<T>(name: &str) -> Result<T> {
+fn cuda_only<T>(name: &str) -> Result<T> {
     bail!("{name}: this operation is for CUDA tensors")
 }
 

@@ -1,6 +1,6 @@
 //! The operations from hidden states in place of logits, on any device.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 
 #[cfg(feature = "candle-cuda")]
 use super::linear_cuda;
@@ -134,5 +134,122 @@ impl Linear {
             weight: if in_place { weight.clone() } else { weight.contiguous()? },
             bias: bias.map(Tensor::contiguous).transpose()?,
         })
+    }
+}
+
+/// A pass in an operation: its values, and its way back. What is of another device than the pass says so itself.
+pub(super) trait Pass: Send + Sync + 'static {
+    const NAME: &'static str;
+
+    /// The values of a pass on the CPU, which has been made.
+    fn cpu_values(&self) -> Result<(CpuStorage, Shape)> {
+        bail!("{}: this operation is for CUDA tensors", Self::NAME)
+    }
+
+    /// Makes the pass on a CUDA device.
+    fn cuda_values(
+        &self,
+        _hidden: Place<'_>,
+        _weight: Place<'_>,
+        _bias: Option<Place<'_>>,
+    ) -> Result<(CudaStorage, Shape)> {
+        bail!("{}: this operation is for CPU tensors", Self::NAME)
+    }
+
+    /// The gradients of those of the three tensors that take part in one.
+    fn gradients(
+        &self,
+        operands: [&Tensor; 2],
+        bias: Option<&Tensor>,
+        values: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]>;
+}
+
+/// A storage and where the tensor lies in it.
+pub(super) type Place<'a> = (&'a CudaStorage, &'a Layout);
+
+/// A pass as candle takes it: with two operands, or with a bias three.
+pub(super) struct LinearOp<P>(pub(super) P);
+
+impl<P: Pass> LinearOp<P> {
+    pub(super) fn apply(self, linear: &Linear) -> Result<Tensor> {
+        match &linear.bias {
+            Some(bias) => linear.hidden.apply_op3(&linear.weight, bias, self),
+            None => linear.hidden.apply_op2(&linear.weight, self),
+        }
+    }
+}
+
+impl<P: Pass> CustomOp2 for LinearOp<P> {
+    fn name(&self) -> &'static str {
+        P::NAME
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.0.cpu_values()
+    }
+
+    fn cuda_fwd(
+        &self,
+        hidden: &CudaStorage,
+        hidden_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.0.cuda_values((hidden, hidden_layout), (weight, weight_layout), None)
+    }
+
+    fn bwd(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        values: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [hidden, weight, _] = self.0.gradients([hidden, weight], None, values, upstream)?;
+        Ok((hidden, weight))
+    }
+}
+
+impl<P: Pass> CustomOp3 for LinearOp<P> {
+    fn name(&self) -> &'static str {
+        P::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.0.cpu_values()
+    }
+
+    fn cuda_fwd(
+        &self,
+        hidden: &CudaStorage,
+        hidden_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.0.cuda_values((hidden, hidden_layout), (weight, weight_layout), Some((bias, bias_layout)))
+    }
+
+    fn bwd(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        values: &Tensor,
+        upstream: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [hidden, weight, bias] = self.0.gradients([hidden, weight], Some(bias), values, upstream)?;
+        Ok((hidden, weight, bias))
     }
 }

@@ -2,13 +2,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{
-    CpuStorage, CustomOp2, CustomOp3, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
-};
+use candle_core::{CpuStorage, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
 use super::cpu::target_ids;
-use super::linear::Linear;
+use super::linear::{Linear, LinearOp, Pass};
 use super::{LossInputs, result_shape};
 use crate::cpu::Cpu;
 use crate::element::Element;
@@ -38,7 +36,7 @@ pub(super) fn token_log_probs(
     };
     with_linear(&linear.hidden, &linear.weight, linear.bias.as_ref(), TokenForward { pass: &mut pass })?;
     let values = [pass.log_probs.as_slice(), pass.entropies.as_slice()].concat();
-    LinearOp { values, shape: result_shape(rows, entropy), pass }.apply(linear)
+    LinearOp(Finished { values, shape: result_shape(rows, entropy), way: pass }).apply(linear)
 }
 
 /// The loss, and its report.
@@ -52,8 +50,8 @@ pub(super) fn preference_loss(
     let forward = LossForward { loss: &mut loss, targets: &targets, inputs };
     with_linear(&linear.hidden, &linear.weight, linear.bias.as_ref(), forward)?;
     let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
-    let op = LinearOp { values: vec![report.loss as f32], shape: Shape::from(()), pass: Mutex::new(loss) };
-    Ok((op.apply(linear)?, report))
+    let pass = Finished { values: vec![report.loss as f32], shape: Shape::from(()), way: Mutex::new(loss) };
+    Ok((LinearOp(pass).apply(linear)?, report))
 }
 
 /// What is done with hidden states and head once their element type is known.
@@ -128,7 +126,7 @@ impl WithLinear for LossForward<'_> {
 }
 
 /// A finished forward pass that can go backward.
-trait Pass: Send + Sync + 'static {
+trait Way: Send + Sync + 'static {
     const NAME: &'static str;
 
     /// `upstream`: the gradient of the operation's values.
@@ -151,7 +149,7 @@ struct TokenLogProbPass {
     entropies: Vec<f32>,
 }
 
-impl Pass for TokenLogProbPass {
+impl Way for TokenLogProbPass {
     const NAME: &'static str = "exo-linear-token-log-probs";
 
     fn backward<T: Element + WithDType>(
@@ -171,7 +169,7 @@ impl Pass for TokenLogProbPass {
 }
 
 /// The lock is for the backward pass, which keeps its workspace in the loss.
-impl Pass for Mutex<PreferenceLoss<Cpu>> {
+impl Way for Mutex<PreferenceLoss<Cpu>> {
     const NAME: &'static str = "exo-linear-preference-loss";
 
     fn backward<T: Element + WithDType>(
@@ -189,54 +187,44 @@ impl Pass for Mutex<PreferenceLoss<Cpu>> {
 }
 
 /// The values of a finished forward pass, and its way back.
-struct LinearOp<P> {
+struct Finished<W> {
     values: Vec<f32>,
     shape: Shape,
-    pass: P,
+    way: W,
 }
 
-impl<P: Pass> LinearOp<P> {
-    fn apply(self, linear: &Linear) -> Result<Tensor> {
-        match &linear.bias {
-            Some(bias) => linear.hidden.apply_op3(&linear.weight, bias, self),
-            None => linear.hidden.apply_op2(&linear.weight, self),
-        }
+impl<W: Way> Pass for Finished<W> {
+    const NAME: &'static str = W::NAME;
+
+    fn cpu_values(&self) -> Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(self.values.clone()), self.shape.clone()))
     }
 
-    fn forward(&self) -> (CpuStorage, Shape) {
-        (CpuStorage::F32(self.values.clone()), self.shape.clone())
-    }
-
-    /// The gradients of those of the three tensors that take part in one.
     fn gradients(
         &self,
-        hidden: &Tensor,
-        weight: &Tensor,
+        [hidden, weight]: [&Tensor; 2],
         bias: Option<&Tensor>,
+        _: &Tensor,
         upstream: &Tensor,
     ) -> Result<[Option<Tensor>; 3]> {
         let upstream = upstream.flatten_all()?.to_vec1::<f32>()?;
         let mut gradients = [None, None, None];
-        let backward = Backward {
-            op: self,
-            upstream: &upstream,
-            tensors: [Some(hidden), Some(weight), bias],
-            gradients: &mut gradients,
-        };
+        let tensors = [Some(hidden), Some(weight), bias];
+        let backward = Backward { way: &self.way, upstream: &upstream, tensors, gradients: &mut gradients };
         with_linear(hidden, weight, bias, backward)?;
         Ok(gradients)
     }
 }
 
-struct Backward<'a, P> {
-    op: &'a LinearOp<P>,
+struct Backward<'a, W> {
+    way: &'a W,
     upstream: &'a [f32],
     /// Hidden states, weight, bias.
     tensors: [Option<&'a Tensor>; 3],
     gradients: &'a mut [Option<Tensor>; 3],
 }
 
-impl<P: Pass> WithLinear for Backward<'_, P> {
+impl<W: Way> WithLinear for Backward<'_, W> {
     fn run<T: Element + WithDType>(self, hidden: Matrix<'_, T>, head: &Head<'_, T>) -> Result<()> {
         // Nothing for a frozen tensor, which would otherwise cost a product and a buffer of its size.
         let [mut of_hidden, mut of_weight, mut of_bias] = self.tensors.map(|tensor| {
@@ -250,7 +238,7 @@ impl<P: Pass> WithLinear for Backward<'_, P> {
         if let Some(of_bias) = &mut of_bias {
             gradients = gradients.with_bias(of_bias);
         }
-        self.op.pass.backward(hidden, head, self.upstream, gradients).map_err(Error::wrap)?;
+        self.way.backward(hidden, head, self.upstream, gradients).map_err(Error::wrap)?;
         for ((slot, gradient), tensor) in
             self.gradients.iter_mut().zip([of_hidden, of_weight, of_bias]).zip(self.tensors)
         {
@@ -264,55 +252,4 @@ impl<P: Pass> WithLinear for Backward<'_, P> {
 
 fn gradient_matrix<T: Element>(gradient: &mut [T], columns: usize) -> Result<MatrixMut<'_, T>> {
     MatrixMut::new(gradient, columns).map_err(Error::wrap)
-}
-
-impl<P: Pass> CustomOp2 for LinearOp<P> {
-    fn name(&self) -> &'static str {
-        P::NAME
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(self.forward())
-    }
-
-    fn bwd(
-        &self,
-        hidden: &Tensor,
-        weight: &Tensor,
-        _: &Tensor,
-        upstream: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [hidden, weight, _] = self.gradients(hidden, weight, None, upstream)?;
-        Ok((hidden, weight))
-    }
-}
-
-impl<P: Pass> CustomOp3 for LinearOp<P> {
-    fn name(&self) -> &'static str {
-        P::NAME
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Ok(self.forward())
-    }
-
-    fn bwd(
-        &self,
-        hidden: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        upstream: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [hidden, weight, bias] = self.gradients(hidden, weight, Some(bias), upstream)?;
-        Ok((hidden, weight, bias))
-    }
 }

@@ -6,17 +6,14 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::op::BackpropOp;
-use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, CustomOp2, CustomOp3, DType, Error, Layout, Result, Shape, Storage, Tensor,
-    bail,
-};
+use candle_core::{CudaDevice, CudaStorage, DType, Error, Layout, Result, Shape, Storage, Tensor, bail};
 use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use half::{bf16, f16};
 
 use super::cuda::{
-    backend, cuda_only, cuda_storage, elements, placed_reference, placed_targets, unexpected_types, unwritten, upload,
+    backend, cuda_storage, elements, placed_reference, placed_targets, unexpected_types, unwritten, upload,
 };
-use super::linear::Linear;
+use super::linear::{Linear, LinearOp, Pass, Place};
 use super::{LossInputs, result_shape};
 use crate::cuda::{Cuda, Head, Hidden, LinearGradients, Matrix, MatrixMut, RowGradients, SavedRows, TokenLogProbs};
 use crate::element::Element;
@@ -38,7 +35,8 @@ pub(super) fn token_log_probs(
     let ids = placed_targets(device, linear.hidden.dim(0)?, linear.weight.dim(0)?, targets)?;
     let scored_rows = scored_rows(targets)?;
     let states = OnceLock::new();
-    LinearOp(TokenLogProbPass { targets: ids, scored_rows, options: *options, entropy, states }).apply(linear)
+    let pass = TokenLogProbPass { targets: ids, scored_rows, options: *options, entropy, states };
+    LinearOp(OnDevice(pass)).apply(linear)
 }
 
 /// The loss, and its report, for which this waits.
@@ -55,7 +53,7 @@ pub(super) fn preference_loss(
     with_tensors([&linear.hidden, &linear.weight], linear.bias.as_ref(), &targets, forward)?;
     let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
     let pass = LossPass { value: report.loss as f32, targets, scored_rows, loss: Mutex::new(loss) };
-    Ok((LinearOp(pass).apply(linear)?, report))
+    Ok((LinearOp(OnDevice(pass)).apply(linear)?, report))
 }
 
 /// How many rows are scored, where the host can tell: then the products leave out the others.
@@ -77,9 +75,6 @@ trait WithTypes {
         ids: &CudaView<'_, I>,
     ) -> Result<Self::Output>;
 }
-
-/// A storage and where the tensor lies in it.
-type Place<'a> = (&'a CudaStorage, &'a Layout);
 
 /// Runs on the places of hidden states, weight, bias and ids; refuses every type but f32, f16 and bf16, u32 and i64.
 fn with_types<W: WithTypes>(
@@ -144,8 +139,8 @@ fn with_tensors<W: WithTypes>(
     with_types(hidden, weight, bias, (cuda_storage(&ids)?, ids_layout), run)
 }
 
-/// A forward pass in an operation, and its way back.
-trait Pass: Send + Sync + 'static {
+/// A forward pass, and its way back.
+trait Way: Send + Sync + 'static {
     const NAME: &'static str;
 
     /// `[N]`, contiguous, on the device.
@@ -210,7 +205,7 @@ impl WithTypes for TokenForward<'_, '_> {
     }
 }
 
-impl Pass for TokenLogProbPass {
+impl Way for TokenLogProbPass {
     const NAME: &'static str = "exo-linear-token-log-probs";
 
     fn targets(&self) -> &Tensor {
@@ -305,7 +300,7 @@ struct LossPass {
     loss: Mutex<PreferenceLoss<Cuda>>,
 }
 
-impl Pass for LossPass {
+impl Way for LossPass {
     const NAME: &'static str = "exo-linear-preference-loss";
 
     fn targets(&self) -> &Tensor {
@@ -337,23 +332,23 @@ impl Pass for LossPass {
     }
 }
 
-struct LinearOp<P>(P);
+/// A pass on CUDA tensors.
+struct OnDevice<W>(W);
 
-impl<P: Pass> LinearOp<P> {
-    fn apply(self, linear: &Linear) -> Result<Tensor> {
-        match &linear.bias {
-            Some(bias) => linear.hidden.apply_op3(&linear.weight, bias, self),
-            None => linear.hidden.apply_op2(&linear.weight, self),
-        }
-    }
+impl<W: Way> Pass for OnDevice<W> {
+    const NAME: &'static str = W::NAME;
 
-    fn forward(&self, hidden: Place<'_>, weight: Place<'_>, bias: Option<Place<'_>>) -> Result<(CudaStorage, Shape)> {
+    fn cuda_values(
+        &self,
+        hidden: Place<'_>,
+        weight: Place<'_>,
+        bias: Option<Place<'_>>,
+    ) -> Result<(CudaStorage, Shape)> {
         let device = hidden.0.device();
         let (values, shape) = self.0.forward(device, hidden, weight, bias)?;
         Ok((CudaStorage::wrap_cuda_slice(values, device.clone()), shape))
     }
 
-    /// The gradients of those of the three tensors that take part in one.
     fn gradients(
         &self,
         [hidden, weight]: [&Tensor; 2],
@@ -363,20 +358,20 @@ impl<P: Pass> LinearOp<P> {
     ) -> Result<[Option<Tensor>; 3]> {
         let upstream = upstream.contiguous()?;
         let tensors = [Some(hidden), Some(weight), bias];
-        let backward = Backward { pass: &self.0, tensors, values, upstream: &upstream };
+        let backward = Backward { way: &self.0, tensors, values, upstream: &upstream };
         with_tensors([hidden, weight], bias, self.0.targets(), backward)
     }
 }
 
-struct Backward<'a, P> {
-    pass: &'a P,
+struct Backward<'a, W> {
+    way: &'a W,
     /// Hidden states, weight, bias.
     tensors: [Option<&'a Tensor>; 3],
     values: &'a Tensor,
     upstream: &'a Tensor,
 }
 
-impl<P: Pass> WithTypes for Backward<'_, P> {
+impl<W: Way> WithTypes for Backward<'_, W> {
     type Output = [Option<Tensor>; 3];
 
     fn run<T: Element + CudaDType + DeviceRepr, I: TokenId + CudaDType + DeviceRepr>(
@@ -387,7 +382,7 @@ impl<P: Pass> WithTypes for Backward<'_, P> {
     ) -> Result<[Option<Tensor>; 3]> {
         let Some(device) = self.tensors.iter().flatten().find_map(|tensor| tensor.device().as_cuda_device().ok())
         else {
-            bail!("{}: no tensor on a CUDA device", P::NAME)
+            bail!("{}: no tensor on a CUDA device", W::NAME)
         };
         // Nothing for a frozen tensor, which would otherwise cost a product and a buffer of its size.
         let buffer = |tensor: Option<&Tensor>| {
@@ -412,7 +407,7 @@ impl<P: Pass> WithTypes for Backward<'_, P> {
         if let Some(buffer) = &mut of_bias {
             gradients = gradients.with_bias(buffer.slice_mut(..vocab));
         }
-        self.pass.backward(device, (hidden, head, ids), self.values, self.upstream, gradients)?;
+        self.way.backward(device, (hidden, head, ids), self.values, self.upstream, gradients)?;
         let tensor = |buffer: Option<CudaSlice<T>>, like: Option<&Tensor>| {
             buffer.zip(like).map(|(buffer, like)| {
                 let storage = Storage::Cuda(CudaStorage::wrap_cuda_slice(buffer, device.clone()));
@@ -421,78 +416,5 @@ impl<P: Pass> WithTypes for Backward<'_, P> {
         };
         let [hidden, weight, bias] = self.tensors;
         Ok([tensor(of_hidden, hidden), tensor(of_weight, weight), tensor(of_bias, bias)])
-    }
-}
-
-impl<P: Pass> CustomOp2 for LinearOp<P> {
-    fn name(&self) -> &'static str {
-        P::NAME
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        cuda_only(P::NAME)
-    }
-
-    fn cuda_fwd(
-        &self,
-        hidden: &CudaStorage,
-        hidden_layout: &Layout,
-        weight: &CudaStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.forward((hidden, hidden_layout), (weight, weight_layout), None)
-    }
-
-    fn bwd(
-        &self,
-        hidden: &Tensor,
-        weight: &Tensor,
-        values: &Tensor,
-        upstream: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [hidden, weight, _] = self.gradients([hidden, weight], None, values, upstream)?;
-        Ok((hidden, weight))
-    }
-}
-
-impl<P: Pass> CustomOp3 for LinearOp<P> {
-    fn name(&self) -> &'static str {
-        P::NAME
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        cuda_only(P::NAME)
-    }
-
-    fn cuda_fwd(
-        &self,
-        hidden: &CudaStorage,
-        hidden_layout: &Layout,
-        weight: &CudaStorage,
-        weight_layout: &Layout,
-        bias: &CudaStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        self.forward((hidden, hidden_layout), (weight, weight_layout), Some((bias, bias_layout)))
-    }
-
-    fn bwd(
-        &self,
-        hidden: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        values: &Tensor,
-        upstream: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [hidden, weight, bias] = self.gradients([hidden, weight], Some(bias), values, upstream)?;
-        Ok((hidden, weight, bias))
     }
 }

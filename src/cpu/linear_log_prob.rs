@@ -82,11 +82,7 @@ impl Cpu {
     ) -> Result<()> {
         let rows = hidden.rows();
         check_inputs(hidden, head, targets)?;
-        check_length("log-probs", outputs.log_probs.len(), rows)?;
-        check_length("softmax states", outputs.states.len(), rows)?;
-        if let Some(entropies) = &outputs.entropies {
-            check_length("entropies", entropies.len(), rows)?;
-        }
+        outputs.check(rows)?;
         let TokenLogProbs { log_probs, states, mut entropies } = outputs;
         log_probs.fill(0.0);
         states.fill(SoftmaxState::default());

@@ -250,22 +250,19 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
             }
         }
         let Some(weight) = &mut self.gradients.weight else { return };
-        // Without a scored row nothing was summed.
-        if self.fresh && accumulate {
+        if self.fresh {
+            // Without a scored row nothing was summed.
+            if !accumulate {
+                (first.first..last.last).for_each(|row| weight.row_mut(row).fill(G::from_f32(0.0)));
+            }
             return;
         }
-        let (fresh, in_place) = (self.fresh, G::DTYPE == Dtype::F32);
-        if in_place && !fresh {
+        if G::DTYPE == Dtype::F32 {
             return;
         }
-        let hidden_size = self.hidden_size;
-        let (data, stride) = (&mut self.weight, weight.row_stride());
-        if fresh {
-            data.clear();
-            data.resize(tiles.len() * COLUMNS * hidden_size, 0.0);
-        }
+        let stride = weight.row_stride();
         let out = weight.rows_mut(first.first, last.last);
-        out.par_chunks_mut(stride).zip(data.par_chunks(hidden_size)).for_each(|(out, sums)| {
+        out.par_chunks_mut(stride).zip(self.weight.par_chunks(self.hidden_size)).for_each(|(out, sums)| {
             for (out, sum) in out.iter_mut().zip(sums) {
                 let before = if accumulate { out.to_f32() } else { 0.0 };
                 *out = G::from_f32(before + sum);

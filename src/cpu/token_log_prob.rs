@@ -14,7 +14,7 @@ use super::elementary::{clamp_exponent, exp2, exp2_factors, fused_multiply_add, 
 use crate::element::{Dtype, Element};
 use crate::error::Result;
 use crate::logits::{LogitOptions, Logits};
-use crate::stages::{LARGEST_EXPONENT, SoftmaxState, TokenLogProbs, check_length};
+use crate::stages::{LARGEST_EXPONENT, SoftmaxState, TokenLogProbs};
 use crate::targets::{self, TokenId};
 
 /// Partial results side by side: two AVX-512 registers, four AVX2 ones.
@@ -341,11 +341,7 @@ impl Cpu {
     ) -> Result<()> {
         let rows = logits.rows();
         targets::check(targets, rows, logits.vocab())?;
-        check_length("log-probs", outputs.log_probs.len(), rows)?;
-        check_length("softmax states", outputs.states.len(), rows)?;
-        if let Some(entropies) = &outputs.entropies {
-            check_length("entropies", entropies.len(), rows)?;
-        }
+        outputs.check(rows)?;
         let scale = Scale::new(options);
         let forward =
             RowForward { instructions: self.instructions, scale: &scale, entropy: outputs.entropies.is_some() };

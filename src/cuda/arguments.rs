@@ -157,6 +157,7 @@ macro_rules! passed_by_value {
         unsafe impl DeviceRepr for $arguments {}
     )*};
 }
+pub(super) use passed_by_value;
 
 passed_by_value!(Status, TokenLogProb, TokenLogProbBackward, LogRatio);
 

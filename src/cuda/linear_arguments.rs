@@ -1,5 +1,6 @@
 //! The arguments of the linear stage's kernels, member for member as in `kernels/`.
 
+use super::arguments::passed_by_value;
 use cudarc::driver::DeviceRepr;
 
 /// `kernels/linear_rows.cu`: which rows are scored.
@@ -169,13 +170,6 @@ pub(super) struct RowLossArguments {
     pub(super) low: f32,
     pub(super) high: f32,
     pub(super) reserved: i32,
-}
-
-macro_rules! passed_by_value {
-    ($($arguments:ty),*) => {$(
-        // SAFETY: plain C layout of numbers only, as the kernel declares it.
-        unsafe impl DeviceRepr for $arguments {}
-    )*};
 }
 
 passed_by_value!(ScoredRows, GatherRows, ScatterRows, WidenBias, LinearLogProb, LinearLogProbBackward);

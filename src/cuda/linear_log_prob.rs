@@ -35,7 +35,6 @@ use super::token_log_prob::{RowGradients, SavedRows, TokenLogProbs};
 use crate::element::Element;
 use crate::error::Result;
 use crate::logits::LogitOptions;
-use crate::stages::check_length;
 use crate::targets::TokenId;
 use cudarc::driver::{CudaView, DevicePtr, DevicePtrMut};
 
@@ -62,12 +61,8 @@ impl Cuda {
     ) -> Result<()> {
         let hidden = hidden.into();
         let rows = hidden.states.rows();
+        outputs.check(rows)?;
         let TokenLogProbs { log_probs, states, entropies } = outputs;
-        check_length("log-probs", log_probs.len(), rows)?;
-        check_length("softmax states", states.len(), rows)?;
-        if let Some(entropies) = entropies {
-            check_length("entropies", entropies.len(), rows)?;
-        }
         let (inputs, _read) = inputs(self, &hidden, head, targets)?;
         let stream = &self.stream;
         let (log_probs, _write_log_probs) = log_probs.device_ptr_mut(stream);
@@ -102,14 +97,7 @@ impl Cuda {
     ) -> Result<()> {
         let hidden = hidden.into();
         let rows = hidden.states.rows();
-        check_length("softmax states", saved.states.len(), rows)?;
-        check_length("log-prob gradients", upstream.log_probs.len(), rows)?;
-        if let Some(entropies) = &saved.entropies {
-            check_length("entropies", entropies.len(), rows)?;
-        }
-        if let Some(entropies) = &upstream.entropies {
-            check_length("entropy gradients", entropies.len(), rows)?;
-        }
+        saved.check(upstream, rows)?;
         let (inputs, _read) = inputs(self, &hidden, head, targets)?;
         let (gradients, _write) = gradients.addresses(self, head.vocab())?;
         let stream = &self.stream;

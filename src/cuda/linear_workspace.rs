@@ -6,7 +6,7 @@ use super::workspace::Grown;
 use super::{Cuda, raw, tuning};
 use crate::error::{Error, Result};
 use crate::stages::SoftmaxState;
-use cudarc::driver::{CudaStream, DevicePtrMut, DeviceRepr, ValidAsZeroBits, sys};
+use cudarc::driver::{CudaStream, sys};
 use std::sync::{Arc, PoisonError};
 
 /// How much of the logits `[N, V]` the linear stage holds at once. Larger chunks make larger products, smaller ones need
@@ -93,15 +93,6 @@ impl LinearScratch {
             slot => Ok(slot.insert(Blas::new(stream)?)),
         }
     }
-}
-
-/// The address of a buffer that is used in the order of the one stream.
-pub(super) fn address<T: DeviceRepr + ValidAsZeroBits>(
-    buffer: &mut Grown<T>,
-    stream: &Arc<CudaStream>,
-    length: usize,
-) -> Result<raw::Address> {
-    Ok(buffer.at_least(stream, length)?.device_ptr_mut(stream).0)
 }
 
 /// Zeros in a matrix of `rows` rows of `width` bytes, `pitch` bytes apart; nothing between the rows.

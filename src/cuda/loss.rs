@@ -6,7 +6,7 @@ use super::log_ratio::check_reference;
 use super::raw::{self, ForwardOutputs, LogRatioInputs, LogRatioOutputs, ObjectiveInputs, ObjectiveOutputs, Upstream};
 use super::rewards::{Held, Rewards};
 use super::token_log_prob::{Reference, rows, targets};
-use super::workspace::{Grown, Scratch};
+use super::workspace::{Grown, Scratch, address};
 use super::{Cuda, Logits, LogitsMut};
 use crate::batch::Batch;
 use crate::element::Element;
@@ -60,15 +60,6 @@ impl std::fmt::Debug for CudaWorkspace {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("CudaWorkspace").field("batch", &self.batch).finish_non_exhaustive()
     }
-}
-
-/// The address of a buffer that this module's launches write, in the order of the one stream that they run on.
-fn address<T: DeviceRepr + ValidAsZeroBits>(
-    buffer: &mut Grown<T>,
-    stream: &Arc<CudaStream>,
-    length: usize,
-) -> Result<raw::Address> {
-    Ok(buffer.at_least(stream, length)?.device_ptr_mut(stream).0)
 }
 
 /// Copies host numbers to a buffer, in the stream's order.

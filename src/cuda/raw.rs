@@ -8,11 +8,11 @@ use super::arguments::{self, Status};
 use super::driver::called;
 use super::kernels::Stage;
 use super::tuning;
-use super::workspace::Scratch;
+use super::workspace::{Scratch, address};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::logits::LogitOptions;
-use cudarc::driver::{DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, sys};
+use cudarc::driver::{DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, sys};
 use std::sync::PoisonError;
 
 mod linear;
@@ -193,8 +193,8 @@ pub(super) unsafe fn token_log_probs_with(
     let stream = &cuda.stream;
     let (mut partials, mut tickets) = (0, 0);
     if shared {
-        partials = scratch.partials.at_least(stream, 4 * logits.rows * slices)?.device_ptr(stream).0;
-        tickets = scratch.tickets.at_least(stream, logits.rows)?.device_ptr(stream).0;
+        partials = address(&mut scratch.partials, stream, 4 * logits.rows * slices)?;
+        tickets = address(&mut scratch.tickets, stream, logits.rows)?;
     }
     let status = scratch.status(stream)?.device_ptr_mut(stream).0;
     let (target_address, target_bytes) = targets.parts();

@@ -58,6 +58,36 @@ fn check_lengths(lengths: &[(&'static str, Option<usize>)], rows: usize) -> Resu
     lengths.iter().try_for_each(|(what, length)| length.map_or(Ok(()), |length| check_length(what, length, rows)))
 }
 
+impl TokenLogProbs<'_> {
+    /// That there is an entry per row.
+    pub(super) fn check(&self, rows: usize) -> Result<()> {
+        let entropies = self.entropies.as_ref().map(DeviceSlice::len);
+        let lengths = [
+            ("log-probs", Some(self.log_probs.len())),
+            ("softmax states", Some(self.states.len())),
+            ("entropies", entropies),
+        ];
+        check_lengths(&lengths, rows)
+    }
+}
+
+impl SavedRows<'_> {
+    /// That what the backward pass reads has an entry per row.
+    pub(super) fn check(&self, upstream: &RowGradients<'_>, rows: usize) -> Result<()> {
+        let lengths = [
+            ("softmax states", Some(self.states.len())),
+            ("entropies", self.entropies.as_ref().map(DeviceSlice::len)),
+            ("log-prob gradients", Some(upstream.log_probs.len())),
+            ("entropy gradients", upstream.entropies.as_ref().map(DeviceSlice::len)),
+        ];
+        check_lengths(&lengths, rows)?;
+        if upstream.entropies.is_some() && self.entropies.is_none() {
+            return Err(Error::EntropiesNotKept);
+        }
+        Ok(())
+    }
+}
+
 impl Cuda {
     /// Logits `[N, V]` and targets `[N]` → log-probs, softmax states and, if wanted, entropies, `[N]` each.
     ///
@@ -71,17 +101,9 @@ impl Cuda {
         options: &LogitOptions,
         outputs: &mut TokenLogProbs<'_>,
     ) -> Result<()> {
+        check_length("targets", targets.len(), logits.rows())?;
+        outputs.check(logits.rows())?;
         let TokenLogProbs { log_probs, states, entropies } = outputs;
-        let entropy_length = entropies.as_ref().map(DeviceSlice::len);
-        check_lengths(
-            &[
-                ("targets", Some(targets.len())),
-                ("log-probs", Some(log_probs.len())),
-                ("softmax states", Some(states.len())),
-                ("entropies", entropy_length),
-            ],
-            logits.rows(),
-        )?;
         let stream = &self.stream;
         let (logits_address, _read_logits) = logits.data.device_ptr(stream);
         let (targets_address, _read_targets) = targets.device_ptr(stream);
@@ -148,19 +170,8 @@ impl Cuda {
         upstream: &RowGradients<'_>,
         gradients: raw::Rows,
     ) -> Result<()> {
-        check_lengths(
-            &[
-                ("targets", Some(targets.len())),
-                ("softmax states", Some(saved.states.len())),
-                ("entropies", saved.entropies.as_ref().map(DeviceSlice::len)),
-                ("log-prob gradients", Some(upstream.log_probs.len())),
-                ("entropy gradients", upstream.entropies.as_ref().map(DeviceSlice::len)),
-            ],
-            logits.rows,
-        )?;
-        if upstream.entropies.is_some() && saved.entropies.is_none() {
-            return Err(Error::EntropiesNotKept);
-        }
+        check_length("targets", targets.len(), logits.rows)?;
+        saved.check(upstream, logits.rows)?;
         let stream = &self.stream;
         let (targets, _read_targets) = targets.device_ptr(stream);
         let (states, _read_states) = saved.states.device_ptr(stream);

@@ -2,8 +2,9 @@
 
 use super::arguments::Status;
 use super::driver::called;
+use super::raw::Address;
 use crate::error::Result;
-use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, ValidAsZeroBits};
 use std::sync::Arc;
 
 /// A buffer that grows when it must. What it held is lost when it does.
@@ -35,6 +36,15 @@ impl<T: DeviceRepr + ValidAsZeroBits> Grown<T> {
     pub(super) fn get(&self) -> Option<&CudaSlice<T>> {
         self.slice.as_ref()
     }
+}
+
+/// The address of a buffer of at least `length` elements, for launches in the order of the one stream.
+pub(super) fn address<T: DeviceRepr + ValidAsZeroBits>(
+    buffer: &mut Grown<T>,
+    stream: &Arc<CudaStream>,
+    length: usize,
+) -> Result<Address> {
+    Ok(buffer.at_least(stream, length)?.device_ptr_mut(stream).0)
 }
 
 /// What the token log-prob stage needs beside its outputs.

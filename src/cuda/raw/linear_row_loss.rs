@@ -7,7 +7,7 @@ use super::linear_log_prob::chunks;
 use super::linear_pass::{Pass, RowResults};
 use crate::cuda::Cuda;
 use crate::cuda::linear_arguments::{RowLossArguments, UpstreamOfRows};
-use crate::cuda::linear_workspace::address;
+use crate::cuda::workspace::address;
 use crate::element::Dtype;
 use crate::error::Result;
 use crate::logits::LogitOptions;
