@@ -1,6 +1,7 @@
 //! What can go wrong, said with the numbers that were given and the ones that were expected.
 
 use crate::element::Dtype;
+use crate::operand::Operand;
 use std::fmt;
 
 /// The result of every fallible call of this crate.
@@ -150,8 +151,20 @@ pub enum Error {
     EntropiesNotKept,
     /// A backward pass or a report before any forward pass.
     NoForward,
-    /// A second backward pass after one in place, which has put the gradient where the logits were.
-    LogitsOverwritten,
+    /// A backward pass with the step of another forward pass than the last one of this loss.
+    OtherStep {
+        /// Number of the step's forward pass.
+        given: u64,
+        /// Number of the loss's last forward pass; `None` if there was none, or an option has changed since, or it failed.
+        last: Option<u64>,
+    },
+    /// A backward pass over other inputs than its forward pass.
+    OtherInputs {
+        /// The first operand that differs, in the forward pass; `None` if it had no such operand.
+        forward: Option<Operand>,
+        /// The same in the backward pass.
+        backward: Option<Operand>,
+    },
     /// An instruction set that this processor does not have.
     InstructionSet {
         /// Its name.
@@ -272,9 +285,21 @@ impl fmt::Display for Error {
                 write!(f, "entropy gradient given, but no entropies of the forward pass")
             }
             Error::NoForward => write!(f, "no forward pass has been made yet"),
-            Error::LogitsOverwritten => {
-                write!(f, "the backward pass in place has overwritten the logits; another needs a forward pass first")
+            Error::OtherStep { given, last: Some(last) } => {
+                write!(f, "step of forward pass {given} given, that of the loss's last one, {last}, expected")
             }
+            Error::OtherStep { given, last: None } => write!(
+                f,
+                "step of forward pass {given} given, but the loss has no forward pass that it could be of: it is another \
+                 loss's, or an option was set since"
+            ),
+            Error::OtherInputs { forward, backward } => write!(
+                f,
+                "{} given to the backward pass, {} (as in its forward pass) expected; Step::with_moved_inputs allows the \
+                 same numbers elsewhere",
+                placed(backward),
+                placed(forward)
+            ),
             Error::InstructionSet { name } => write!(f, "instruction set: this processor has no {name}"),
             Error::NoDriver => write!(f, "no CUDA driver was found (libcuda.so.1)"),
             Error::KernelsNotBuilt => write!(
@@ -299,6 +324,15 @@ impl fmt::Display for Error {
                 vocab.saturating_sub(1)
             ),
         }
+    }
+}
+
+/// An operand of a pass in words.
+fn placed(operand: Option<Operand>) -> String {
+    match operand {
+        Some(Operand { what, address, row_stride: 0 }) => format!("{what} at {address:#x}"),
+        Some(Operand { what, address, row_stride }) => format!("{what} at {address:#x} with row stride {row_stride}"),
+        None => "no such operand".to_owned(),
     }
 }
 

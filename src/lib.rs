@@ -18,10 +18,12 @@ mod loss;
 mod loss_options;
 mod matrix;
 pub mod objective;
+mod operand;
 pub mod reference;
 mod report;
 mod row_loss;
 mod stages;
+mod step;
 mod targets;
 
 pub use batch::Batch;
@@ -34,10 +36,12 @@ pub use loss::{Backend, PreferenceLoss};
 pub use loss_options::{LogRatio, LossOptions, Reduction};
 pub use matrix::{Matrix, MatrixMut};
 pub use objective::{Betas, Divergence, Objective, Target};
+pub use operand::Operand;
 pub use report::{Oddities, Report};
 pub use row_loss::RowLoss;
 pub use stages::{
     GroupStatistics, ObjectiveInputs, ObjectiveOutputs, Reference, Rewards, RowGradients, RowLosses, SavedRows,
     SoftmaxState, TokenLogProbs,
 };
+pub use step::Step;
 pub use targets::{IGNORE_INDEX, TokenId, shifted_targets};

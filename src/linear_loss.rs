@@ -5,10 +5,11 @@ use crate::cpu::Cpu;
 use crate::element::Element;
 use crate::error::Result;
 use crate::linear::{Head, LinearGradients};
-use crate::logits::Shape;
 use crate::loss::PreferenceLoss;
 use crate::matrix::Matrix;
+use crate::operand::Operand;
 use crate::stages::{Reference, Rewards, check_length};
+use crate::step::{Inputs, Step};
 use crate::targets::TokenId;
 
 impl PreferenceLoss<Cpu> {
@@ -25,34 +26,42 @@ impl PreferenceLoss<Cpu> {
         batch: &Batch,
         reference: Reference<'_>,
         rewards: impl Into<Rewards<'a>>,
-    ) -> Result<()> {
+    ) -> Result<Step> {
         check_length("hidden size", hidden.columns(), head.weight().columns())?;
         let (backend, options) = (self.backend, self.options.logits);
-        self.forward_with(logit_shape(hidden, head), targets, batch, reference, rewards.into(), |targets, outputs| {
+        self.forward_with(inputs(hidden, head), targets, batch, reference, rewards.into(), |targets, outputs| {
             backend.linear_token_log_probs(hidden, head, targets, &options, outputs)
         })
     }
 
     /// Writes loss scale × the gradients of the loss by the hidden states, the weight and the bias, of those that
-    /// `gradients` has. Hidden states and head must be those of the forward pass.
+    /// `gradients` has. `step` is what [`forward_linear`](Self::forward_linear) gave for these hidden states and this head.
     ///
     /// # Errors
-    /// [`Error::NoForward`](crate::Error::NoForward); [`Error::LogitsOverwritten`](crate::Error::LogitsOverwritten)
-    /// after a backward pass in place over logits; [`Error::Length`](crate::Error::Length) for what does not fit.
+    /// [`Error::OtherStep`](crate::Error::OtherStep) if the last forward pass of this loss was another;
+    /// [`Error::Length`](crate::Error::Length) for what does not fit;
+    /// [`Error::OtherInputs`](crate::Error::OtherInputs) if hidden states or head are others.
     pub fn backward_linear<T: Element, W: Element, G: Element>(
         &mut self,
+        step: &Step,
         hidden: Matrix<'_, T>,
         head: &Head<'_, W>,
         gradients: LinearGradients<'_, T, G>,
     ) -> Result<()> {
-        self.prepare_backward(logit_shape(hidden, head))?;
+        self.prepare_backward(step, &inputs(hidden, head))?;
         let (saved, upstream) = self.workspace.for_backward();
         let (targets, options) = (&self.workspace.targets, &self.options.logits);
         self.backend.linear_token_log_probs_backward(hidden, head, targets, options, saved, upstream, gradients)
     }
 }
 
-/// The shape that the logits would have.
-fn logit_shape<T: Element, W: Element>(hidden: Matrix<'_, T>, head: &Head<'_, W>) -> Shape {
-    Shape { rows: hidden.rows(), vocab: head.vocab(), row_stride: head.vocab() }
+/// Where hidden states and head lie.
+fn inputs<T: Element, W: Element>(hidden: Matrix<'_, T>, head: &Head<'_, W>) -> Inputs {
+    let weight = head.weight();
+    let bias = head.bias().map(|bias| Operand::new("bias", bias.as_ptr().addr() as u64, 1, 0));
+    let matrices = (
+        Operand::new("hidden states", hidden.row(0).as_ptr().addr() as u64, hidden.rows(), hidden.row_stride()),
+        Operand::new("weight", weight.row(0).as_ptr().addr() as u64, weight.rows(), weight.row_stride()),
+    );
+    Inputs { rows: hidden.rows(), vocab: head.vocab(), operands: [Some(matrices.0), Some(matrices.1), bias] }
 }

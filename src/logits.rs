@@ -128,10 +128,6 @@ impl<'a, T: Element> LogitsMut<'a, T> {
         Logits { data: self.data, shape: self.shape }
     }
 
-    pub(crate) fn shape(&self) -> Shape {
-        self.shape
-    }
-
     pub(crate) fn into_parts(self) -> (&'a mut [T], Shape) {
         (self.data, self.shape)
     }

@@ -6,18 +6,21 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::logits::{Logits, LogitsMut, Shape};
 use crate::loss_options::{LogRatio, LossOptions, Reduction};
+use crate::operand::Operand;
 use crate::report::{Report, RowSummary, StageResults};
 use crate::stages::{
     GroupStatistics, ObjectiveInputs, ObjectiveOutputs, Reference, Rewards, RowGradients, SavedRows, SoftmaxState,
-    TokenLogProbs, check_length, check_reference, check_rewards, check_rows,
+    TokenLogProbs, check_reference, check_rewards, check_rows,
 };
+use crate::step::{Inputs, Step};
 use crate::targets::{self, TokenId};
 use std::sync::OnceLock;
 
 /// A preference loss on one backend: forward, then backward, with the workspaces kept between steps.
 ///
 /// After the first step of a shape neither pass allocates. Between the two passes the logits must not change: the
-/// backward pass reads them again (and, in place, overwrites them with their gradient).
+/// backward pass reads them again (and, in place, overwrites them with their gradient). That it is given the states of
+/// the forward pass over these very logits is what the [`Step`] is for, which one returns and the other takes.
 #[derive(Debug)]
 pub struct PreferenceLoss<B: Backend> {
     pub(crate) backend: B,
@@ -26,10 +29,8 @@ pub struct PreferenceLoss<B: Backend> {
     /// Read from the workspace when it is asked for, or put here by the forward pass.
     pub(crate) report: OnceLock<Report>,
     pub(crate) loss_scale: f64,
-    /// Of the last forward pass that was not refused.
-    pub(crate) shape: Option<Shape>,
-    /// Whether its logits have been overwritten with their gradient.
-    pub(crate) overwritten: bool,
+    /// Number of the last forward pass that was not refused ([`Step::number`]).
+    pub(crate) last_step: Option<u64>,
 }
 
 /// Where a [`PreferenceLoss`] runs. Implemented by [`Cpu`] and, with the feature `cuda`, by `cuda::Cuda`; by nothing
@@ -85,8 +86,7 @@ impl<B: Backend> PreferenceLoss<B> {
             workspace: B::Workspace::default(),
             report: OnceLock::new(),
             loss_scale: 1.0,
-            shape: None,
-            overwritten: false,
+            last_step: None,
         }
     }
 
@@ -96,7 +96,7 @@ impl<B: Backend> PreferenceLoss<B> {
     /// As [`LogitOptions::with_temperature`](crate::LogitOptions::with_temperature).
     pub fn with_temperature(mut self, temperature: f64) -> Result<Self> {
         self.options.logits = self.options.logits.with_temperature(temperature)?;
-        self.shape = None;
+        self.last_step = None;
         Ok(self)
     }
 
@@ -106,7 +106,7 @@ impl<B: Backend> PreferenceLoss<B> {
     /// As [`LogitOptions::with_softcap`](crate::LogitOptions::with_softcap).
     pub fn with_softcap(mut self, softcap: f64) -> Result<Self> {
         self.options.logits = self.options.logits.with_softcap(softcap)?;
-        self.shape = None;
+        self.last_step = None;
         Ok(self)
     }
 
@@ -150,7 +150,7 @@ impl<B: Backend> PreferenceLoss<B> {
     /// [`Error::NoForward`] before any forward pass; on a GPU what the device found in the inputs, and the driver's
     /// errors.
     pub fn unchecked_report(&self) -> Result<&Report> {
-        self.shape.ok_or(Error::NoForward)?;
+        self.last_step.ok_or(Error::NoForward)?;
         if let Some(report) = self.report.get() {
             return Ok(report);
         }
@@ -171,7 +171,7 @@ impl<B: Backend> PreferenceLoss<B> {
 
 impl PreferenceLoss<Cpu> {
     /// Logits `[N, V]`, targets `[N]`, the reference's log-probs and the rewards `[S]` → the loss, as part of the
-    /// [report](PreferenceLoss::report).
+    /// [report](PreferenceLoss::report), and the step that the backward pass takes.
     ///
     /// # Errors
     /// Any input that does not fit: [`Error::OffsetsEnd`] if the batch does not divide the N rows, [`Error::Length`],
@@ -184,9 +184,9 @@ impl PreferenceLoss<Cpu> {
         batch: &Batch,
         reference: Reference<'_>,
         rewards: impl Into<Rewards<'a>>,
-    ) -> Result<()> {
+    ) -> Result<Step> {
         let (backend, options) = (self.backend, self.options.logits);
-        self.forward_with(logits.shape(), targets, batch, reference, rewards.into(), |targets, outputs| {
+        self.forward_with(inputs(logits), targets, batch, reference, rewards.into(), |targets, outputs| {
             backend.token_log_probs(logits, targets, &options, outputs)
         })
     }
@@ -194,16 +194,16 @@ impl PreferenceLoss<Cpu> {
     /// The stages in order; `token_log_probs` is the first.
     pub(crate) fn forward_with<I: TokenId>(
         &mut self,
-        shape: Shape,
+        inputs: Inputs,
         targets: &[I],
         batch: &Batch,
         reference: Reference<'_>,
         rewards: Rewards<'_>,
         token_log_probs: impl FnOnce(&[i64], TokenLogProbs<'_>) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<Step> {
         let (options, objective) = (self.options, self.options.objective);
-        let rows = shape.rows;
-        targets::check(targets, rows, shape.vocab)?;
+        let rows = inputs.rows;
+        targets::check(targets, rows, inputs.vocab)?;
         check_rows(batch, rows)?;
         check_reference(reference, batch, |row| targets[row].id() >= 0)?;
         check_rewards(&objective, rewards, batch)?;
@@ -254,51 +254,53 @@ impl PreferenceLoss<Cpu> {
             },
         );
         self.report = OnceLock::from(report);
-        self.shape = Some(shape);
-        self.overwritten = false;
-        Ok(())
+        let step = Step::new(inputs);
+        self.last_step = Some(step.number());
+        Ok(step)
     }
 
-    /// Writes loss scale × d loss / d logits, `[N, V]`, to `grad`.
+    /// Writes loss scale × d loss / d logits, `[N, V]`, to `grad`. `step` is what [`forward`](Self::forward) gave for
+    /// these logits.
     ///
     /// # Errors
-    /// [`Error::NoForward`]; [`Error::LogitsOverwritten`] after a backward pass in place; [`Error::Length`] if logits
-    /// or gradient have not the N and V of the forward pass.
-    pub fn backward<T: Element>(&mut self, logits: Logits<'_, T>, grad: LogitsMut<'_, T>) -> Result<()> {
-        self.prepare_backward(logits.shape())?;
+    /// [`Error::OtherStep`] if the last forward pass of this loss was another; [`Error::Length`] if logits or gradient do
+    /// not have the N and V of the forward pass; [`Error::OtherInputs`] if the logits are others.
+    pub fn backward<T: Element>(&mut self, step: &Step, logits: Logits<'_, T>, grad: LogitsMut<'_, T>) -> Result<()> {
+        self.prepare_backward(step, &inputs(logits))?;
         let work = &self.workspace;
         let (saved, gradients) = work.for_backward();
         self.backend.token_log_probs_backward(logits, &work.targets, &self.options.logits, saved, gradients, grad)
     }
 
     /// Overwrites the logits with loss scale × d loss / d logits; the bits are those of [`backward`](Self::backward).
-    /// It is the step's last: a second one would take the gradient for logits, and is refused.
+    /// The logits are gone afterwards, so this consumes the step.
     ///
     /// # Errors
     /// As [`backward`](Self::backward).
-    pub fn backward_in_place<T: Element>(&mut self, logits: LogitsMut<'_, T>) -> Result<()> {
-        self.prepare_backward(logits.shape())?;
+    #[expect(clippy::needless_pass_by_value, reason = "no other backward pass can follow")]
+    pub fn backward_in_place<T: Element>(&mut self, step: Step, logits: LogitsMut<'_, T>) -> Result<()> {
+        self.prepare_backward(&step, &inputs(logits.as_logits()))?;
         let work = &self.workspace;
         let (saved, gradients) = work.for_backward();
         let options = &self.options.logits;
-        self.backend.token_log_probs_backward_in_place(logits, &work.targets, options, saved, gradients)?;
-        self.overwritten = true;
-        Ok(())
+        self.backend.token_log_probs_backward_in_place(logits, &work.targets, options, saved, gradients)
     }
 
-    pub(crate) fn prepare_backward(&mut self, shape: Shape) -> Result<()> {
-        let forward = self.shape.ok_or(Error::NoForward)?;
-        if self.overwritten {
-            return Err(Error::LogitsOverwritten);
-        }
-        check_length("rows of the backward pass", shape.rows, forward.rows)?;
-        check_length("vocabulary of the backward pass", shape.vocab, forward.vocab)?;
+    pub(crate) fn prepare_backward(&mut self, step: &Step, inputs: &Inputs) -> Result<()> {
+        step.check(self.last_step, inputs)?;
         let (work, scale) = (&mut self.workspace, self.loss_scale);
         for (gradient, weight) in work.row_gradients.iter_mut().zip(&work.row_weights) {
             *gradient = (weight * scale) as f32;
         }
         Ok(())
     }
+}
+
+/// Where logits lie.
+fn inputs<T: Element>(logits: Logits<'_, T>) -> Inputs {
+    let Shape { rows, vocab, row_stride } = logits.shape();
+    let operand = Operand::new("logits", logits.row(0).as_ptr().addr() as u64, rows, row_stride);
+    Inputs { rows, vocab, operands: [Some(operand), None, None] }
 }
 
 impl Workspace {

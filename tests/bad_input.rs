@@ -14,7 +14,7 @@ use exo_kernels::{
 
 on_every_backend!(
     lengths_and_strides_that_do_not_fit,
-    a_second_backward_pass_after_one_in_place,
+    a_step_is_of_one_forward_pass,
     target_that_is_no_column,
     a_refused_call_leaves_the_pass_before,
     negative_targets_mask_in_both_id_types,
@@ -53,10 +53,14 @@ impl Step {
         }
     }
 
-    fn run(&self, loss: &mut impl TestLoss) -> Result<Vec<f32>, Error> {
+    fn forward(&self, loss: &mut impl TestLoss) -> Result<exo_kernels::Step, Error> {
         let reference = Reference::PerToken(&self.reference);
-        loss.forward(&self.rows, &self.batch, reference, Rewards::from(&self.rewards))?;
-        loss.backward(&self.rows)
+        loss.forward(&self.rows, &self.batch, reference, Rewards::from(&self.rewards))
+    }
+
+    fn run(&self, loss: &mut impl TestLoss) -> Result<Vec<f32>, Error> {
+        let forward = self.forward(loss)?;
+        loss.backward(&forward, &self.rows)
     }
 
     /// What is wrong with it: said at once, or by the report where only the device can see it.
@@ -118,38 +122,51 @@ fn lengths_and_strides_that_do_not_fit(backend: &impl TestBackend) {
     assert_eq!(refused(&mut loss, &wrong), Error::Length { what: "rewards", given: 3, expected: 4 });
     let rewards = Rewards::from(&step.rewards);
     assert_eq!(
-        loss.forward(&step.rows, &step.batch, Reference::PerSequence(&[0.0; 3]), rewards),
-        Err(Error::Length { what: "reference log-probs per sequence", given: 3, expected: 4 })
+        loss.forward(&step.rows, &step.batch, Reference::PerSequence(&[0.0; 3]), rewards).unwrap_err(),
+        Error::Length { what: "reference log-probs per sequence", given: 3, expected: 4 }
     );
     assert_eq!(
-        loss.forward(&step.rows, &step.batch, Reference::None, rewards.with_proposal(&[0.0; 3])),
-        Err(Error::Length { what: "proposal offsets", given: 3, expected: 4 })
+        loss.forward(&step.rows, &step.batch, Reference::None, rewards.with_proposal(&[0.0; 3])).unwrap_err(),
+        Error::Length { what: "proposal offsets", given: 3, expected: 4 }
     );
     assert_eq!(loss.report().unwrap_err(), Error::NoForward);
-    assert_eq!(loss.backward(&step.rows), Err(Error::NoForward));
 
-    step.run(&mut loss).expect("valid");
+    let forward = step.forward(&mut loss).expect("valid");
     let mut fewer = Rows::new(vec![7.0f32; 35], vec![0; 7], VOCAB);
-    let refused = loss.backward_into(&step.rows, &mut fewer).unwrap_err();
+    let refused = loss.backward_into(&forward, &step.rows, &mut fewer).unwrap_err();
     assert_eq!(refused, Error::Length { what: "rows of the gradient", given: 7, expected: 8 });
     assert!(fewer.logits.iter().all(|&value| value == 7.0), "a refused call has written");
     let wider = Rows { vocab: 8, row_stride: 8, ..step.rows.clone() };
-    let refused = loss.backward(&wider).unwrap_err();
+    let refused = loss.backward(&forward, &wider).unwrap_err();
     assert_eq!(refused, Error::Length { what: "rows of the backward pass", given: 5, expected: 8 });
 }
 
-/// The gradient taken for logits: a second backward pass that goes wrong without a word (OpenRLHF #857, Unsloth #5002).
-fn a_second_backward_pass_after_one_in_place(backend: &impl TestBackend) {
-    let mut step = Step::new();
-    let mut loss = backend.loss(exo());
-    let expected = step.run(&mut loss).expect("valid");
-    loss.backward_in_place(&mut step.rows).expect("the first");
-    assert_eq!(step.rows.logits, expected);
-    let refused = loss.backward_in_place(&mut step.rows);
-    assert_eq!(refused, Err(Error::LogitsOverwritten));
-    assert_eq!(step.rows.logits, expected, "a refused call has written");
-    assert!(loss.report().is_ok());
-    step.run(&mut loss).expect("a forward pass starts afresh");
+/// States that are used with another forward pass's inputs give a gradient that is wrong without a word. (That a backward
+/// pass in place is the step's last is a matter of types: see the documentation of `Step`.)
+fn a_step_is_of_one_forward_pass(backend: &impl TestBackend) {
+    let first = Step::new();
+    let mut second = Step::new();
+    second.rows.logits.rotate_right(3);
+    let (mut loss, mut other) = (backend.loss(exo()), backend.loss(exo()));
+
+    let of_first = first.forward(&mut loss).expect("valid");
+    let of_other = first.forward(&mut other).expect("valid");
+    let expected = loss.backward(&of_first, &first.rows).expect("its own");
+    assert_eq!(loss.backward(&of_first, &first.rows).expect("once more"), expected);
+    let of_second = second.forward(&mut loss).expect("valid");
+
+    let stale = Error::OtherStep { given: of_first.number(), last: Some(of_second.number()) };
+    let mut gradient = Rows { logits: vec![7.0; first.rows.logits.len()], ..first.rows.clone() };
+    assert_eq!(loss.backward_into(&of_first, &first.rows, &mut gradient).unwrap_err(), stale);
+    assert!(gradient.logits.iter().all(|&value| value == 7.0), "a refused call has written");
+    let mut rows = first.rows.clone();
+    assert_eq!(loss.backward_in_place(of_first, &mut rows).unwrap_err(), stale);
+    assert_eq!(rows.logits, first.rows.logits, "a refused call has written");
+    let stale = Error::OtherStep { given: of_other.number(), last: Some(of_second.number()) };
+    assert_eq!(loss.backward(&of_other, &first.rows).unwrap_err(), stale, "another loss's");
+
+    loss.backward_in_place(of_second, &mut second.rows).expect("the last forward pass's");
+    assert_eq!(other.backward(&of_other, &first.rows).expect("its own"), expected);
 }
 
 #[test]
@@ -228,12 +245,13 @@ fn target_that_is_no_column(backend: &impl TestBackend) {
 fn a_refused_call_leaves_the_pass_before(backend: &impl TestBackend) {
     let mut loss = backend.loss(exo());
     let step = Step::new();
-    let before = step.run(&mut loss).expect("valid");
+    let forward = step.forward(&mut loss).expect("valid");
+    let before = loss.backward(&forward, &step.rows).expect("valid");
     let report = loss.report().expect("finite");
     let wrong = Step { rewards: vec![f32::NAN; 4], ..Step::new() };
     assert!(wrong.run(&mut loss).is_err());
     assert_eq!(loss.report().expect("finite"), report);
-    assert_eq!(loss.backward(&step.rows).expect("valid"), before);
+    assert_eq!(loss.backward(&forward, &step.rows).expect("valid"), before);
 }
 
 /// The processor's own: it sees the ids before it begins.
@@ -359,7 +377,7 @@ fn rewards_and_references_that_are_not_finite(backend: &impl TestBackend) {
         let sums = [0.0, f64::from(bad), 0.0, 0.0];
         let rewards = Rewards::from(&step.rewards);
         let refused = loss.forward(&step.rows, &step.batch, Reference::PerSequence(&sums), rewards);
-        let refused = refused.and_then(|()| loss.report());
+        let refused = refused.and_then(|_| loss.report());
         assert!(
             matches!(refused, Err(Error::NotFinite { what: "reference log-prob", sequence: 1, .. })),
             "{refused:?}"
@@ -443,10 +461,10 @@ fn nothing_at_all(backend: &impl TestBackend) {
     let mut loss = backend.loss(exo());
     let empty: [f32; 0] = [];
     let mut rows = Rows::new(empty.to_vec(), Vec::new(), VOCAB);
-    loss.forward(&rows, &batch, Reference::PerToken(&empty), Rewards::from(&empty)).expect("valid");
+    let forward = loss.forward(&rows, &batch, Reference::PerToken(&empty), Rewards::from(&empty)).expect("valid");
     let report = loss.report().expect("finite");
     assert_eq!((report.loss, report.scored_rows, report.accuracy), (0.0, 0, 0.0));
-    loss.backward_in_place(&mut rows).expect("valid");
+    loss.backward_in_place(forward, &mut rows).expect("valid");
 
     // Rows, but none scored; sequences of no rows.
     let batch = Batch::new(&[0, 0, 2], &[0, 2]).expect("valid");

@@ -28,8 +28,9 @@ fn step() -> (Vec<u64>, Vec<u16>) {
     let objective = Objective::jensen_shannon(Betas { policy: 0.5, reward: 0.5 }).expect("betas");
     let mut loss = PreferenceLoss::new(cuda.clone(), objective).with_entropy(true);
     let view = Logits::new(logits.as_view(), vocab).expect("rows");
-    loss.forward(&view, &targets.as_view(), &batch, &Reference::None, &[1.0, 0.0, -1.0, 0.5]).expect("forward");
-    loss.backward(&view, &mut LogitsMut::new(gradients.as_view_mut(), vocab).expect("rows")).expect("backward");
+    let step =
+        loss.forward(&view, &targets.as_view(), &batch, &Reference::None, &[1.0, 0.0, -1.0, 0.5]).expect("forward");
+    loss.backward(&step, &view, &mut LogitsMut::new(gradients.as_view_mut(), vocab).expect("rows")).expect("backward");
     let report = loss.report().expect("report");
     let numbers =
         report.group_losses.iter().chain(&report.implicit_rewards).chain(&report.margins).chain(&report.entropy);

@@ -111,8 +111,8 @@ fn eager(cuda: &Cuda, step: &Step) -> (Result<Report, Error>, Vec<u32>) {
     let mut loss = PreferenceLoss::new(cuda.clone(), objective());
     let view = Logits::new(logits.as_view(), VOCAB).expect("rows");
     let reference = Reference::PerToken(reference.as_view());
-    loss.forward(&view, &targets.as_view(), &batch(), &reference, &step.rewards).expect("forward");
-    loss.backward(&view, &mut LogitsMut::new(gradients.as_view_mut(), VOCAB).expect("rows")).expect("backward");
+    let step = loss.forward(&view, &targets.as_view(), &batch(), &reference, &step.rewards).expect("forward");
+    loss.backward(&step, &view, &mut LogitsMut::new(gradients.as_view_mut(), VOCAB).expect("rows")).expect("backward");
     (loss.report().cloned(), bits(&download(cuda, &gradients)))
 }
 
@@ -139,8 +139,9 @@ fn a_captured_loss_is_replayed_over_new_inputs() {
     let mut step = || {
         let view = Logits::new(logits.as_view(), VOCAB).expect("rows");
         let reference = Reference::PerToken(reference.as_view());
-        loss.forward(&view, &targets.as_view(), &batch, &reference, &rewards).expect("forward");
-        loss.backward(&view, &mut LogitsMut::new(gradients.as_view_mut(), VOCAB).expect("rows")).expect("backward");
+        let step = loss.forward(&view, &targets.as_view(), &batch, &reference, &rewards).expect("forward");
+        loss.backward(&step, &view, &mut LogitsMut::new(gradients.as_view_mut(), VOCAB).expect("rows"))
+            .expect("backward");
     };
     step();
     let graph = captured(&cuda, step);

@@ -104,14 +104,15 @@ fn it_is_its_stages() {
     let mut weight_gradient = upload(&cuda, &vec![f32::NAN; VOCAB * SIZE]);
     let mut loss = loss(&cuda);
     let of_hidden = || Hidden::new(&hidden).with_scored_rows(scored);
-    loss.forward_linear(of_hidden(), &head, &operands.targets.as_view(), &batch(), &Reference::None, &REWARDS)
+    let step = loss
+        .forward_linear(of_hidden(), &head, &operands.targets.as_view(), &batch(), &Reference::None, &REWARDS)
         .expect("forward");
     loss.set_loss_scale(0.5);
     let gradients = LinearGradients::new(
         Some(MatrixMut::new(hidden_gradient.as_view_mut(), SIZE).expect("rows")),
         Some(MatrixMut::new(weight_gradient.as_view_mut(), SIZE).expect("rows")),
     );
-    loss.backward_linear(of_hidden(), &head, gradients).expect("backward");
+    loss.backward_linear(&step, of_hidden(), &head, gradients).expect("backward");
 
     let options = exo_kernels::LogitOptions::default().with_temperature(TEMPERATURE).expect("valid");
     let mut by_stages = OnDevice::new(&cuda, &case);
@@ -137,14 +138,12 @@ fn what_is_refused_leaves_the_loss_as_it_was() {
     let (hidden, head, targets) = (operands.hidden(), operands.head(), operands.targets.as_view());
     let mut loss = loss(&cuda);
     let mut gradient = upload(&cuda, &vec![bf16::ONE; ROWS * SIZE]);
+    let step = loss.forward_linear(&hidden, &head, &targets, &batch(), &Reference::None, &REWARDS).expect("forward");
     let mut backward = |loss: &mut PreferenceLoss<Cuda>, hidden: &Matrix<'_, bf16>| {
         let of_hidden = MatrixMut::new(gradient.as_view_mut(), SIZE).expect("rows");
-        let refused = loss.backward_linear(hidden, &head, LinearGradients::<_, f32>::new(Some(of_hidden), None));
+        let refused = loss.backward_linear(&step, hidden, &head, LinearGradients::<_, f32>::new(Some(of_hidden), None));
         (refused, download(&cuda, &gradient))
     };
-    let (refused, _) = backward(&mut loss, &hidden);
-    assert_eq!(refused, Err(Error::NoForward));
-    loss.forward_linear(&hidden, &head, &targets, &batch(), &Reference::None, &REWARDS).expect("forward");
     let report = loss.report().expect("a report").clone();
 
     let narrow = Matrix::new(operands.hidden.as_view(), 5).expect("rows");
@@ -153,6 +152,10 @@ fn what_is_refused_leaves_the_loss_as_it_was() {
     let short = Matrix::new(operands.hidden.slice(..19 * SIZE), SIZE).expect("rows");
     let (refused, unchanged) = backward(&mut loss, &short);
     assert!(matches!(refused, Err(Error::Length { given: 19, expected: 20, .. })));
+    assert!(unchanged.iter().all(|number| *number == bf16::ONE));
+    let same_shape = Operands::new(&cuda, &Case::<bf16, bf16>::random(ROWS, SIZE, VOCAB, false, 14));
+    let (refused, unchanged) = backward(&mut loss, &same_shape.hidden());
+    assert!(matches!(refused, Err(Error::OtherInputs { .. })), "{refused:?}");
     assert!(unchanged.iter().all(|number| *number == bf16::ONE));
     assert_eq!(loss.report().expect("a report"), &report);
     let (done, gradient) = backward(&mut loss, &hidden);

@@ -34,8 +34,9 @@ fn a_step_does_not_wait_for_the_device() {
     control.take_launches();
     for _ in 0..3 {
         for rewards in [Rewards::from(&on_host), Rewards::from(&on_device)] {
-            loss.forward(&view, &targets.as_view(), &batch, &Reference::None, rewards).expect("forward");
-            loss.backward(&view, &mut LogitsMut::new(gradients.as_view_mut(), vocab).expect("rows")).expect("backward");
+            let step = loss.forward(&view, &targets.as_view(), &batch, &Reference::None, rewards).expect("forward");
+            loss.backward(&step, &view, &mut LogitsMut::new(gradients.as_view_mut(), vocab).expect("rows"))
+                .expect("backward");
         }
     }
     assert_eq!(control.take_launches().len(), 0, "something has waited for the stream");

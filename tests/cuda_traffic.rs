@@ -33,11 +33,14 @@ fn step<T: Element + DeviceRepr>(in_place: bool) -> Vec<LaunchReport> {
     for _ in 0..3 {
         control.take_launches();
         let view = Logits::new(logits.as_view(), VOCAB).expect("rows");
-        loss.forward(&view, &targets.as_view(), &batch, &Reference::None, &[1.0, 0.0, -1.0, 0.5]).expect("forward");
+        let step =
+            loss.forward(&view, &targets.as_view(), &batch, &Reference::None, &[1.0, 0.0, -1.0, 0.5]).expect("forward");
         if in_place {
-            loss.backward_in_place(&mut LogitsMut::new(logits.as_view_mut(), VOCAB).expect("rows")).expect("backward");
+            loss.backward_in_place(step, &mut LogitsMut::new(logits.as_view_mut(), VOCAB).expect("rows"))
+                .expect("backward");
         } else {
-            loss.backward(&view, &mut LogitsMut::new(gradients.as_view_mut(), VOCAB).expect("rows")).expect("backward");
+            loss.backward(&step, &view, &mut LogitsMut::new(gradients.as_view_mut(), VOCAB).expect("rows"))
+                .expect("backward");
         }
         cuda.stream().synchronize().expect("no fault");
         launches = control.take_launches();

@@ -61,26 +61,29 @@ fn forward_allocates_per_row_and_backward_in_place_nothing() {
     pool.install(|| {
         let mut forward = |logits: &[f32]| {
             let logits = Logits::new(logits, vocab).expect("rows");
-            loss.forward(logits, &targets, &batch, Reference::PerToken(&reference), &rewards).expect("forward");
+            let reference = Reference::PerToken(&reference);
+            loss.forward(logits, &targets, &batch, reference, &rewards).expect("forward")
         };
-        let (_, first) = count(|| forward(&logits));
+        let (_, first) = count(|| _ = forward(&logits));
         // Per row: target, log-prob, state, entropy, two coefficients. Per sequence and group: about as much. And one
         // group's work.
         let per_row = 8 + 4 + 8 + 4 + 4 + 8;
         let allowed = rows * per_row + batch.sequences() * 64 + batch.groups() * 128 + k * 8 * 16 + 4096;
         assert!(first <= allowed, "first forward pass: {first} bytes, {allowed} allowed");
         assert!(allowed * 100 < logit_bytes, "the allowance is nothing beside the logits");
-        let (_, again) = count(|| forward(&logits));
+        let mut step = None;
+        let (_, again) = count(|| step = Some(forward(&logits)));
+        let step = step.expect("a step");
         let work = k * 8 * 16 + 1024;
         assert!(again <= work, "second forward pass: {again} bytes, {work} allowed (one group's work)");
 
         let (allocations, _) = count(|| {
             let (logits, grad) = (Logits::new(&logits, vocab), LogitsMut::new(&mut grad, vocab));
-            loss.backward(logits.expect("rows"), grad.expect("rows")).expect("backward");
+            loss.backward(&step, logits.expect("rows"), grad.expect("rows")).expect("backward");
         });
         assert_eq!(allocations, 0, "backward");
         let (allocations, _) = count(|| {
-            loss.backward_in_place(LogitsMut::new(&mut logits, vocab).expect("rows")).expect("backward");
+            loss.backward_in_place(step, LogitsMut::new(&mut logits, vocab).expect("rows")).expect("backward");
         });
         assert_eq!(allocations, 0, "backward in place");
     });
@@ -91,8 +94,11 @@ fn forward_allocates_per_row_and_backward_in_place_nothing() {
     let (_, bytes) = pool.install(|| {
         count(|| {
             let view = Logits::new(&grad, vocab).expect("rows");
-            loss.forward(view, &targets, &batch, Reference::PerToken(&reference), &rewards).expect("forward");
-            loss.backward_in_place(LogitsMut::new(&mut logits, vocab).expect("rows")).expect("backward");
+            let reference = Reference::PerToken(&reference);
+            let step = loss.forward(view, &targets, &batch, reference, &rewards).expect("forward");
+            // The gradient of before has the logits' shape, and is all that they need to be.
+            let logits = LogitsMut::new(&mut logits, vocab).expect("rows");
+            loss.backward_in_place(step.with_moved_inputs(), logits).expect("backward");
         })
     });
     assert!(bytes * 100 < logit_bytes, "{bytes} bytes on three threads");

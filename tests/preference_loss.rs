@@ -101,7 +101,7 @@ fn agrees_with_the_reference_in_every_option(backend: &impl TestBackend) {
             for rewards in [Rewards::from(&rewards), Rewards::from(&rewards).with_proposal(&offsets)] {
                 let exact = preference_loss::forward(&options, view, &rows.targets, &batch, reference, rewards);
                 let mut loss = backend.loss(options);
-                loss.forward(&rows, &batch, reference, rewards).expect("forward");
+                let forward = loss.forward(&rows, &batch, reference, rewards).expect("forward");
                 let report = loss.report().expect("finite");
                 close(report.loss, exact.loss, "loss");
                 for (computed, exact) in report.group_losses.iter().zip(&exact.groups) {
@@ -110,7 +110,7 @@ fn agrees_with_the_reference_in_every_option(backend: &impl TestBackend) {
                 for (computed, exact) in report.implicit_rewards.iter().zip(&exact.log_ratios) {
                     close(*computed, options.objective().beta_policy() * exact, "implicit reward");
                 }
-                let grad = loss.backward(&rows).expect("backward");
+                let grad = loss.backward(&forward, &rows).expect("backward");
                 for row in 0..batch.rows() {
                     let expected = exact.grad_logits(&options, view, &rows.targets, row);
                     for (computed, expected) in rows.row(&grad, row).iter().zip(expected) {
@@ -133,8 +133,9 @@ fn powers_of_two_scale_exactly(backend: &impl TestBackend) {
     let run = |options: LossOptions, loss_scale: f64| -> (Report, Vec<f32>) {
         let mut loss = backend.loss(options);
         loss.set_loss_scale(loss_scale);
-        loss.forward(&rows, &batch, Reference::PerToken(&reference), Rewards::from(&rewards)).expect("forward");
-        let gradient = loss.backward(&rows).expect("backward");
+        let reference = Reference::PerToken(&reference);
+        let forward = loss.forward(&rows, &batch, reference, Rewards::from(&rewards)).expect("forward");
+        let gradient = loss.backward(&forward, &rows).expect("backward");
         (loss.report().expect("finite"), gradient)
     };
     let exo = |beta: f64| LossOptions::from(Objective::exo(Betas { policy: beta, reward: 0.5 }).expect("valid"));
@@ -167,8 +168,8 @@ fn micro_batches_with_a_normalizer_add_up_to_the_mean(backend: &impl TestBackend
         let batch = Batch::padded(groups.len() * 2, 2, 2).expect("valid");
         let mut loss = backend.loss(LossOptions::from(objective).with_reduction(reduction).expect("valid"));
         let rewards = Rewards::from(&rewards[groups.start * 2..groups.end * 2]);
-        loss.forward(&rows, &batch, Reference::None, rewards).expect("forward");
-        let grad = loss.backward(&rows).expect("backward");
+        let forward = loss.forward(&rows, &batch, Reference::None, rewards).expect("forward");
+        let grad = loss.backward(&forward, &rows).expect("backward");
         (loss.report().expect("finite").loss, grad)
     };
     let (loss, grad) = run(0..2, Reduction::Mean);

@@ -14,6 +14,7 @@ use crate::loss::PreferenceLoss;
 use crate::loss_options::LossOptions;
 use crate::report::Report;
 use crate::stages::{Reference, Rewards, RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
+use crate::step::Step;
 
 /// `[N]`, or `[2, N]` with the entropies, of logits `[N, V]`.
 pub(super) fn token_log_probs(
@@ -44,10 +45,10 @@ pub(super) fn preference_loss(
     let LossInputs { targets, batch, reference, rewards } = inputs;
     let targets = target_ids(targets)?;
     let mut loss = PreferenceLoss::new(Cpu::default(), options);
-    with_logits(logits, LossForward { loss: &mut loss, targets: &targets, batch, reference, rewards })?;
+    let step = with_logits(logits, LossForward { loss: &mut loss, targets: &targets, batch, reference, rewards })?;
     let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
     let value = report.loss as f32;
-    Ok((logits.apply_op1(LossOp { value, loss: Mutex::new(loss) })?, report))
+    Ok((logits.apply_op1(LossOp { value, step, loss: Mutex::new(loss) })?, report))
 }
 
 /// The ids of a CPU tensor in any layout.
@@ -160,9 +161,9 @@ struct LossForward<'a> {
 }
 
 impl WithLogits for LossForward<'_> {
-    type Output = ();
+    type Output = Step;
 
-    fn run<T: Element + WithDType>(self, logits: Logits<'_, T>) -> crate::error::Result<()> {
+    fn run<T: Element + WithDType>(self, logits: Logits<'_, T>) -> crate::error::Result<Step> {
         self.loss.forward(logits, self.targets, self.batch, self.reference, self.rewards)
     }
 }
@@ -170,6 +171,7 @@ impl WithLogits for LossForward<'_> {
 /// A finished forward pass; the lock is for the backward pass, which keeps its workspace in it.
 struct LossOp {
     value: f32,
+    step: Step,
     loss: Mutex<PreferenceLoss<Cpu>>,
 }
 
@@ -187,11 +189,12 @@ impl CustomOp1 for LossOp {
         // What a panic elsewhere left behind is overwritten by the next two lines.
         let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         loss.set_loss_scale(upstream);
-        with_logits(logits, LossBackward { loss: &mut loss })?.map(Some)
+        with_logits(logits, LossBackward { loss: &mut loss, step: &self.step })?.map(Some)
     }
 }
 
 struct LossBackward<'a> {
+    step: &'a Step,
     loss: &'a mut PreferenceLoss<Cpu>,
 }
 
@@ -199,7 +202,7 @@ impl WithLogits for LossBackward<'_> {
     type Output = Result<Tensor>;
 
     fn run<T: Element + WithDType>(self, logits: Logits<'_, T>) -> crate::error::Result<Result<Tensor>> {
-        gradient(logits, |logits, grad| self.loss.backward(logits, grad))
+        gradient(logits, |logits, grad| self.loss.backward(self.step, logits, grad))
     }
 }
 

@@ -21,6 +21,7 @@ use crate::loss::PreferenceLoss;
 use crate::loss_options::LossOptions;
 use crate::report::Report;
 use crate::stages::{self, SoftmaxState};
+use crate::step::Step;
 use crate::targets;
 
 /// Runs `$run` with the slices of the two storages, whatever their types: logits of f32, f16 or bf16, ids of u32 or
@@ -63,17 +64,17 @@ pub(super) fn preference_loss(
     let targets = placed_targets(device, count, vocab, targets)?;
     let reference = placed_reference(device, reference)?;
     let mut loss = PreferenceLoss::new(backend(device)?, options);
-    {
+    let step = {
         let ((logits, layout), (ids, ids_layout)) = (logits.storage_and_layout(), targets.storage_and_layout());
         let (logits, ids) = (cuda_storage(&logits)?, cuda_storage(&ids)?);
         by_types!(logits, ids, |logits, ids| {
             let (logits, ids) = (rows(logits, layout)?, elements(ids, ids_layout));
             loss.forward(&logits, &ids, batch, &reference.view(), rewards).map_err(Error::wrap)
-        })?;
-    }
+        })?
+    };
     let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
     let value = report.loss as f32;
-    Ok((logits.apply_op1(LossOp { value, loss: Mutex::new(loss) })?, report))
+    Ok((logits.apply_op1(LossOp { value, step, loss: Mutex::new(loss) })?, report))
 }
 
 /// A reference on the device: how many numbers, and where.
@@ -304,6 +305,7 @@ impl CustomOp1 for TokenLogProbGradient<'_> {
 /// A finished forward pass; the lock is for the backward pass, which sets its loss scale.
 struct LossOp {
     value: f32,
+    step: Step,
     loss: Mutex<PreferenceLoss<Cuda>>,
 }
 
@@ -323,12 +325,13 @@ impl CustomOp1 for LossOp {
 
     fn bwd(&self, logits: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
         let loss_scale = f64::from(upstream.to_vec0::<f32>()?);
-        logits.apply_op1_no_bwd(&LossGradient { loss: &self.loss, loss_scale }).map(Some)
+        logits.apply_op1_no_bwd(&LossGradient { step: &self.step, loss: &self.loss, loss_scale }).map(Some)
     }
 }
 
 /// The backward pass of [`LossOp`].
 struct LossGradient<'a> {
+    step: &'a Step,
     loss: &'a Mutex<PreferenceLoss<Cuda>>,
     loss_scale: f64,
 }
@@ -342,7 +345,7 @@ impl LossGradient<'_> {
         // What a panic elsewhere left behind is overwritten by the next two lines.
         let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         loss.set_loss_scale(self.loss_scale);
-        gradient(device, logits, |gradient| loss.backward(logits, gradient))
+        gradient(device, logits, |gradient| loss.backward(self.step, logits, gradient))
     }
 }
 

@@ -17,6 +17,7 @@ use crate::loss_options::LossOptions;
 use crate::matrix::{Matrix, MatrixMut};
 use crate::report::Report;
 use crate::stages::{RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
+use crate::step::Step;
 
 /// `[N]`, or `[2, N]` with the entropies.
 pub(super) fn token_log_probs(
@@ -47,10 +48,15 @@ pub(super) fn preference_loss(
 ) -> Result<(Tensor, Report)> {
     let targets = target_ids(inputs.targets)?;
     let mut loss = PreferenceLoss::new(Cpu::default(), options);
-    let forward = LossForward { loss: &mut loss, targets: &targets, inputs };
+    let mut step = None;
+    let forward = LossForward { loss: &mut loss, step: &mut step, targets: &targets, inputs };
     with_linear(&linear.hidden, &linear.weight, linear.bias.as_ref(), forward)?;
     let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
-    let pass = Finished { values: vec![report.loss as f32], shape: Shape::from(()), way: Mutex::new(loss) };
+    let pass = Finished {
+        values: vec![report.loss as f32],
+        shape: Shape::from(()),
+        way: LossPass { step: step.ok_or_else(|| Error::wrap(crate::Error::NoForward))?, loss: Mutex::new(loss) },
+    };
     Ok((LinearOp(pass).apply(linear)?, report))
 }
 
@@ -113,6 +119,7 @@ impl WithLinear for TokenForward<'_> {
 }
 
 struct LossForward<'a> {
+    step: &'a mut Option<Step>,
     loss: &'a mut PreferenceLoss<Cpu>,
     targets: &'a [i64],
     inputs: LossInputs<'a>,
@@ -121,7 +128,9 @@ struct LossForward<'a> {
 impl WithLinear for LossForward<'_> {
     fn run<T: Element + WithDType>(self, hidden: Matrix<'_, T>, head: &Head<'_, T>) -> Result<()> {
         let LossInputs { batch, reference, rewards, .. } = self.inputs;
-        self.loss.forward_linear(hidden, head, self.targets, batch, reference, rewards).map_err(Error::wrap)
+        let step = self.loss.forward_linear(hidden, head, self.targets, batch, reference, rewards);
+        *self.step = Some(step.map_err(Error::wrap)?);
+        Ok(())
     }
 }
 
@@ -169,7 +178,12 @@ impl Way for TokenLogProbPass {
 }
 
 /// The lock is for the backward pass, which keeps its workspace in the loss.
-impl Way for Mutex<PreferenceLoss<Cpu>> {
+struct LossPass {
+    step: Step,
+    loss: Mutex<PreferenceLoss<Cpu>>,
+}
+
+impl Way for LossPass {
     const NAME: &'static str = "exo-linear-preference-loss";
 
     fn backward<T: Element + WithDType>(
@@ -180,9 +194,9 @@ impl Way for Mutex<PreferenceLoss<Cpu>> {
         gradients: LinearGradients<'_, T, T>,
     ) -> crate::error::Result<()> {
         // What a panic elsewhere left behind is overwritten by the next two lines.
-        let mut loss = self.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         loss.set_loss_scale(upstream.iter().copied().map(f64::from).sum());
-        loss.backward_linear(hidden, head, gradients)
+        loss.backward_linear(&self.step, hidden, head, gradients)
     }
 }
 

@@ -22,6 +22,7 @@ use crate::loss::PreferenceLoss;
 use crate::loss_options::LossOptions;
 use crate::report::Report;
 use crate::stages::SoftmaxState;
+use crate::step::Step;
 use crate::targets::TokenId;
 
 /// `[N]`, or `[2, N]` with the entropies.
@@ -50,9 +51,9 @@ pub(super) fn preference_loss(
     let scored_rows = scored_rows(inputs.targets)?;
     let mut loss = PreferenceLoss::new(backend(device)?, options);
     let forward = LossForward { loss: &mut loss, device, inputs, scored_rows };
-    with_tensors([&linear.hidden, &linear.weight], linear.bias.as_ref(), &targets, forward)?;
+    let step = with_tensors([&linear.hidden, &linear.weight], linear.bias.as_ref(), &targets, forward)?;
     let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
-    let pass = LossPass { value: report.loss as f32, targets, scored_rows, loss: Mutex::new(loss) };
+    let pass = LossPass { value: report.loss as f32, targets, scored_rows, step, loss: Mutex::new(loss) };
     Ok((LinearOp(OnDevice(pass)).apply(linear)?, report))
 }
 
@@ -277,14 +278,14 @@ struct LossForward<'a> {
 }
 
 impl WithTypes for LossForward<'_> {
-    type Output = ();
+    type Output = Step;
 
     fn run<T: Element + CudaDType + DeviceRepr, I: TokenId + CudaDType + DeviceRepr>(
         self,
         states: &Matrix<'_, T>,
         head: &Head<'_, T>,
         ids: &CudaView<'_, I>,
-    ) -> Result<()> {
+    ) -> Result<Step> {
         let LossInputs { batch, reference, rewards, .. } = self.inputs;
         let placed = placed_reference(self.device, reference)?;
         let hidden = hidden(states, self.scored_rows);
@@ -297,6 +298,7 @@ struct LossPass {
     value: f32,
     targets: Tensor,
     scored_rows: Option<usize>,
+    step: Step,
     loss: Mutex<PreferenceLoss<Cuda>>,
 }
 
@@ -328,7 +330,7 @@ impl Way for LossPass {
         // What a panic elsewhere left behind is overwritten by the next two lines.
         let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         loss.set_loss_scale(f64::from(upstream.to_vec0::<f32>()?));
-        loss.backward_linear(hidden(states, self.scored_rows), head, gradients).map_err(Error::wrap)
+        loss.backward_linear(&self.step, hidden(states, self.scored_rows), head, gradients).map_err(Error::wrap)
     }
 }
 

@@ -1,16 +1,17 @@
 //! The preference loss straight from hidden states on the device: the logits are never held.
 
+use super::Cuda;
 use super::linear::{Head, Hidden, LinearGradients, inputs_with};
-use super::raw::{self, LinearInputs, linear_log_prob as stage};
+use super::raw::{self, LinearInputs, MatrixAt, linear_log_prob as stage};
 use super::rewards::Rewards;
 use super::token_log_prob::Reference;
 use super::workspace::Scratch;
-use super::{Cuda, Matrix};
 use crate::batch::Batch;
 use crate::element::Element;
 use crate::error::Result;
-use crate::logits::Shape;
 use crate::loss::PreferenceLoss;
+use crate::operand::Operand;
+use crate::step::{Inputs, Step};
 use crate::targets::TokenId;
 use cudarc::driver::CudaView;
 use std::sync::PoisonError;
@@ -31,7 +32,7 @@ impl PreferenceLoss<Cuda> {
         batch: &Batch,
         reference: &Reference<'_>,
         rewards: impl Into<Rewards<'r>>,
-    ) -> Result<()> {
+    ) -> Result<Step> {
         let hidden = hidden.into();
         let (cuda, options) = (self.backend.clone(), self.options.logits);
         // The targets' address comes with the call; what else can be refused is refused before it.
@@ -44,28 +45,33 @@ impl PreferenceLoss<Cuda> {
             // what the loss gives.
             unsafe { stage::linear_token_log_probs_with(cuda, scratch, &mut work, &inputs, &options, outputs) }
         };
-        self.forward_with(logit_shape(hidden.states, head), targets, batch, reference, &rewards.into(), stage)
+        let step_inputs = step_inputs(&inputs, head.vocab());
+        self.forward_with(step_inputs, targets, batch, reference, &rewards.into(), stage)
     }
 
     /// Writes loss scale × the gradients of the loss by the hidden states, the weight and the bias, of those that
-    /// `gradients` has; see [`Cuda::linear_token_log_probs_backward`]. Hidden states, their number of scored rows and head
-    /// must be those of the forward pass. Does not wait for the device.
+    /// `gradients` has; see [`Cuda::linear_token_log_probs_backward`]. `step` is what
+    /// [`forward_linear`](Self::forward_linear) gave for these hidden states, with the same number of scored rows, and this
+    /// head. Does not wait for the device.
     ///
     /// # Errors
-    /// [`Error::NoForward`](crate::Error::NoForward); [`Error::LogitsOverwritten`](crate::Error::LogitsOverwritten)
-    /// after a backward pass in place over logits; [`Error::Length`](crate::Error::Length) for what does not fit;
+    /// [`Error::OtherStep`](crate::Error::OtherStep) if the last forward pass of this loss was another;
+    /// [`Error::Length`](crate::Error::Length) for what does not fit;
+    /// [`Error::OtherInputs`](crate::Error::OtherInputs) if hidden states or head are others;
     /// [`Error::GradientType`](crate::Error::GradientType); [`Error::Cuda`](crate::Error::Cuda).
     pub fn backward_linear<'m, 'd: 'm, T: Element, G: Element>(
         &mut self,
+        step: &Step,
         hidden: impl Into<Hidden<'m, 'd, T>>,
         head: &Head<'_, T>,
         mut gradients: LinearGradients<'_, T, G>,
     ) -> Result<()> {
         let hidden = hidden.into();
-        self.check_backward(logit_shape(hidden.states, head))?;
         let (cuda, options) = (self.backend.clone(), self.options.logits);
+        let (inputs, _read) = inputs_with(&cuda, &hidden, head, raw::Targets::I64(0))?;
+        step.check(self.last_step, &step_inputs(&inputs, head.vocab()))?;
         let (targets, states, upstream) = self.for_backward(hidden.states.rows())?;
-        let (inputs, _read) = inputs_with(&cuda, &hidden, head, targets)?;
+        let inputs = LinearInputs { targets, ..inputs };
         let (gradients, _write) = gradients.addresses(&cuda, head.vocab())?;
         let mut scratch = self.workspace.scratch();
         let mut work = cuda.linear.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,7 +83,10 @@ impl PreferenceLoss<Cuda> {
     }
 }
 
-/// The shape that the logits would have.
-fn logit_shape<T: Element>(hidden: &Matrix<'_, T>, head: &Head<'_, T>) -> Shape {
-    Shape { rows: hidden.rows(), vocab: head.vocab(), row_stride: head.vocab() }
+/// Where hidden states and head lie.
+fn step_inputs(inputs: &LinearInputs, vocab: usize) -> Inputs {
+    let matrix = |what, at: MatrixAt| Some(Operand::new(what, at.address, at.rows, at.row_stride));
+    let bias = (inputs.bias != 0).then(|| Operand::new("bias", inputs.bias, 1, 0));
+    let operands = [matrix("hidden states", inputs.hidden), matrix("weight", inputs.weight), bias];
+    Inputs { rows: inputs.hidden.rows, vocab, operands }
 }

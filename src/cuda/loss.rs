@@ -14,8 +14,10 @@ use crate::error::{Error, Result};
 use crate::logits::Shape;
 use crate::loss::{PreferenceLoss, sealed};
 use crate::loss_options::{LogRatio, LossOptions};
+use crate::operand::Operand;
 use crate::report::{Report, RowSummary, StageResults};
 use crate::stages::{self, GroupStatistics, SoftmaxState, check_length, check_rows};
+use crate::step::{Inputs, Step};
 use crate::targets::TokenId;
 use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{
@@ -166,8 +168,8 @@ fn check_status(status: &Status, vocab: usize) -> Result<()> {
 
 impl PreferenceLoss<Cuda> {
     /// Logits `[N, V]`, targets `[N]` and the reference's log-probs on the device, the rewards `[S]` there or on the host
-    /// → the loss, as part of the [report](PreferenceLoss::report), which stays on the device until it is asked for. Does
-    /// not wait for the device.
+    /// → the loss, as part of the [report](PreferenceLoss::report), which stays on the device until it is asked for, and
+    /// the step that the backward pass takes. Does not wait for the device.
     ///
     /// Forward and backward can be captured in a CUDA graph and replayed over whatever the same buffers hold then, if
     /// 1. the stream is not the null stream, and cudarc's event tracking is off
@@ -193,7 +195,7 @@ impl PreferenceLoss<Cuda> {
         batch: &Batch,
         reference: &Reference<'_>,
         rewards: impl Into<Rewards<'a>>,
-    ) -> Result<()> {
+    ) -> Result<Step> {
         let options = self.options.logits;
         let stream = self.backend.stream.clone();
         let (address, _read_logits) = logits.data.device_ptr(&stream);
@@ -203,22 +205,22 @@ impl PreferenceLoss<Cuda> {
             // gives.
             unsafe { raw::token_log_probs_with(cuda, scratch, rows, targets, &options, outputs) }
         };
-        self.forward_with(logits.shape, targets, batch, reference, &rewards.into(), stage)
+        self.forward_with(logit_inputs(address, logits.shape), targets, batch, reference, &rewards.into(), stage)
     }
 
     /// The forward pass over token log-probs that `stage` makes, of logits of this shape: given the copies of the targets
     /// and where to write.
     pub(super) fn forward_with<I: TokenId>(
         &mut self,
-        shape: Shape,
+        inputs: Inputs,
         targets: &CudaView<'_, I>,
         batch: &Batch,
         reference: &Reference<'_>,
         rewards: &Rewards<'_>,
         stage: impl FnOnce(&Cuda, &mut Scratch, raw::Targets, ForwardOutputs) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<Step> {
         let (options, objective) = (self.options, self.options.objective);
-        let (count, sequences, groups) = (shape.rows, batch.sequences(), batch.groups());
+        let (count, sequences, groups) = (inputs.rows, batch.sequences(), batch.groups());
         check_length("targets", targets.len(), count)?;
         check_rows(batch, count)?;
         check_reference(reference, batch)?;
@@ -228,12 +230,12 @@ impl PreferenceLoss<Cuda> {
         }
 
         // From here on the workspace is this pass's: a driver's error leaves no forward pass behind.
-        self.shape = None;
+        self.last_step = None;
         self.report = OnceLock::new();
         let cuda = &self.backend;
         let stream = cuda.stream.clone();
         let work = &mut self.workspace;
-        work.vocab = shape.vocab;
+        work.vocab = inputs.vocab;
         work.options = Some(options);
         work.place(batch, &stream)?;
         let (reward_addresses, proposal_offsets, _read_rewards) = match rewards {
@@ -299,52 +301,48 @@ impl PreferenceLoss<Cuda> {
             raw::objective_with(cuda, &mut scratch, &objective, objective_inputs, objective_outputs)?;
         }
         drop(scratch);
-        self.shape = Some(shape);
-        self.overwritten = false;
-        Ok(())
+        let step = Step::new(inputs);
+        self.last_step = Some(step.number());
+        Ok(step)
     }
 
-    /// Writes loss scale × d loss / d logits, `[N, V]`, to `gradients`. Does not wait for the device.
+    /// Writes loss scale × d loss / d logits, `[N, V]`, to `gradients`. `step` is what [`forward`](Self::forward) gave for
+    /// these logits. Does not wait for the device.
     ///
     /// # Errors
-    /// [`Error::NoForward`]; [`Error::LogitsOverwritten`] after a backward pass in place; [`Error::Length`] if logits
-    /// or gradient have not the N and V of the forward pass; [`Error::Cuda`].
-    pub fn backward<T: Element>(&mut self, logits: &Logits<'_, T>, gradients: &mut LogitsMut<'_, T>) -> Result<()> {
-        self.check_backward(logits.shape)?;
+    /// [`Error::OtherStep`] if the last forward pass of this loss was another; [`Error::Length`] if logits or gradient do
+    /// not have the N and V of the forward pass; [`Error::OtherInputs`] if the logits are others; [`Error::Cuda`].
+    pub fn backward<T: Element>(
+        &mut self,
+        step: &Step,
+        logits: &Logits<'_, T>,
+        gradients: &mut LogitsMut<'_, T>,
+    ) -> Result<()> {
         let stream = self.backend.stream.clone();
         let (address, _read) = logits.data.device_ptr(&stream);
+        step.check(self.last_step, &logit_inputs(address, logits.shape))?;
         let (gradient, _write) = gradients.data.device_ptr_mut(&stream);
         self.launch_backward(rows::<T>(address, logits.shape), rows::<T>(gradient, gradients.shape))
     }
 
     /// Overwrites the logits with loss scale × d loss / d logits; the bits are those of [`backward`](Self::backward).
-    /// It is the step's last: a second one would take the gradient for logits, and is refused.
+    /// The logits are gone afterwards, so this consumes the step.
     ///
     /// # Errors
     /// As [`backward`](Self::backward).
-    pub fn backward_in_place<T: Element>(&mut self, logits: &mut LogitsMut<'_, T>) -> Result<()> {
-        self.check_backward(logits.shape)?;
+    #[expect(clippy::needless_pass_by_value, reason = "no other backward pass can follow")]
+    pub fn backward_in_place<T: Element>(&mut self, step: Step, logits: &mut LogitsMut<'_, T>) -> Result<()> {
         let stream = self.backend.stream.clone();
         let (address, _write) = logits.data.device_ptr_mut(&stream);
+        step.check(self.last_step, &logit_inputs(address, logits.shape))?;
         let both = rows::<T>(address, logits.shape);
-        self.launch_backward(both, both)?;
-        self.overwritten = true;
-        Ok(())
+        self.launch_backward(both, both)
     }
 
     /// Forgets the report that was read, so that the next one is read from the device: after a CUDA graph with the forward
     /// pass in it has been launched.
     pub fn discard_report(&mut self) {
         self.report = OnceLock::new();
-    }
-
-    pub(super) fn check_backward(&self, shape: Shape) -> Result<()> {
-        let forward = self.shape.ok_or(Error::NoForward)?;
-        if self.overwritten {
-            return Err(Error::LogitsOverwritten);
-        }
-        check_length("rows of the backward pass", shape.rows, forward.rows)?;
-        check_length("vocabulary of the backward pass", shape.vocab, forward.vocab)
     }
 
     /// What the forward pass has left for the gradient of this many rows: their targets, states and upstream gradient.
@@ -371,6 +369,12 @@ impl PreferenceLoss<Cuda> {
             raw::token_log_probs_backward(&self.backend, logits, targets, &options, states, 0, upstream, gradients)
         }
     }
+}
+
+/// Where logits lie.
+fn logit_inputs(address: raw::Address, shape: Shape) -> Inputs {
+    let Shape { rows, vocab, row_stride } = shape;
+    Inputs { rows, vocab, operands: [Some(Operand::new("logits", address, rows, row_stride)), None, None] }
 }
 
 impl CudaWorkspace {

@@ -24,7 +24,7 @@ use exo_kernels::reference::bounds::Arithmetic;
 use exo_kernels::{
     Batch, Cpu, Element, GroupStatistics, LogRatio, LogitOptions, Logits, LogitsMut, LossOptions, Objective,
     ObjectiveInputs, ObjectiveOutputs, PreferenceLoss, Reduction, Reference, Report, Result, Rewards, RowGradients,
-    SavedRows, SoftmaxState, TokenLogProbs,
+    SavedRows, SoftmaxState, Step, TokenLogProbs,
 };
 
 /// A type of logits, on every backend that is built.
@@ -135,20 +135,20 @@ pub(crate) trait TestLoss {
         batch: &Batch,
         reference: Reference<'_>,
         rewards: Rewards<'_>,
-    ) -> Result<()>;
+    ) -> Result<Step>;
 
     /// Writes the gradient; a refused call leaves the buffer as it was.
-    fn backward_into<T: TestElement>(&mut self, rows: &Rows<T>, gradient: &mut Rows<T>) -> Result<()>;
+    fn backward_into<T: TestElement>(&mut self, step: &Step, rows: &Rows<T>, gradient: &mut Rows<T>) -> Result<()>;
 
     /// The gradient, in a buffer that held NaN before.
-    fn backward<T: TestElement>(&mut self, rows: &Rows<T>) -> Result<Vec<T>> {
+    fn backward<T: TestElement>(&mut self, step: &Step, rows: &Rows<T>) -> Result<Vec<T>> {
         let mut gradient = Rows { logits: vec![T::NAN; rows.logits.len()], ..rows.clone() };
-        self.backward_into(rows, &mut gradient)?;
+        self.backward_into(step, rows, &mut gradient)?;
         Ok(gradient.logits)
     }
 
     /// Overwrites the logits; a refused call leaves them as they were.
-    fn backward_in_place<T: TestElement>(&mut self, rows: &mut Rows<T>) -> Result<()>;
+    fn backward_in_place<T: TestElement>(&mut self, step: Step, rows: &mut Rows<T>) -> Result<()>;
 
     fn set_loss_scale(&mut self, loss_scale: f64);
 
@@ -296,16 +296,16 @@ impl TestLoss for PreferenceLoss<Cpu> {
         batch: &Batch,
         reference: Reference<'_>,
         rewards: Rewards<'_>,
-    ) -> Result<()> {
+    ) -> Result<Step> {
         PreferenceLoss::<Cpu>::forward(self, view(rows)?, &rows.targets, batch, reference, rewards)
     }
 
-    fn backward_into<T: TestElement>(&mut self, rows: &Rows<T>, gradient: &mut Rows<T>) -> Result<()> {
-        PreferenceLoss::<Cpu>::backward(self, view(rows)?, view_mut(gradient)?)
+    fn backward_into<T: TestElement>(&mut self, step: &Step, rows: &Rows<T>, gradient: &mut Rows<T>) -> Result<()> {
+        PreferenceLoss::<Cpu>::backward(self, step, view(rows)?, view_mut(gradient)?)
     }
 
-    fn backward_in_place<T: TestElement>(&mut self, rows: &mut Rows<T>) -> Result<()> {
-        PreferenceLoss::<Cpu>::backward_in_place(self, view_mut(rows)?)
+    fn backward_in_place<T: TestElement>(&mut self, step: Step, rows: &mut Rows<T>) -> Result<()> {
+        PreferenceLoss::<Cpu>::backward_in_place(self, step, view_mut(rows)?)
     }
 
     fn set_loss_scale(&mut self, loss_scale: f64) {

@@ -7,7 +7,7 @@ use exo_kernels::cuda::{Cuda, DeviceGroupStatistics, LogRatios, Logits, LogitsMu
 use exo_kernels::reference::bounds::Arithmetic;
 use exo_kernels::{
     Batch, GroupStatistics, LogRatio, LogitOptions, LossOptions, Objective, PreferenceLoss, Reduction, Reference,
-    Report, Result, Rewards, cuda,
+    Report, Result, Rewards, Step, cuda,
 };
 
 /// A reference in device memory.
@@ -153,24 +153,26 @@ impl TestLoss for CudaLoss {
         batch: &Batch,
         reference: Reference<'_>,
         rewards: Rewards<'_>,
-    ) -> Result<()> {
+    ) -> Result<Step> {
         let (logits, targets) = (upload(&self.cuda, &rows.logits), upload(&self.cuda, &rows.targets));
         let reference = Uploaded::new(&self.cuda, reference);
         let view = view(&logits, rows)?;
-        self.loss.forward(&view, &targets.slice(..rows.count()), batch, &reference.view(), rewards)
+        let step = self.loss.forward(&view, &targets.slice(..rows.count()), batch, &reference.view(), rewards)?;
+        // The backward pass brings the same logits to the device again.
+        Ok(step.with_moved_inputs())
     }
 
-    fn backward_into<T: TestElement>(&mut self, rows: &Rows<T>, gradient: &mut Rows<T>) -> Result<()> {
+    fn backward_into<T: TestElement>(&mut self, step: &Step, rows: &Rows<T>, gradient: &mut Rows<T>) -> Result<()> {
         let logits = upload(&self.cuda, &rows.logits);
         let mut written = upload(&self.cuda, &gradient.logits);
-        let result = self.loss.backward(&view(&logits, rows)?, &mut view_mut(&mut written, gradient)?);
+        let result = self.loss.backward(step, &view(&logits, rows)?, &mut view_mut(&mut written, gradient)?);
         gradient.logits = download(&self.cuda, &written.slice(..gradient.logits.len()));
         result
     }
 
-    fn backward_in_place<T: TestElement>(&mut self, rows: &mut Rows<T>) -> Result<()> {
+    fn backward_in_place<T: TestElement>(&mut self, step: Step, rows: &mut Rows<T>) -> Result<()> {
         let mut logits = upload(&self.cuda, &rows.logits);
-        let result = self.loss.backward_in_place(&mut view_mut(&mut logits, rows)?);
+        let result = self.loss.backward_in_place(step, &mut view_mut(&mut logits, rows)?);
         rows.logits = download(&self.cuda, &logits.slice(..rows.logits.len()));
         result
     }

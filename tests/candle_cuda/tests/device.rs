@@ -129,10 +129,10 @@ fn the_preference_loss_is_the_backends() {
         let mut loss = PreferenceLoss::new(cuda.clone(), options);
         loss.set_loss_scale(3.0);
         let view = cuda::Logits::new(logits.as_view(), VOCAB).expect("rows");
-        loss.forward(&view, &targets.as_view(), &batch, &on_device, &rewards).expect("forward");
+        let step = loss.forward(&view, &targets.as_view(), &batch, &on_device, &rewards).expect("forward");
         let mut gradient = stream.clone_htod(&values).expect("memory");
         let mut out = LogitsMut::new(gradient.as_view_mut(), VOCAB).expect("rows");
-        loss.backward(&view, &mut out).expect("backward");
+        loss.backward(&step, &view, &mut out).expect("backward");
 
         let variable = variable(&values, &device);
         let targets = Tensor::new(&TARGETS, &device).expect("targets");
