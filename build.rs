@@ -2,14 +2,20 @@
 //! only.
 //!
 //! `build/nvcc.rs` says where nvcc is looked for. A fatbin holds machine code for every architecture of
-//! `EXO_KERNELS_CUDA_ARCHS` (comma-separated, such as `80,90`; empty is the default list), PTX of the lowest, which every
-//! later device can compile and the software device of the tests runs, and PTX of the highest, for devices that are newer
-//! than all of them. Without nvcc, and on docs.rs, the crate builds without kernels, and opening a device says so.
+//! `EXO_KERNELS_CUDA_ARCHS` (such as `8.0,9.0`; empty is the default list, less what this nvcc does not support), PTX of
+//! the lowest, which every later device can compile and the software device of the tests runs, and PTX of the highest, for
+//! devices that are newer than all of them. Without nvcc, and on docs.rs, the crate builds without kernels, and opening a
+//! device says so.
+//!
+//! Cargo hides the warnings of packages that are not of the workspace: what a user must know is in
+//! `Error::KernelsNotBuilt` too.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, exit};
 
+#[path = "build/architectures.rs"]
+mod architectures;
 #[path = "build/nvcc.rs"]
 mod nvcc;
 
@@ -17,27 +23,32 @@ mod nvcc;
 const PARALLEL: usize = 2;
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
+    watch("build.rs");
     println!("cargo:rustc-check-cfg=cfg(has_kernels)");
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() || std::env::var_os("DOCS_RS").is_some() {
         return;
     }
-    println!("cargo:rerun-if-changed=build/nvcc.rs");
-    for variable in nvcc::VARIABLES.iter().chain(&["EXO_KERNELS_CUDA_ARCHS"]) {
+    watch("build/nvcc.rs");
+    watch("build/architectures.rs");
+    for variable in nvcc::VARIABLES.iter().chain(&[architectures::VARIABLE]) {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     // New files too; what a file includes from elsewhere is added below.
-    println!("cargo:rerun-if-changed=kernels");
-    println!("cargo:rerun-if-changed={}", nvcc::INSTALLED);
+    watch("kernels");
     // Cargo runs this in the package's folder.
     let root = std::env::current_dir().unwrap_or_default();
     let Some(nvcc) = nvcc::find(&root, |name| std::env::var_os(name)) else {
+        // Not in a published package.
+        let script = if root.join("scripts/install-nvcc").is_file() { " (scripts/install-nvcc does so)" } else { "" };
         println!(
-            "cargo:warning=no nvcc was found: exo-kernels is built without its CUDA kernels (scripts/install-nvcc fetches one)"
+            "cargo:warning=no CUDA compiler (nvcc) was found: exo-kernels is built without its CUDA kernels. Install the CUDA toolkit, \
+             put nvcc into PATH or name it in NVCC (or its toolkit in CUDA_HOME), and run `cargo clean -p exo-kernels` before \
+             the next build{script}"
         );
         return;
     };
-    let options = nvcc::code_options(std::env::var("EXO_KERNELS_CUDA_ARCHS").ok().as_deref());
+    watch(&nvcc);
+    let options = code_options(&nvcc);
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     let mut dependencies = BTreeSet::new();
     let mut waiting = sources().into_iter();
@@ -66,14 +77,50 @@ fn main() {
         dependencies.extend(files.map(|file| root.join(file)).filter(|file| file.starts_with(&root) && file.is_file()));
     }
     for file in dependencies.iter().filter(|file| !file.starts_with(root.join(".cache"))) {
-        println!("cargo:rerun-if-changed={}", file.display());
+        watch(file);
     }
     println!("cargo:rustc-cfg=has_kernels");
 }
 
-fn fail(nvcc: &Path, source: &Path, why: &str) -> ! {
-    eprintln!("{} could not compile {}: {why}", nvcc.display(), source.display());
+/// Runs this script again when a file changes. One that is not there would make cargo run it in every build.
+fn watch(file: impl AsRef<Path>) {
+    if file.as_ref().exists() {
+        println!("cargo:rerun-if-changed={}", file.as_ref().display());
+    }
+}
+
+/// What nvcc is told to compile for; says what is left out.
+fn code_options(nvcc: &Path) -> Vec<String> {
+    let printed = match Command::new(nvcc).arg("--list-gpu-arch").output() {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Err(error) => refuse(&format!("{} could not be started: {error}", nvcc.display())),
+    };
+    let supported = architectures::supported(&printed);
+    if supported.is_none() {
+        println!("cargo:warning={} does not say which architectures it supports", nvcc.display());
+    }
+    let named = std::env::var_os(architectures::VARIABLE).unwrap_or_default();
+    let chosen = architectures::choose(&named.to_string_lossy(), supported.as_deref())
+        .unwrap_or_else(|why| refuse(&format!("{why} ({})", nvcc.display())));
+    if !chosen.left_out.is_empty() {
+        println!(
+            "cargo:warning=the CUDA kernels of exo-kernels are built without machine code for compute capability {}, which {} does not \
+             support: a GPU that is newer than the others compiles the kernels itself when a program starts, an older one cannot run them",
+            architectures::list(&chosen.left_out),
+            nvcc.display()
+        );
+    }
+    architectures::code_options(&chosen.architectures)
+}
+
+/// Ends the build with an error.
+fn refuse(why: &str) -> ! {
+    eprintln!("error: the CUDA kernels of exo-kernels cannot be built: {why}");
     exit(1)
+}
+
+fn fail(nvcc: &Path, source: &Path, why: &str) -> ! {
+    refuse(&format!("{} could not compile {}: {why}", nvcc.display(), source.display()))
 }
 
 fn sources() -> Vec<PathBuf> {

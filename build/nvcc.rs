@@ -1,39 +1,50 @@
-//! Where nvcc is, and what it is asked to make: the part of the build script that tests use too. Standard library only.
+//! Where nvcc is: the part of the build script that tests use too. Standard library only.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Where `scripts/install-nvcc` puts it, below the root of the repository.
+/// Where `scripts/install-nvcc` puts it, below the root of the repository. (A published package has no such script.)
 pub(crate) const INSTALLED: &str = ".cache/nvcc/nvidia/cu13/bin/nvcc";
 /// What `find` looks at.
-pub(crate) const VARIABLES: [&str; 4] = ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"];
-/// Architectures by default: A100, RTX 30, RTX 40 and L4, H100, B200, RTX 50.
-const ARCHITECTURES: &str = "80,86,89,90,100,120";
+pub(crate) const VARIABLES: [&str; 5] = ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "CONDA_PREFIX"];
 
-/// The first nvcc of: the variable NVCC, the toolkits at CUDA_HOME and CUDA_PATH, PATH, and what `scripts/install-nvcc`
-/// has installed. `variable` gives the environment's variables.
+/// The first nvcc of: the variable NVCC, the toolkits at CUDA_HOME and CUDA_PATH, PATH, the conda environment, what
+/// `scripts/install-nvcc` has installed, and the toolkits in /usr/local. `variable` gives the environment's variables.
 pub(crate) fn find(root: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let named = variable("NVCC").map(PathBuf::from);
-    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(&variable);
-    let toolkits = toolkits.map(|folder| Path::new(&folder).join("bin/nvcc"));
-    let path = variable("PATH").unwrap_or_default();
-    let in_path: Vec<PathBuf> = std::env::split_paths(&path).map(|folder| folder.join("nvcc")).collect();
-    named.into_iter().chain(toolkits).chain(in_path).chain([root.join(INSTALLED)]).find(|nvcc| nvcc.is_file())
+    find_on(root, Path::new("/usr/local"), std::env::consts::EXE_SUFFIX, variable)
 }
 
-/// `-gencode` options of a comma-separated list of architectures in any order; of the default list if it names none.
-/// Machine code for each, PTX of the lowest and of the highest.
-pub(crate) fn code_options(architectures: Option<&str>) -> Vec<String> {
-    let named = architectures.filter(|list| list.split(',').any(|name| !name.trim().is_empty()));
-    let mut list: Vec<&str> = named.unwrap_or(ARCHITECTURES).split(',').map(str::trim).collect();
-    list.retain(|name| !name.is_empty());
-    let number = |name: &str| name.trim_end_matches(char::is_alphabetic).parse::<u32>().unwrap_or(u32::MAX);
-    list.sort_by_key(|name| number(name));
-    list.dedup();
-    let mut options: Vec<String> =
-        list.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}")).collect();
-    let mut ends: Vec<&&str> = list.first().into_iter().chain(list.last()).collect();
-    ends.dedup();
-    options.extend(ends.iter().map(|name| format!("-gencode=arch=compute_{name},code=compute_{name}")));
-    options
+/// [`find`] on a machine whose toolkits are in `local`, and whose programs' names end with `suffix` (`.exe`).
+pub(crate) fn find_on(
+    root: &Path,
+    local: &Path,
+    suffix: &str,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Option<PathBuf> {
+    // An empty variable is how many tools unset one.
+    let folder = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let path = variable("PATH").unwrap_or_default();
+    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(folder).map(|toolkit| toolkit.join("bin"));
+    let folders = toolkits.chain(std::env::split_paths(&path));
+    let folders = folders.chain(folder("CONDA_PREFIX").map(|environment| environment.join("bin")));
+    let found = folder("NVCC").into_iter().chain(folders.map(|folder| folder.join("nvcc")));
+    let last = toolkits_in(local).into_iter().map(|toolkit| toolkit.join("bin/nvcc"));
+    found.chain([root.join(INSTALLED)]).chain(last).find_map(|nvcc| program(nvcc, suffix))
+}
+
+/// A program by its name with or without the suffix of this system's programs.
+fn program(named: PathBuf, suffix: &str) -> Option<PathBuf> {
+    let mut whole = named.clone().into_os_string();
+    whole.push(suffix);
+    [PathBuf::from(whole), named].into_iter().find(|file| file.is_file())
+}
+
+/// `cuda`, which mostly leads to one of the others, then `cuda-13.0` before `cuda-12.4` and `cuda-9.2`.
+fn toolkits_in(local: &Path) -> Vec<PathBuf> {
+    let names = std::fs::read_dir(local).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let version = |name: &str| -> Option<Vec<u32>> { name.split('.').map(|part| part.parse().ok()).collect() };
+    let mut versions: Vec<(Vec<u32>, PathBuf)> =
+        names.filter_map(|name| Some((version(name.to_str()?.strip_prefix("cuda-")?)?, local.join(&name)))).collect();
+    versions.sort();
+    std::iter::once(local.join("cuda")).chain(versions.into_iter().rev().map(|(_, folder)| folder)).collect()
 }

@@ -172,7 +172,9 @@ pub enum Error {
     },
     /// No CUDA driver could be loaded.
     NoDriver,
-    /// The crate was built without nvcc: there are no kernels in it.
+    /// The crate was built without nvcc: there are no kernels in it. `build.rs` looks for it in the variable NVCC, in the
+    /// toolkits at CUDA_HOME and CUDA_PATH, in PATH, in a conda environment and in `/usr/local/cuda*`. Cargo does not see
+    /// that one was installed later: `cargo clean -p exo-kernels` makes it look again.
     KernelsNotBuilt,
     /// More rows on the device are scored than the call said. Found when a report is read.
     ScoredRows {
@@ -304,13 +306,18 @@ impl fmt::Display for Error {
             Error::NoDriver => write!(f, "no CUDA driver was found (libcuda.so.1)"),
             Error::KernelsNotBuilt => write!(
                 f,
-                "this build has no CUDA kernels, because build.rs found no nvcc: put one in PATH or name it in NVCC, and build again \
-                 (in the repository, scripts/install-nvcc fetches one)"
+                "exo-kernels was built without its CUDA kernels, because its build found no CUDA compiler (nvcc): install the CUDA \
+                 toolkit, put nvcc into PATH or name it in NVCC (or its toolkit in CUDA_HOME), run `cargo clean -p exo-kernels`, \
+                 and build again"
             ),
             Error::ScoredRows { beyond } => {
                 write!(f, "scored rows: {beyond} more than the number given with the hidden states")
             }
-            Error::NoCublas => write!(f, "no cuBLAS was found (libcublas.so)"),
+            Error::NoCublas => write!(
+                f,
+                "no cuBLAS was found (libcublas.so): it is part of the CUDA toolkit, whose library folder must be among those \
+                 that are searched (LD_LIBRARY_PATH)"
+            ),
             Error::GradientType { given, head } => {
                 write!(
                     f,

@@ -1,5 +1,7 @@
 //! Where the build script finds nvcc, and what it asks of it.
 
+#[path = "../build/architectures.rs"]
+mod architectures;
 #[path = "../build/nvcc.rs"]
 mod nvcc;
 
@@ -19,57 +21,337 @@ fn touch(file: &Path) {
     fs::write(file, "").expect("the target folder can be written");
 }
 
+/// On a machine with its toolkits in `local`, whose programs' names end with nothing.
+fn find(root: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    nvcc::find_on(root, &root.join("local"), "", variable)
+}
+
 /// All of them are there; then, one after the other, the first is taken away.
 #[test]
 fn nvcc_is_found_in_this_order() {
     let root = folder("nvcc-order");
     let path = std::env::join_paths([root.join("empty"), root.join("bin"), root.join("later")]).expect("a PATH");
-    let variables: [(&str, OsString); 4] = [
+    let variables: [(&str, OsString); 5] = [
         ("NVCC", root.join("named/my-nvcc").into()),
         ("CUDA_HOME", root.join("home").into()),
         ("CUDA_PATH", root.join("path").into()),
         ("PATH", path),
+        ("CONDA_PREFIX", root.join("conda").into()),
     ];
     assert_eq!(variables.each_ref().map(|variable| variable.0), nvcc::VARIABLES, "what a change of causes a new build");
     let variable = |name: &str| variables.iter().find(|variable| variable.0 == name).map(|variable| variable.1.clone());
-    let order = ["named/my-nvcc", "home/bin/nvcc", "path/bin/nvcc", "bin/nvcc", "later/nvcc", nvcc::INSTALLED]
-        .map(|file| root.join(file));
+    let order = [
+        "named/my-nvcc",
+        "home/bin/nvcc",
+        "path/bin/nvcc",
+        "bin/nvcc",
+        "later/nvcc",
+        "conda/bin/nvcc",
+        nvcc::INSTALLED,
+        "local/cuda/bin/nvcc",
+        "local/cuda-13.0/bin/nvcc",
+        "local/cuda-12.4/bin/nvcc",
+        "local/cuda-9.2/bin/nvcc",
+    ]
+    .map(|file| root.join(file));
+    // Not a toolkit.
+    touch(&root.join("local/cuda-samples/bin/nvcc"));
     for file in &order {
         touch(file);
     }
     for expected in &order {
-        assert_eq!(nvcc::find(&root, variable).as_ref(), Some(expected));
+        assert_eq!(find(&root, variable).as_ref(), Some(expected));
         fs::remove_file(expected).expect("it was made above");
     }
     // A folder is no compiler.
     fs::create_dir_all(root.join("bin/nvcc")).expect("the target folder can be written");
-    assert_eq!(nvcc::find(&root, variable), None);
+    assert_eq!(find(&root, variable), None);
     touch(&root.join(nvcc::INSTALLED));
-    assert_eq!(nvcc::find(&root, |_| None), Some(root.join(nvcc::INSTALLED)), "no variables");
+    assert_eq!(find(&root, |_| None), Some(root.join(nvcc::INSTALLED)), "no variables");
+    assert_eq!(nvcc::find(&root, |_| None), Some(root.join(nvcc::INSTALLED)), "before this machine's toolkits");
     fs::remove_dir_all(root).expect("it was made above");
 }
 
+/// Windows: in PATH, in the toolkits, and named with the suffix or without.
+#[test]
+fn nvcc_exe_is_found() {
+    let root = folder("nvcc-exe");
+    let program = root.join("toolkit/bin/nvcc.exe");
+    touch(&program);
+    let places = [
+        ("PATH", "toolkit/bin"),
+        ("CUDA_HOME", "toolkit"),
+        ("CUDA_PATH", "toolkit"),
+        ("NVCC", "toolkit/bin/nvcc"),
+        ("NVCC", "toolkit/bin/nvcc.exe"),
+    ];
+    for (name, place) in places {
+        let variable = |asked: &str| (asked == name).then(|| root.join(place).into_os_string());
+        assert_eq!(nvcc::find_on(&root, &root, ".exe", variable).as_ref(), Some(&program), "{name}={place}");
+    }
+    fs::remove_dir_all(root).expect("it was made above");
+}
+
+/// What `nvcc --list-gpu-arch` prints, by version, and what it leaves of the default list.
+const COMPILERS: [(&str, &[u32], &str); 5] = [
+    ("11.8", &[35, 37, 50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90], "10.0, 12.0"),
+    ("12.4", &[50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90], "10.0, 12.0"),
+    ("12.9", &[50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90, 100, 101, 103, 120, 121], ""),
+    ("13.0", &[75, 80, 86, 87, 88, 89, 90, 100, 110, 103, 120, 121], ""),
+    ("13.5", &[75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121], ""),
+];
+
+fn listing(version: &str) -> String {
+    let numbers = COMPILERS.iter().find(|compiler| compiler.0 == version).expect("a version").1;
+    numbers.iter().map(|number| format!("compute_{number}")).collect::<Vec<_>>().join("\n") + "\n"
+}
+
+fn choose(list: &str, version: &str) -> Result<architectures::Chosen, String> {
+    architectures::choose(list, architectures::supported(&listing(version)).as_deref())
+}
+
 /// The `-gencode` options without what is the same in all.
-fn codes(list: Option<&str>) -> Vec<String> {
-    let codes = nvcc::code_options(list).into_iter();
+fn codes(list: &str) -> Vec<String> {
+    let chosen = choose(list, "13.0").expect("understood");
+    assert_eq!(chosen.left_out, [], "nothing of a list that was given is left out");
+    let codes = architectures::code_options(&chosen.architectures).into_iter();
     codes.map(|option| option.strip_prefix("-gencode=arch=compute_").expect("an architecture").to_owned()).collect()
 }
 
 #[test]
 fn architectures_become_machine_code_and_ptx_of_both_ends() {
-    assert_eq!(codes(Some("80")), ["80,code=sm_80", "80,code=compute_80"]);
+    assert_eq!(codes("80"), ["80,code=sm_80", "80,code=compute_80"]);
     let three = ["80,code=sm_80", "90a,code=sm_90a", "100,code=sm_100", "80,code=compute_80", "100,code=compute_100"];
     // In numerical order, whatever the list's.
-    assert_eq!(codes(Some("100, 80,90a")), three);
-    assert_eq!(codes(Some("90a,,100,80,100,")), three);
+    assert_eq!(codes("100, 80,90a"), three);
+    assert_eq!(codes("90a,,100,80,100,"), three);
+    // PTX with a suffix is for that one device: no later one could compile it.
+    assert_eq!(codes("9.0a"), ["90a,code=sm_90a", "90,code=compute_90"]);
+    let both = ["90,code=sm_90", "120f,code=sm_120f", "90,code=compute_90", "120,code=compute_120"];
+    assert_eq!(codes("90 12.0f"), both);
+}
+
+/// However CMake, PyTorch and nvcc write one.
+#[test]
+fn an_architecture_is_understood_in_every_spelling() {
+    let ninety = codes("90");
+    for spelling in ["sm_90", "compute_90", "9.0", "SM_90", " 90 ", "9.0;90", "9.0,sm_90 compute_90;;"] {
+        assert_eq!(codes(spelling), ninety, "{spelling:?}");
+    }
+    for spelling in ["90a", "9.0a", "sm_90a", "compute_90a"] {
+        assert_eq!(codes(spelling), codes("90a"), "{spelling:?}");
+    }
+    assert_eq!(codes("9.0;8.6"), codes("86,90"));
+    assert_eq!(codes("12.1"), codes("121"));
 }
 
 /// An empty variable is how many tools unset one.
 #[test]
 fn an_empty_list_is_the_default_list() {
-    let default = codes(None);
+    let default = codes("");
     assert!(default.len() > 2 && default[0] == "80,code=sm_80", "{default:?}");
-    for empty in ["", " ", ",", " , ,"] {
-        assert_eq!(codes(Some(empty)), default, "{empty:?}");
+    assert_eq!(codes(architectures::DEFAULT), default);
+    for empty in [" ", ",", " , ,", ";"] {
+        assert_eq!(codes(empty), default, "{empty:?}");
+    }
+}
+
+#[test]
+fn what_is_no_architecture_is_refused_by_name() {
+    let refused = |list: &str, version: &str, entry: &str| {
+        let why = choose(list, version).expect_err(list);
+        assert!(why.starts_with(&format!("EXO_KERNELS_CUDA_ARCHS: \"{entry}\": ")), "{list:?}: {why}");
+        why
+    };
+    let words = [
+        "native",
+        "all",
+        "all-major",
+        "9.0+PTX",
+        "90-real",
+        "hopper",
+        "sm_",
+        "sm_9.0",
+        "9",
+        "9.",
+        ".9",
+        "9.0.0",
+        "9000",
+        "090",
+        "a",
+        "90b",
+        "90aa",
+        "-90",
+        "+90",
+        "9.a",
+        "0x5a",
+        "\u{fffd}",
+        "٩٠",
+        "90:80",
+    ];
+    for entry in words {
+        assert!(refused(entry, "13.0", entry).contains("9.0"), "says what to write instead");
+        refused(&format!("8.0;{entry}"), "13.0", entry);
+    }
+    for entry in ["70", "sm_75", "5.2"] {
+        assert!(refused(entry, "12.4", entry).contains("8.0 or later"));
+    }
+    // What the kernels could run on, but this nvcc does not know.
+    assert!(refused("90,10.0", "12.4", "10.0").ends_with("it supports 8.0, 8.6, 8.7, 8.9, 9.0"));
+    refused("100f", "12.4", "100f");
+    refused("88", "12.9", "88");
+    refused("101", "13.0", "101");
+    // Suffixes where there are none.
+    refused("80a", "13.0", "80a");
+    refused("90f", "13.0", "90f");
+    // An nvcc that does not say what it supports decides for itself.
+    assert!(architectures::choose("101", None).is_ok());
+}
+
+#[test]
+fn the_default_list_is_cut_to_what_nvcc_supports() {
+    for (version, _, left_out) in COMPILERS {
+        let chosen = choose("", version).expect("something is left");
+        assert_eq!(architectures::list(&chosen.left_out), left_out, "nvcc {version}");
+        let all = [chosen.architectures, chosen.left_out].concat();
+        assert_eq!(architectures::list(&all), "8.0, 8.6, 8.9, 9.0, 10.0, 12.0");
+    }
+    let too_old = architectures::supported("compute_52\ncompute_75\n");
+    let why = architectures::choose("", too_old.as_deref()).expect_err("none is left");
+    assert!(why.contains("newer CUDA toolkit"), "{why}");
+    assert_eq!(architectures::supported("nvcc fatal: Unknown option"), None);
+}
+
+#[cfg(unix)]
+mod script {
+    //! The script itself, beside a compiler that does what one of these versions does.
+
+    use super::{COMPILERS, folder, fs, listing, touch};
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Output};
+    use std::sync::OnceLock;
+
+    /// Answers `--list-gpu-arch`; refuses what is not in that list; notes what it was asked for.
+    const COMPILER: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+if [ "$1" = --list-gpu-arch ]; then exec cat "$here/listing"; fi
+while [ $# -gt 0 ]; do
+    case $1 in
+        -gencode=*)
+            echo "$1" >>"$here/asked"
+            name=${1#-gencode=arch=}
+            name=${name%%,*}
+            grep -qx "$name" "$here/listing" || { echo "nvcc fatal : Unsupported gpu architecture '$name'" >&2; exit 1; } ;;
+        -MF | -o) : >"$2" ;;
+    esac
+    shift
+done
+"#;
+
+    /// `build.rs`, compiled once.
+    fn script() -> &'static Path {
+        static SCRIPT: OnceLock<PathBuf> = OnceLock::new();
+        SCRIPT.get_or_init(|| {
+            let program = folder("script").join("build-script");
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("build.rs");
+            let compiled = Command::new("rustc").args(["--edition", "2024", "-o"]).arg(&program).arg(source).output();
+            let compiled = compiled.expect("rustc runs");
+            assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+            program
+        })
+    }
+
+    /// A package with one kernel, and a compiler in it.
+    fn package(name: &str, version: &str) -> PathBuf {
+        let root = folder(name);
+        for file in ["build.rs", "build/nvcc.rs", "build/architectures.rs", "kernels/one.cu"] {
+            touch(&root.join(file));
+        }
+        fs::write(root.join("listing"), listing(version)).expect("a file");
+        fs::write(root.join("nvcc"), COMPILER).expect("a file");
+        fs::set_permissions(root.join("nvcc"), fs::Permissions::from_mode(0o755)).expect("a mode");
+        root
+    }
+
+    /// Runs it as cargo does, with the feature `cuda`.
+    fn run(root: &Path, variables: &[(&str, &OsStr)]) -> Output {
+        let mut command = Command::new(script());
+        command.current_dir(root).env_clear().env("PATH", "/usr/bin:/bin").env("CARGO_FEATURE_CUDA", "1");
+        command.env("OUT_DIR", root).envs(variables.iter().copied()).output().expect("it runs")
+    }
+
+    /// Its lines; every file that cargo is to watch is there.
+    fn lines(root: &Path, output: &Output) -> Vec<String> {
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let lines: Vec<String> = String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect();
+        for file in lines.iter().filter_map(|line| line.strip_prefix("cargo:rerun-if-changed=")) {
+            assert!(root.join(file).exists(), "{file} is watched and not there: every build would run the script");
+        }
+        lines
+    }
+
+    fn warnings(lines: &[String]) -> Vec<&str> {
+        lines.iter().filter_map(|line| line.strip_prefix("cargo:warning=")).collect()
+    }
+
+    #[test]
+    fn builds_with_every_compiler_and_says_what_is_left_out() {
+        for (version, _, left_out) in COMPILERS {
+            let root = package(&format!("compiler-{version}"), version);
+            let lines = lines(&root, &run(&root, &[("NVCC", root.join("nvcc").as_os_str())]));
+            assert!(lines.iter().any(|line| line == "cargo:rustc-cfg=has_kernels"), "nvcc {version}");
+            assert!(root.join("one.fatbin").is_file());
+            assert!(lines.contains(&format!("cargo:rerun-if-changed={}", root.join("nvcc").display())));
+            match warnings(&lines)[..] {
+                [] => assert_eq!(left_out, ""),
+                [warning] => assert!(warning.contains(left_out) && !left_out.is_empty(), "{warning}"),
+                _ => panic!("{lines:?}"),
+            }
+            fs::remove_dir_all(root).expect("it was made above");
+        }
+    }
+
+    #[test]
+    fn refuses_before_nvcc_runs() {
+        let root = package("refused", "12.4");
+        let compiler = root.join("nvcc");
+        for (list, name) in [(&b"native"[..], "native"), (b"90;sm_100", "sm_100"), (b"9\xff", "9\u{fffd}")] {
+            let output =
+                run(&root, &[("NVCC", compiler.as_os_str()), ("EXO_KERNELS_CUDA_ARCHS", OsStr::from_bytes(list))]);
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && error.contains(&format!("\"{name}\"")), "{error}");
+            assert!(!root.join("asked").exists(), "nvcc was asked to compile");
+        }
+        let output = run(&root, &[("NVCC", compiler.as_os_str()), ("EXO_KERNELS_CUDA_ARCHS", OsStr::new("9.0;sm_86"))]);
+        assert_eq!(warnings(&lines(&root, &output)), [""; 0]);
+        let asked = fs::read_to_string(root.join("asked")).expect("nvcc was asked");
+        assert_eq!(asked.lines().filter(|line| line.contains("code=sm_")).count(), 2, "{asked}");
+        fs::remove_dir_all(root).expect("it was made above");
+    }
+
+    /// No message sends the reader to what only the repository has.
+    #[test]
+    fn a_build_without_nvcc_says_what_to_set() {
+        let root = package("without", "13.0");
+        fs::rename(root.join("nvcc"), root.join("hidden")).expect("it is there");
+        let lines = lines(&root, &run(&root, &[("PATH", OsStr::new(""))]));
+        if let Some(toolkit) = super::nvcc::find(&root, |_| None) {
+            // This machine has one in /usr/local, which is found.
+            assert!(lines.contains(&format!("cargo:rerun-if-changed={}", toolkit.display())), "{lines:?}");
+            return;
+        }
+        assert!(!lines.iter().any(|line| line == "cargo:rustc-cfg=has_kernels"));
+        let [warning] = warnings(&lines)[..] else { panic!("{lines:?}") };
+        let error = exo_kernels::Error::KernelsNotBuilt.to_string();
+        for message in [warning, &error] {
+            for part in ["nvcc", "NVCC", "CUDA_HOME", "PATH", "cargo clean -p exo-kernels"] {
+                assert!(message.contains(part), "{message}");
+            }
+            assert!(!message.contains("scripts/"), "{message}");
+        }
+        fs::remove_dir_all(root).expect("it was made above");
     }
 }
