@@ -190,6 +190,15 @@ pub enum Error {
         /// The head's type.
         head: Dtype,
     },
+    /// A view of device memory that does not lie in the context of the backend's stream.
+    Device {
+        /// Which argument.
+        what: &'static str,
+        /// Ordinal of the device that it lies on.
+        given: usize,
+        /// Ordinal of the backend's device: the same, if the two are contexts of one device.
+        expected: usize,
+    },
     /// A call of the CUDA driver, or of cuBLAS, failed.
     Cuda {
         /// The call.
@@ -323,6 +332,15 @@ impl fmt::Display for Error {
                     f,
                     "linear stage: elements of type {given:?} given, {head:?} (the head's) or, for a gradient of the head, F32 expected"
                 )
+            }
+            Error::Device { what, given, expected } if given == expected => {
+                write!(
+                    f,
+                    "{what}: in another context of device {given} given, in that of the backend's stream expected"
+                )
+            }
+            Error::Device { what, given, expected } => {
+                write!(f, "{what}: on device {given} given, on device {expected}, the backend's, expected")
             }
             Error::Cuda { call, code, message } => write!(f, "{call} failed with {code}: {message}"),
             Error::DeviceTarget { row, count, vocab } => write!(

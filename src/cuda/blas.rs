@@ -150,6 +150,13 @@ impl Blas {
     }
 }
 
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // The handle is destroyed in the context that is current. Without an answer: it is, or the context is no more.
+        let _ = self.stream.context().bind_to_thread();
+    }
+}
+
 fn operation(transposed: bool) -> cublasOperation_t {
     if transposed { cublasOperation_t::CUBLAS_OP_T } else { cublasOperation_t::CUBLAS_OP_N }
 }

@@ -1,5 +1,6 @@
 //! The compiled kernels, loaded once per context.
 
+use super::context::Kept;
 use super::driver::{self, called};
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
@@ -56,10 +57,10 @@ pub(super) struct Kernels {
 }
 
 /// Contexts that have loaded them. A context that nobody uses any more may go: the entry does not keep it.
-static LOADED: Mutex<Vec<Weak<Kernels>>> = Mutex::new(Vec::new());
+static LOADED: Mutex<Vec<Weak<Kept<Kernels>>>> = Mutex::new(Vec::new());
 
 /// The kernels of a context, loaded if they are not yet: from `images`, which are [`IMAGES`] but for a test's.
-pub(super) fn of_context(context: &Arc<CudaContext>, images: Images) -> Result<Arc<Kernels>> {
+pub(super) fn of_context(context: &Arc<CudaContext>, images: Images) -> Result<Arc<Kept<Kernels>>> {
     if images.is_empty() {
         return Err(Error::KernelsNotBuilt);
     }
@@ -75,7 +76,7 @@ pub(super) fn of_context(context: &Arc<CudaContext>, images: Images) -> Result<A
         let module = called("cuModuleLoadData", context.load_module(Ptx::from_binary(image.to_vec())))?;
         modules.push((*stage, module));
     }
-    let kernels = Arc::new(Kernels { context: context.clone(), modules, functions: Mutex::default() });
+    let kernels = Arc::new(Kept::new(Kernels { context: context.clone(), modules, functions: Mutex::default() }));
     loaded.push(Arc::downgrade(&kernels));
     Ok(kernels)
 }

@@ -120,11 +120,20 @@ pub(super) fn inputs<'v, T: Element, I: TokenId>(
     head: &'v Head<'_, T>,
     ids: &'v CudaView<'_, I>,
 ) -> Result<(LinearInputs, Held<'v>)> {
-    check_length("targets", ids.len(), hidden.states.rows())?;
+    cuda.check_view("targets", ids, hidden.states.rows())?;
+    check_inputs(cuda, hidden, head)?;
     let (address, read) = ids.device_ptr(&cuda.stream);
     let (inputs, mut held) = inputs_with(cuda, hidden, head, targets::<I>(address))?;
     held.push(read);
     Ok((inputs, held))
+}
+
+/// Checks what the operands have in common, and that they lie in the backend's context.
+fn check_inputs<T: Element>(cuda: &Cuda, hidden: &Hidden<'_, '_, T>, head: &Head<'_, T>) -> Result<()> {
+    check_length("hidden size", hidden.states.columns(), head.weight.columns())?;
+    cuda.check_context("hidden states", &hidden.states.data)?;
+    cuda.check_context("weight", &head.weight.data)?;
+    head.bias.as_ref().map_or(Ok(()), |bias| cuda.check_context("bias", bias))
 }
 
 /// [`inputs`] with ids that are an address already.
@@ -134,7 +143,7 @@ pub(super) fn inputs_with<'v, T: Element>(
     head: &'v Head<'_, T>,
     targets: Targets,
 ) -> Result<(LinearInputs, Held<'v>)> {
-    check_length("hidden size", hidden.states.columns(), head.weight.columns())?;
+    check_inputs(cuda, hidden, head)?;
     let stream = &cuda.stream;
     let (states, read_states) = hidden.states.data.device_ptr(stream);
     let (weight, read_weight) = head.weight.data.device_ptr(stream);
@@ -156,11 +165,17 @@ pub(super) fn inputs_with<'v, T: Element>(
 }
 
 impl<T: Element, G: Element> LinearGradients<'_, T, G> {
+    /// Checks that the buffers lie in the backend's context, and the length of the bias's.
+    pub(super) fn check(&self, cuda: &Cuda, vocab: usize) -> Result<()> {
+        let hidden = self.hidden.as_ref().map(|gradient| cuda.check_context("hidden gradient", &gradient.data));
+        let weight = self.weight.as_ref().map(|gradient| cuda.check_context("weight gradient", &gradient.data));
+        let bias = self.bias.as_ref().map(|gradient| cuda.check_view("bias gradient", gradient, vocab));
+        [hidden, weight, bias].into_iter().flatten().collect()
+    }
+
     /// The buffers as addresses.
     pub(super) fn addresses<'v>(&'v mut self, cuda: &'v Cuda, vocab: usize) -> Result<(LinearGradientsAt, Held<'v>)> {
-        if let Some(bias) = &self.bias {
-            check_length("bias gradient", bias.len(), vocab)?;
-        }
+        self.check(cuda, vocab)?;
         let (stream, mut held) = (&cuda.stream, Vec::new());
         let mut hidden = None;
         if let Some(MatrixMut { data, shape }) = &mut self.hidden {

@@ -29,6 +29,7 @@
 //! numbers, 4·V for a bias, and 32 MiB for cuBLAS. It is kept between calls, and nothing grows after the first of a shape.
 
 use super::Cuda;
+use super::context::CurrentContext;
 use super::linear::{Head, Hidden, LinearGradients, inputs};
 use super::raw::{self, linear_log_prob as stage};
 use super::token_log_prob::{RowGradients, SavedRows, TokenLogProbs};
@@ -59,9 +60,10 @@ impl Cuda {
         options: &LogitOptions,
         outputs: &mut TokenLogProbs<'_>,
     ) -> Result<()> {
+        let _current = CurrentContext::keep()?;
         let hidden = hidden.into();
         let rows = hidden.states.rows();
-        outputs.check(rows)?;
+        outputs.check(self, rows)?;
         let TokenLogProbs { log_probs, states, entropies } = outputs;
         let (inputs, _read) = inputs(self, &hidden, head, targets)?;
         let stream = &self.stream;
@@ -95,9 +97,11 @@ impl Cuda {
         upstream: &RowGradients<'_>,
         mut gradients: LinearGradients<'_, T, G>,
     ) -> Result<()> {
+        let _current = CurrentContext::keep()?;
         let hidden = hidden.into();
         let rows = hidden.states.rows();
-        saved.check(upstream, rows)?;
+        saved.check(self, upstream, rows)?;
+        gradients.check(self, head.vocab())?;
         let (inputs, _read) = inputs(self, &hidden, head, targets)?;
         let (gradients, _write) = gradients.addresses(self, head.vocab())?;
         let stream = &self.stream;

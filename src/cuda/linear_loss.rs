@@ -1,6 +1,7 @@
 //! The preference loss straight from hidden states on the device: the logits are never held.
 
 use super::Cuda;
+use super::context::CurrentContext;
 use super::linear::{Head, Hidden, LinearGradients, inputs_with};
 use super::raw::{self, LinearInputs, MatrixAt, linear_log_prob as stage};
 use super::rewards::Rewards;
@@ -33,6 +34,7 @@ impl PreferenceLoss<Cuda> {
         reference: &Reference<'_>,
         rewards: impl Into<Rewards<'r>>,
     ) -> Result<Step> {
+        let _current = CurrentContext::keep()?;
         let hidden = hidden.into();
         let (cuda, options) = (self.backend.clone(), self.options.logits);
         // The targets' address comes with the call; what else can be refused is refused before it.
@@ -66,8 +68,10 @@ impl PreferenceLoss<Cuda> {
         head: &Head<'_, T>,
         mut gradients: LinearGradients<'_, T, G>,
     ) -> Result<()> {
+        let _current = CurrentContext::keep()?;
         let hidden = hidden.into();
         let (cuda, options) = (self.backend.clone(), self.options.logits);
+        gradients.check(&cuda, head.vocab())?;
         let (inputs, _read) = inputs_with(&cuda, &hidden, head, raw::Targets::I64(0))?;
         step.check(self.last_step, &step_inputs(&inputs, head.vocab()))?;
         let (targets, states, upstream) = self.for_backward(hidden.states.rows())?;

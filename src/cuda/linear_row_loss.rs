@@ -6,13 +6,13 @@
 //! product of the weight's, which is added up in f32. If there are several and the weight's gradient is not in f32, that
 //! takes 4·V·H bytes more, and one more launch that rounds. The rest is as in `cuda/linear_log_prob.rs`.
 
+use super::context::CurrentContext;
 use super::linear::{Head, Hidden, LinearGradients, RowLosses, inputs};
 use super::{Cuda, raw};
 use crate::element::Element;
 use crate::error::Result;
 use crate::logits::LogitOptions;
 use crate::row_loss::RowLoss;
-use crate::stages::check_length;
 use crate::targets::TokenId;
 use cudarc::driver::{CudaView, DevicePtr, DevicePtrMut};
 
@@ -34,11 +34,14 @@ impl Cuda {
         outputs: &mut RowLosses<'_>,
         mut gradients: LinearGradients<'_, T, G>,
     ) -> Result<()> {
+        let _current = CurrentContext::keep()?;
         let hidden = hidden.into();
         let rows = hidden.states.rows();
         loss.check(rows, CudaView::len)?;
-        check_length("row losses", outputs.losses.len(), rows)?;
-        check_length("log-probs", outputs.log_probs.len(), rows)?;
+        loss.slices().try_for_each(|(what, slice)| self.check_context(what, slice))?;
+        self.check_view("row losses", &outputs.losses, rows)?;
+        self.check_view("log-probs", &outputs.log_probs, rows)?;
+        gradients.check(self, head.vocab())?;
         let (inputs, _read) = inputs(self, &hidden, head, targets)?;
         let (gradients, _write) = gradients.addresses(self, head.vocab())?;
         let stream = &self.stream;

@@ -1,6 +1,7 @@
 //! How much the linear stage does at once, and the memory it keeps between calls.
 
 use super::blas::Blas;
+use super::context::Kept;
 use super::driver::called;
 use super::workspace::Grown;
 use super::{Cuda, raw, tuning};
@@ -58,7 +59,7 @@ impl LinearChunks {
 /// What the linear stage keeps between calls. M: rows that it gathers.
 #[derive(Default)]
 pub(super) struct LinearScratch {
-    blas: Option<Blas>,
+    blas: Kept<Option<Blas>>,
     pub(super) chunks: LinearChunks,
     /// `[M]`, `[N]`.
     pub(super) rows: Grown<i32>,
@@ -88,7 +89,7 @@ pub(super) struct LinearScratch {
 impl LinearScratch {
     /// The handle; made at the first call.
     pub(super) fn blas(&mut self, stream: &Arc<CudaStream>) -> Result<&Blas> {
-        match &mut self.blas {
+        match &mut *self.blas {
             Some(blas) => Ok(blas),
             slot => Ok(slot.insert(Blas::new(stream)?)),
         }

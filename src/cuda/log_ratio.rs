@@ -1,20 +1,20 @@
 //! Sequence log-ratios on the device: launches `kernels/log_ratio.cu`.
 
+use super::context::{CurrentContext, Kept};
 use super::driver::called;
 use super::token_log_prob::{Reference, targets};
 use super::{Cuda, raw};
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::loss_options::LogRatio;
-use crate::stages::check_length;
 use crate::targets::TokenId;
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 
 /// A batch whose offsets are on the device too.
 pub struct DeviceBatch {
     pub(super) batch: Batch,
-    pub(super) sequence_offsets: CudaSlice<i64>,
-    pub(super) group_offsets: CudaSlice<i64>,
+    pub(super) sequence_offsets: Kept<CudaSlice<i64>>,
+    pub(super) group_offsets: Kept<CudaSlice<i64>>,
 }
 
 impl DeviceBatch {
@@ -42,9 +42,10 @@ impl Cuda {
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda).
     pub fn upload_batch(&self, batch: &Batch) -> Result<DeviceBatch> {
+        let _current = CurrentContext::keep()?;
         let upload = |offsets: &[usize]| {
             let offsets: Vec<i64> = offsets.iter().map(|offset| *offset as i64).collect();
-            called("cuMemcpyHtoDAsync", self.stream.clone_htod(&offsets))
+            called("cuMemcpyHtoDAsync", self.stream.clone_htod(&offsets)).map(Kept::new)
         };
         let sequence_offsets = upload(batch.sequence_offsets())?;
         let group_offsets = upload(batch.group_offsets())?;
@@ -66,14 +67,16 @@ impl Cuda {
         log_ratio: LogRatio,
         outputs: &mut LogRatios<'_>,
     ) -> Result<()> {
+        let _current = CurrentContext::keep()?;
         let (rows, sequences) = (batch.batch.rows(), batch.batch.sequences());
-        check_length("log-probs", log_probs.len(), rows)?;
-        check_length("targets", targets.len(), rows)?;
-        check_length("row sequences", outputs.row_sequences.len(), rows)?;
-        check_length("log-ratios", outputs.log_ratios.len(), sequences)?;
-        check_length("log-prob sums", outputs.log_prob_sums.len(), sequences)?;
-        check_length("scored rows", outputs.scored_rows.len(), sequences)?;
-        check_reference(reference, &batch.batch)?;
+        self.check_view("log-probs", log_probs, rows)?;
+        self.check_view("targets", targets, rows)?;
+        self.check_view("row sequences", &outputs.row_sequences, rows)?;
+        self.check_view("log-ratios", &outputs.log_ratios, sequences)?;
+        self.check_view("log-prob sums", &outputs.log_prob_sums, sequences)?;
+        self.check_view("scored rows", &outputs.scored_rows, sequences)?;
+        self.check_context("batch", &*batch.sequence_offsets)?;
+        self.check_reference(reference, &batch.batch)?;
         let stream = &self.stream;
         let (log_probs, _read_log_probs) = log_probs.device_ptr(stream);
         let (target_ids, _read_targets) = targets.device_ptr(stream);
@@ -104,15 +107,15 @@ impl Cuda {
         // launch is in the stream.
         unsafe { raw::log_ratios(self, inputs, outputs) }
     }
-}
 
-/// That the reference has the right length.
-pub(super) fn check_reference(reference: &Reference<'_>, batch: &Batch) -> Result<()> {
-    match reference {
-        Reference::PerToken(reference) => check_length("reference log-probs per token", reference.len(), batch.rows()),
-        Reference::PerSequence(reference) => {
-            check_length("reference log-probs per sequence", reference.len(), batch.sequences())
+    /// Checks the reference's length and place.
+    pub(super) fn check_reference(&self, reference: &Reference<'_>, batch: &Batch) -> Result<()> {
+        match reference {
+            Reference::PerToken(view) => self.check_view("reference log-probs per token", view, batch.rows()),
+            Reference::PerSequence(view) => {
+                self.check_view("reference log-probs per sequence", view, batch.sequences())
+            }
+            Reference::None => Ok(()),
         }
-        Reference::None => Ok(()),
     }
 }

@@ -1,8 +1,8 @@
 //! The stages composed on the device.
 
 use super::arguments::{DeviceGroupStatistics, Status};
+use super::context::CurrentContext;
 use super::driver::called;
-use super::log_ratio::check_reference;
 use super::raw::{self, ForwardOutputs, LogRatioInputs, LogRatioOutputs, ObjectiveInputs, ObjectiveOutputs, Upstream};
 use super::rewards::{Held, Rewards};
 use super::token_log_prob::{Reference, rows, targets};
@@ -108,6 +108,7 @@ impl sealed::Backend for Cuda {
     type Workspace = CudaWorkspace;
 
     fn read_report(&self, workspace: &CudaWorkspace) -> Result<Report> {
+        let _current = CurrentContext::keep()?;
         workspace.read(&self.stream)
     }
 }
@@ -196,6 +197,8 @@ impl PreferenceLoss<Cuda> {
         reference: &Reference<'_>,
         rewards: impl Into<Rewards<'a>>,
     ) -> Result<Step> {
+        let _current = CurrentContext::keep()?;
+        self.backend.check_context("logits", &logits.data)?;
         let options = self.options.logits;
         let stream = self.backend.stream.clone();
         let (address, _read_logits) = logits.data.device_ptr(&stream);
@@ -221,10 +224,10 @@ impl PreferenceLoss<Cuda> {
     ) -> Result<Step> {
         let (options, objective) = (self.options, self.options.objective);
         let (count, sequences, groups) = (inputs.rows, batch.sequences(), batch.groups());
-        check_length("targets", targets.len(), count)?;
+        self.backend.check_view("targets", targets, count)?;
         check_rows(batch, count)?;
-        check_reference(reference, batch)?;
-        rewards.check(&objective, batch)?;
+        self.backend.check_reference(reference, batch)?;
+        rewards.check(&self.backend, &objective, batch)?;
         if matches!(rewards, Rewards::Host(_)) || self.workspace.batch.as_ref() != Some(batch) {
             refuse_in_capture(&self.backend.stream)?;
         }
@@ -318,6 +321,9 @@ impl PreferenceLoss<Cuda> {
         logits: &Logits<'_, T>,
         gradients: &mut LogitsMut<'_, T>,
     ) -> Result<()> {
+        let _current = CurrentContext::keep()?;
+        self.backend.check_context("logits", &logits.data)?;
+        self.backend.check_context("gradient", &gradients.data)?;
         let stream = self.backend.stream.clone();
         let (address, _read) = logits.data.device_ptr(&stream);
         step.check(self.last_step, &logit_inputs(address, logits.shape))?;
@@ -332,6 +338,8 @@ impl PreferenceLoss<Cuda> {
     /// As [`backward`](Self::backward).
     #[expect(clippy::needless_pass_by_value, reason = "no other backward pass can follow")]
     pub fn backward_in_place<T: Element>(&mut self, step: Step, logits: &mut LogitsMut<'_, T>) -> Result<()> {
+        let _current = CurrentContext::keep()?;
+        self.backend.check_context("logits", &logits.data)?;
         let stream = self.backend.stream.clone();
         let (address, _write) = logits.data.device_ptr_mut(&stream);
         step.check(self.last_step, &logit_inputs(address, logits.shape))?;

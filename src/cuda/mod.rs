@@ -15,11 +15,15 @@
 //!   first such call is made. They are without atomics and on one stream, so that they give the same bits again; that a
 //!   row's do not depend on the number of rows, cuBLAS does not promise.
 //!
+//! - Views must lie in the context of the backend's stream ([`Error::Device`]). The calling thread's
+//!   current context is the same after a call as before it, whichever that is, and after these values are dropped.
+//!
 //! The kernels are compiled by `build.rs`. Where that found no nvcc, the crate builds all the same and [`Cuda::new`]
 //! says what is missing.
 
 mod arguments;
 mod blas;
+mod context;
 mod driver;
 mod kernels;
 mod linear;
@@ -53,6 +57,7 @@ pub use rewards::{DeviceRewards, Rewards};
 pub use token_log_prob::{Reference, RowGradients, SavedRows, TokenLogProbs};
 
 use crate::error::{Error, Result};
+use context::{CurrentContext, Kept};
 use cudarc::driver::CudaStream;
 use cudarc::driver::sys::CUdevice_attribute;
 use kernels::Kernels;
@@ -64,8 +69,8 @@ use workspace::Scratch;
 /// Cheap to clone; clones share the scratch memory, as they share the stream.
 #[derive(Clone)]
 pub struct Cuda {
-    stream: Arc<CudaStream>,
-    kernels: Arc<Kernels>,
+    stream: Kept<Arc<CudaStream>>,
+    kernels: Arc<Kept<Kernels>>,
     scratch: Arc<Mutex<Scratch>>,
     /// What the linear stage keeps.
     linear: Arc<Mutex<LinearScratch>>,
@@ -83,6 +88,9 @@ impl Cuda {
     /// # Errors
     /// [`Error::NoDriver`], [`Error::KernelsNotBuilt`], or what the driver says to loading the kernels.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        // Asks for the driver, which nothing else may be asked before.
+        driver::require()?;
+        let _current = CurrentContext::keep()?;
         let kernels = kernels::of_context(stream.context(), kernels::IMAGES)?;
         let attribute = |attribute| {
             let value = driver::called("cuDeviceGetAttribute", stream.context().attribute(attribute))?;
@@ -94,7 +102,7 @@ impl Cuda {
             attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
         Ok(Self {
-            stream: stream.clone(),
+            stream: Kept::new(stream.clone()),
             kernels,
             scratch: Arc::default(),
             linear: Arc::default(),
@@ -110,6 +118,8 @@ impl Cuda {
     /// As [`Cuda::new`], and what the driver says to opening the device.
     pub fn device(ordinal: usize) -> Result<Self> {
         driver::require()?;
+        driver::called("cuInit", cudarc::driver::result::init())?;
+        let _current = CurrentContext::keep()?;
         let context = driver::called("cuDevicePrimaryCtxRetain", cudarc::driver::CudaContext::new(ordinal))?;
         Self::new(&context.default_stream())
     }

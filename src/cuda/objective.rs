@@ -1,6 +1,7 @@
 //! The objective on the device: launches `kernels/objective.cu`.
 
 use super::arguments::DeviceGroupStatistics;
+use super::context::CurrentContext;
 use super::driver::called;
 use super::log_ratio::DeviceBatch;
 use super::rewards::{DeviceRewards, Rewards};
@@ -8,7 +9,6 @@ use super::{Cuda, raw};
 use crate::error::Result;
 use crate::loss_options::Reduction;
 use crate::objective::Objective;
-use crate::stages::check_length;
 use cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 
 /// Where the objective stage writes.
@@ -37,13 +37,15 @@ impl Cuda {
         reduction: Reduction,
         outputs: &mut ObjectiveOutputs<'_>,
     ) -> Result<()> {
+        let _current = CurrentContext::keep()?;
         let rewards = rewards.into();
         let (sequences, groups) = (batch.batch.sequences(), batch.batch.groups());
-        check_length("log-ratios", log_ratios.len(), sequences)?;
-        check_length("coefficients", outputs.coefficients.len(), sequences)?;
-        check_length("group losses", outputs.group_losses.len(), groups)?;
-        check_length("statistics", outputs.statistics.len(), groups)?;
-        rewards.check(objective, &batch.batch)?;
+        self.check_view("log-ratios", log_ratios, sequences)?;
+        self.check_view("coefficients", &outputs.coefficients, sequences)?;
+        self.check_view("group losses", &outputs.group_losses, groups)?;
+        self.check_view("statistics", &outputs.statistics, groups)?;
+        self.check_context("batch", &*batch.group_offsets)?;
+        rewards.check(self, objective, &batch.batch)?;
         let stream = &self.stream;
         let upload = |value: &dyn Fn(usize) -> f64| {
             let numbers: Vec<f64> = (0..sequences).map(value).collect();

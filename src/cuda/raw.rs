@@ -5,6 +5,7 @@
 
 use super::Cuda;
 use super::arguments::{self, Status};
+use super::context::CurrentContext;
 use super::driver::called;
 use super::kernels::Stage;
 use super::tuning;
@@ -163,6 +164,7 @@ pub unsafe fn token_log_probs(
     options: &LogitOptions,
     outputs: ForwardOutputs,
 ) -> Result<()> {
+    let _current = CurrentContext::keep()?;
     let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: the caller's promise.
     unsafe { token_log_probs_with(cuda, &mut scratch, logits, targets, options, outputs) }
@@ -245,6 +247,7 @@ pub unsafe fn token_log_probs_backward(
     upstream: Upstream,
     gradients: Rows,
 ) -> Result<()> {
+    let _current = CurrentContext::keep()?;
     logits.check()?;
     gradients.check()?;
     let same = (logits.rows, logits.vocab, logits.dtype) == (gradients.rows, gradients.vocab, gradients.dtype);
@@ -302,6 +305,7 @@ impl Cuda {
     /// # Errors
     /// [`Error::Cuda`].
     pub fn status(&self) -> Result<Status> {
+        let _current = CurrentContext::keep()?;
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner).read_status(&self.stream)
     }
 
@@ -310,6 +314,7 @@ impl Cuda {
     /// # Errors
     /// [`Error::Cuda`].
     pub fn clear_status(&self) -> Result<()> {
+        let _current = CurrentContext::keep()?;
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner).clear_status(&self.stream)
     }
 }

@@ -1,10 +1,10 @@
 //! Rewards on the host or on the device.
 
-use super::raw;
+use super::{Cuda, raw};
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::objective::Objective;
-use crate::stages::{self, check_length, check_rewards};
+use crate::stages::{self, check_rewards};
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtr, SyncOnDrop};
 
 /// Rewards `[S]`, or log q for [`Target::Distribution`](crate::Target::Distribution): wherever they are.
@@ -59,18 +59,18 @@ impl<'a> DeviceRewards<'a> {
 }
 
 impl Rewards<'_> {
-    /// What the host can see of them: the numbers, or only how many there are.
-    pub(super) fn check(&self, objective: &Objective, batch: &Batch) -> Result<()> {
+    /// What the host can see of them: the numbers, or only how many there are and where.
+    pub(super) fn check(&self, cuda: &Cuda, objective: &Objective, batch: &Batch) -> Result<()> {
         match self {
             Self::Host(rewards) => check_rewards(objective, *rewards, batch),
             Self::Device(rewards) => {
-                let count = match &rewards.values {
-                    Values::F32(view) => view.len(),
-                    Values::F64(view) => view.len(),
-                };
-                check_length("rewards", count, batch.sequences())?;
+                let sequences = batch.sequences();
+                match &rewards.values {
+                    Values::F32(view) => cuda.check_view("rewards", view, sequences)?,
+                    Values::F64(view) => cuda.check_view("rewards", view, sequences)?,
+                }
                 if let Some(offsets) = &rewards.proposal {
-                    check_length("proposal offsets", offsets.len(), batch.sequences())?;
+                    cuda.check_view("proposal offsets", offsets, sequences)?;
                 }
                 stages::check_group_sizes(objective, batch)
             }

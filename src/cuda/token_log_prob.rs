@@ -1,12 +1,13 @@
 //! Token log-probs on the device: launches `kernels/token_log_prob.cu` and `kernels/token_log_prob_backward.cu`.
 
+use super::context::CurrentContext;
 use super::{Cuda, Logits, LogitsMut, raw};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::logits::{LogitOptions, Shape};
-use crate::stages::{SoftmaxState, check_length};
+use crate::stages::SoftmaxState;
 use crate::targets::TokenId;
-use cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceSlice};
+use cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 
 /// Where the token log-prob stage writes: one entry per row, N of each.
 pub struct TokenLogProbs<'a> {
@@ -54,33 +55,24 @@ pub(super) fn rows<T: Element>(address: raw::Address, shape: Shape) -> raw::Rows
     raw::Rows { address, rows: shape.rows, vocab: shape.vocab, row_stride: shape.row_stride, dtype }
 }
 
-fn check_lengths(lengths: &[(&'static str, Option<usize>)], rows: usize) -> Result<()> {
-    lengths.iter().try_for_each(|(what, length)| length.map_or(Ok(()), |length| check_length(what, length, rows)))
-}
-
 impl TokenLogProbs<'_> {
-    /// That there is an entry per row.
-    pub(super) fn check(&self, rows: usize) -> Result<()> {
-        let entropies = self.entropies.as_ref().map(DeviceSlice::len);
-        let lengths = [
-            ("log-probs", Some(self.log_probs.len())),
-            ("softmax states", Some(self.states.len())),
-            ("entropies", entropies),
-        ];
-        check_lengths(&lengths, rows)
+    /// Checks that there is an entry per row, in the backend's context.
+    pub(super) fn check(&self, cuda: &Cuda, rows: usize) -> Result<()> {
+        cuda.check_view("log-probs", &self.log_probs, rows)?;
+        cuda.check_view("softmax states", &self.states, rows)?;
+        self.entropies.as_ref().map_or(Ok(()), |view| cuda.check_view("entropies", view, rows))
     }
 }
 
 impl SavedRows<'_> {
-    /// That what the backward pass reads has an entry per row.
-    pub(super) fn check(&self, upstream: &RowGradients<'_>, rows: usize) -> Result<()> {
-        let lengths = [
-            ("softmax states", Some(self.states.len())),
-            ("entropies", self.entropies.as_ref().map(DeviceSlice::len)),
-            ("log-prob gradients", Some(upstream.log_probs.len())),
-            ("entropy gradients", upstream.entropies.as_ref().map(DeviceSlice::len)),
-        ];
-        check_lengths(&lengths, rows)?;
+    /// Checks that what the backward pass reads has an entry per row, in the backend's context.
+    pub(super) fn check(&self, cuda: &Cuda, upstream: &RowGradients<'_>, rows: usize) -> Result<()> {
+        let of_entropies = [("entropies", &self.entropies), ("entropy gradients", &upstream.entropies)];
+        cuda.check_view("softmax states", &self.states, rows)?;
+        cuda.check_view("log-prob gradients", &upstream.log_probs, rows)?;
+        for (what, view) in of_entropies {
+            view.as_ref().map_or(Ok(()), |view| cuda.check_view(what, view, rows))?;
+        }
         if upstream.entropies.is_some() && self.entropies.is_none() {
             return Err(Error::EntropiesNotKept);
         }
@@ -101,8 +93,10 @@ impl Cuda {
         options: &LogitOptions,
         outputs: &mut TokenLogProbs<'_>,
     ) -> Result<()> {
-        check_length("targets", targets.len(), logits.rows())?;
-        outputs.check(logits.rows())?;
+        let _current = CurrentContext::keep()?;
+        self.check_context("logits", &logits.data)?;
+        self.check_view("targets", targets, logits.rows())?;
+        outputs.check(self, logits.rows())?;
         let TokenLogProbs { log_probs, states, entropies } = outputs;
         let stream = &self.stream;
         let (logits_address, _read_logits) = logits.data.device_ptr(stream);
@@ -137,6 +131,10 @@ impl Cuda {
         upstream: &RowGradients<'_>,
         gradients: &mut LogitsMut<'_, T>,
     ) -> Result<()> {
+        let _current = CurrentContext::keep()?;
+        self.check_context("logits", &logits.data)?;
+        self.check_context("gradient", &gradients.data)?;
+        self.check_backward(logits.rows(), targets, saved, upstream)?;
         let stream = &self.stream;
         let (address, _read_logits) = logits.data.device_ptr(stream);
         let (gradient, _write) = gradients.data.device_ptr_mut(stream);
@@ -156,11 +154,26 @@ impl Cuda {
         saved: &SavedRows<'_>,
         upstream: &RowGradients<'_>,
     ) -> Result<()> {
+        let _current = CurrentContext::keep()?;
+        self.check_context("logits", &logits.data)?;
+        self.check_backward(logits.rows(), targets, saved, upstream)?;
         let (address, _write) = logits.data.device_ptr_mut(&self.stream);
         let both = rows::<T>(address, logits.shape);
         self.backward(both, targets, options, saved, upstream, both)
     }
 
+    fn check_backward<I: TokenId>(
+        &self,
+        rows: usize,
+        targets: &CudaView<'_, I>,
+        saved: &SavedRows<'_>,
+        upstream: &RowGradients<'_>,
+    ) -> Result<()> {
+        self.check_view("targets", targets, rows)?;
+        saved.check(self, upstream, rows)
+    }
+
+    /// What was checked.
     fn backward<I: TokenId>(
         &self,
         logits: raw::Rows,
@@ -170,8 +183,6 @@ impl Cuda {
         upstream: &RowGradients<'_>,
         gradients: raw::Rows,
     ) -> Result<()> {
-        check_length("targets", targets.len(), logits.rows)?;
-        saved.check(upstream, logits.rows)?;
         let stream = &self.stream;
         let (targets, _read_targets) = targets.device_ptr(stream);
         let (states, _read_states) = saved.states.device_ptr(stream);

@@ -1,6 +1,7 @@
 //! Device memory that is kept between calls and only grows.
 
 use super::arguments::Status;
+use super::context::Kept;
 use super::driver::called;
 use super::raw::Address;
 use crate::error::Result;
@@ -9,12 +10,12 @@ use std::sync::Arc;
 
 /// A buffer that grows when it must. What it held is lost when it does.
 pub(super) struct Grown<T> {
-    slice: Option<CudaSlice<T>>,
+    slice: Kept<Option<CudaSlice<T>>>,
 }
 
 impl<T> Default for Grown<T> {
     fn default() -> Self {
-        Self { slice: None }
+        Self { slice: Kept::default() }
     }
 }
 
@@ -23,9 +24,9 @@ impl<T: DeviceRepr + ValidAsZeroBits> Grown<T> {
     /// still uses it.
     pub(super) fn at_least(&mut self, stream: &Arc<CudaStream>, length: usize) -> Result<&mut CudaSlice<T>> {
         if self.slice.as_ref().is_some_and(|slice| slice.len() < length) {
-            self.slice = None;
+            *self.slice = None;
         }
-        match &mut self.slice {
+        match &mut *self.slice {
             Some(slice) => Ok(slice),
             // An allocation of nothing would be none.
             slot => Ok(slot.insert(called("cuMemAllocAsync", stream.alloc_zeros(length.max(1)))?)),

@@ -5,6 +5,7 @@ use super::linear::{LinearGradientsAt, LinearInputs, clear_head, upstream_of_row
 use super::linear_pass::{Pass, RowResults};
 use super::{Address, ForwardOutputs, Upstream};
 use crate::cuda::Cuda;
+use crate::cuda::context::CurrentContext;
 use crate::cuda::linear_workspace::LinearScratch;
 use crate::cuda::workspace::Scratch;
 use crate::error::Result;
@@ -37,6 +38,7 @@ pub unsafe fn linear_token_log_probs(
     options: &LogitOptions,
     outputs: ForwardOutputs,
 ) -> Result<()> {
+    let _current = CurrentContext::keep()?;
     let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
     let mut work = cuda.linear.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: the caller's promise.
@@ -91,6 +93,7 @@ pub unsafe fn linear_token_log_probs_backward(
     upstream: Upstream,
     gradients: &LinearGradientsAt,
 ) -> Result<()> {
+    let _current = CurrentContext::keep()?;
     let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
     let mut work = cuda.linear.lock().unwrap_or_else(PoisonError::into_inner);
     let saved = (states, entropies);

@@ -6,6 +6,7 @@ use super::linear::{LinearGradientsAt, LinearInputs, MatrixAt, clear_head};
 use super::linear_log_prob::chunks;
 use super::linear_pass::{Pass, RowResults};
 use crate::cuda::Cuda;
+use crate::cuda::context::CurrentContext;
 use crate::cuda::linear_arguments::{RowLossArguments, UpstreamOfRows};
 use crate::cuda::workspace::address;
 use crate::element::Dtype;
@@ -40,6 +41,7 @@ pub unsafe fn linear_row_loss(
     outputs: RowLossesAt,
     gradients: &LinearGradientsAt,
 ) -> Result<()> {
+    let _current = CurrentContext::keep()?;
     loss.check(inputs.hidden.rows, |_| inputs.hidden.rows)?;
     gradients.check(inputs)?;
     let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,6 +2,7 @@
 
 use super::{Address, Cuda, Scratch, Targets, launch};
 use crate::cuda::arguments;
+use crate::cuda::context::CurrentContext;
 use crate::cuda::kernels::Stage;
 use crate::error::{Error, Result};
 use cudarc::driver::DevicePtrMut;
@@ -51,6 +52,7 @@ pub struct LogRatioOutputs {
 /// # Safety
 /// As 2. to 4. of [`token_log_probs`](super::token_log_probs); the offsets ascend from 0 to N.
 pub unsafe fn log_ratios(cuda: &Cuda, inputs: LogRatioInputs, outputs: LogRatioOutputs) -> Result<()> {
+    let _current = CurrentContext::keep()?;
     let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: the caller's promise.
     unsafe { log_ratios_with(cuda, &mut scratch, inputs, outputs) }

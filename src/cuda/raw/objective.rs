@@ -2,6 +2,7 @@
 
 use super::{Address, Cuda, Scratch, launch};
 use crate::cuda::arguments;
+use crate::cuda::context::CurrentContext;
 use crate::cuda::kernels::Stage;
 use crate::error::{Error, Result};
 use crate::objective::{Divergence, Objective, Target};
@@ -94,6 +95,7 @@ pub unsafe fn objective(
     inputs: ObjectiveInputs,
     outputs: ObjectiveOutputs,
 ) -> Result<()> {
+    let _current = CurrentContext::keep()?;
     let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: the caller's promise.
     unsafe { objective_with(cuda, &mut scratch, objective, inputs, outputs) }

@@ -1,0 +1,135 @@
+//! Contexts: the one that views must lie in, and the calling thread's current one, which every call leaves as it was.
+
+use super::Cuda;
+use super::driver::called;
+use crate::error::{Error, Result};
+use crate::stages::check_length;
+use cudarc::driver::result::ctx;
+use cudarc::driver::{DeviceSlice, sys};
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
+
+/// Gives the calling thread its current context back, or none, when it goes out of scope.
+///
+/// cudarc makes the context of whatever it works on current, also to free it, and leaves it so: a caller who works on
+/// another device by the driver's API would go on in ours. Every public call begins with one of these, declared before
+/// anything that has to be freed. It costs two calls that read a number of the thread, and one more where the context has
+/// changed.
+pub(super) struct CurrentContext {
+    before: Option<sys::CUcontext>,
+}
+
+impl CurrentContext {
+    /// Notes the current context.
+    pub(super) fn keep() -> Result<Self> {
+        called("cuCtxGetCurrent", current()).map(|before| Self { before })
+    }
+}
+
+impl Drop for CurrentContext {
+    fn drop(&mut self) {
+        if current().is_ok_and(|now| now == self.before) {
+            return;
+        }
+        let before = self.before.unwrap_or(std::ptr::null_mut());
+        // Fails only if the context is no more, and then it cannot be current either.
+        // SAFETY: it was current when the call began, or is null, which is none.
+        let _ = count(unsafe { ctx::set_current(before) });
+    }
+}
+
+fn current() -> std::result::Result<Option<sys::CUcontext>, cudarc::driver::DriverError> {
+    count(ctx::get_current())
+}
+
+/// What holds device memory, streams or modules: freeing it leaves the current context as it was.
+#[derive(Clone, Default)]
+pub(super) struct Kept<T>(ManuallyDrop<T>);
+
+impl<T> Kept<T> {
+    pub(super) fn new(value: T) -> Self {
+        Self(ManuallyDrop::new(value))
+    }
+}
+
+impl<T> Drop for Kept<T> {
+    fn drop(&mut self) {
+        let _current = CurrentContext::keep();
+        // SAFETY: here alone, and nothing uses it afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.0) };
+    }
+}
+
+impl<T> Deref for Kept<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for Kept<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+impl Cuda {
+    /// Checks a view's length, and that it lies in this backend's context.
+    pub(super) fn check_view<T>(&self, what: &'static str, view: &impl DeviceSlice<T>, expected: usize) -> Result<()> {
+        check_length(what, view.len(), expected)?;
+        self.check_context(what, view)
+    }
+
+    /// Checks that a view lies in this backend's context. An address of another device would be read or written through
+    /// the wrong page tables, and cudarc would note an error that whichever call comes next gets.
+    pub(super) fn check_context<T>(&self, what: &'static str, view: &impl DeviceSlice<T>) -> Result<()> {
+        let (given, expected) = (view.stream().context(), self.stream.context());
+        if given.cu_ctx() == expected.cu_ctx() {
+            return Ok(());
+        }
+        Err(Error::Device { what, given: given.ordinal(), expected: expected.ordinal() })
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    static CALLS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// Counts the guard's calls, for a test.
+fn count<T>(result: T) -> T {
+    #[cfg(test)]
+    CALLS.set(CALLS.get() + 1);
+    result
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use cudarc::driver::CudaContext;
+
+    /// Two calls where nothing has changed, three where something has.
+    #[test]
+    fn keeping_the_context_costs_few_calls() {
+        softcuda::install().expect("softcuda can be loaded where there is no driver");
+        let context = CudaContext::new(0).expect("device 0");
+        // SAFETY: none is always allowed.
+        let unset = || unsafe { ctx::set_current(std::ptr::null_mut()) }.expect("no context");
+        let counted = |work: &dyn Fn()| {
+            let before = CALLS.get();
+            let kept = CurrentContext::keep().expect("a driver");
+            work();
+            drop(kept);
+            CALLS.get() - before
+        };
+        assert_eq!(counted(&|| context.bind_to_thread().expect("a context")), 2);
+        assert_eq!(counted(&|| unset()), 3);
+        assert_eq!(ctx::get_current(), Ok(Some(context.cu_ctx())));
+        unset();
+        assert_eq!(counted(&|| context.bind_to_thread().expect("a context")), 3);
+        assert_eq!(ctx::get_current(), Ok(None));
+        drop(Kept::new(context));
+        assert_eq!(ctx::get_current(), Ok(None), "freeing a context makes it current");
+    }
+}
