@@ -142,6 +142,13 @@ __device__ __forceinline__ void reduce_warp(Sums<float>& sums) {
     if constexpr (ENTROPY) sums.weighted = warp_sum(sums.weighted);
 }
 
+// Orders this thread's accesses before it and after it, for threads of the device that an atomic between them ties to it.
+// __threadfence() is fence.sc, which besides puts all such fences of the device in one order: blocks of a row need no more
+// than who came before whom, which the count says, and fence.sc has to wait for longer.
+__device__ __forceinline__ void fence_acquire_release() {
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+
 template <typename T, bool SOFTCAP, bool ENTROPY>
 __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
     __shared__ SharedSums shared;
@@ -217,9 +224,12 @@ __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
     Sums<double> sums;
     if (gridDim.y > 1) {
         // The last block of the row to come here adds up the slices, in order. The count returns to 0 by itself.
-        __threadfence();
+        // Release: whoever reads this count, or a later one, then reads this block's sums too. Without it the last block may
+        // add up what was there before.
+        fence_acquire_release();
         if (atomicInc(arguments.tickets + row, gridDim.y - 1) != gridDim.y - 1) return;
-        __threadfence();
+        // Acquire: the sums are read after the count, on which their being there depends.
+        fence_acquire_release();
         sums = {START, 0.0, 0.0};
         const float4* partials = arguments.partials + int64_t{row} * arguments.slices;
 #pragma unroll 1

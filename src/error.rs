@@ -199,6 +199,16 @@ pub enum Error {
         /// Ordinal of the backend's device: the same, if the two are contexts of one device.
         expected: usize,
     },
+    /// A kernel that the device would run in blocks of another size than its code is made for: the kernels in this program
+    /// are not those of its host code, or the device cannot hold such a block.
+    BlockSize {
+        /// Its name.
+        kernel: String,
+        /// Threads of a block at most, as the driver says.
+        given: u32,
+        /// Threads of a block that the code counts with.
+        expected: u32,
+    },
     /// A call of the CUDA driver, or of cuBLAS, failed.
     Cuda {
         /// The call.
@@ -341,6 +351,9 @@ impl fmt::Display for Error {
             }
             Error::Device { what, given, expected } => {
                 write!(f, "{what}: on device {given} given, on device {expected}, the backend's, expected")
+            }
+            Error::BlockSize { kernel, given, expected } => {
+                write!(f, "kernel {kernel}: blocks of {given} threads given by the driver, of {expected} expected")
             }
             Error::Cuda { call, code, message } => write!(f, "{call} failed with {code}: {message}"),
             Error::DeviceTarget { row, count, vocab } => write!(

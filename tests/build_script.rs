@@ -314,6 +314,39 @@ done
         }
     }
 
+    /// What cargo makes of it: with a compiler and without, where this machine has none.
+    #[test]
+    fn a_second_build_has_nothing_to_do() {
+        for compiler in [true, false] {
+            let root = package(&format!("second-{compiler}"), "13.0");
+            for file in ["build.rs", "build/nvcc.rs", "build/architectures.rs"] {
+                fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(file), root.join(file)).expect("a copy");
+            }
+            touch(&root.join("src/lib.rs"));
+            let manifest = "[package]\nname = \"package\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\
+                            [features]\ncuda = []\n[workspace]\n";
+            fs::write(root.join("Cargo.toml"), manifest).expect("a file");
+            let build = || {
+                let mut command = Command::new(env!("CARGO"));
+                command.args(["build", "--offline", "--verbose", "--features", "cuda"]).current_dir(&root);
+                command.env("CARGO_TARGET_DIR", root.join("target")).env_remove("EXO_KERNELS_CUDA_ARCHS");
+                if compiler {
+                    command.env("NVCC", root.join("nvcc"))
+                } else {
+                    command.env_remove("NVCC")
+                };
+                let output = command.output().expect("cargo runs");
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(output.status.success(), "{said}");
+                said
+            };
+            assert!(build().contains("Compiling package"));
+            let second = build();
+            assert!(second.contains("Fresh package") && !second.contains("Running"), "{second}");
+            fs::remove_dir_all(root).expect("it was made above");
+        }
+    }
+
     #[test]
     fn refuses_before_nvcc_runs() {
         let root = package("refused", "12.4");

@@ -41,11 +41,22 @@ pub(super) enum Stage {
     RowLoss,
 }
 
+impl Stage {
+    /// Threads of a kernel's blocks: the constant that its code counts with, as in `kernels/`.
+    fn threads(self, kernel: &str) -> u32 {
+        match (self, kernel) {
+            // One block for all rows.
+            (Self::LinearRows, "linear_scored_rows") | (Self::LinearLogProbBackward, "linear_gradient_scale") => 1024,
+            (Self::Objective, _) => 128,
+            _ => 256,
+        }
+    }
+}
+
 /// A kernel, and the threads of its blocks.
 #[derive(Clone)]
 pub(super) struct Kernel {
     pub(super) function: CudaFunction,
-    /// What its `__launch_bounds__` says, which is what its code is made for: the number stands in one place.
     pub(super) threads: u32,
 }
 
@@ -71,18 +82,22 @@ pub(super) fn of_context(context: &Arc<CudaContext>, images: Images) -> Result<A
     if let Some(kernels) = known {
         return Ok(kernels);
     }
-    let mut modules = Vec::new();
-    for (stage, image) in images {
-        let module = called("cuModuleLoadData", context.load_module(Ptx::from_binary(image.to_vec())))?;
-        modules.push((*stage, module));
-    }
-    let kernels = Arc::new(Kept::new(Kernels { context: context.clone(), modules, functions: Mutex::default() }));
+    let kernels = Arc::new(Kept::new(Kernels::load(context, images)?));
     loaded.push(Arc::downgrade(&kernels));
     Ok(kernels)
 }
 
 impl Kernels {
-    /// A kernel by its name.
+    fn load(context: &Arc<CudaContext>, images: Images) -> Result<Self> {
+        let mut modules = Vec::new();
+        for (stage, image) in images {
+            let module = called("cuModuleLoadData", context.load_module(Ptx::from_binary(image.to_vec())))?;
+            modules.push((*stage, module));
+        }
+        Ok(Self { context: context.clone(), modules, functions: Mutex::default() })
+    }
+
+    /// A kernel by its name; loaded when it is first asked for.
     pub(super) fn kernel(&self, stage: Stage, name: &str) -> Result<Kernel> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = functions.get(name) {
@@ -92,8 +107,14 @@ impl Kernels {
             return Err(Error::KernelsNotBuilt);
         };
         let function = called("cuModuleGetFunction", module.load_function(name))?;
-        let threads = called("cuFuncGetAttribute", function.max_threads_per_block())?;
-        let kernel = Kernel { function, threads: threads.max(32) as u32 };
+        let threads = stage.threads(name);
+        // What the image says, in the launch bounds, or less where the device can do no more. Loops step by the constant
+        // and warps are counted with it: blocks of another size would give wrong sums without a word.
+        let given = called("cuFuncGetAttribute", function.max_threads_per_block())?;
+        if u32::try_from(given) != Ok(threads) {
+            return Err(Error::BlockSize { kernel: name.to_owned(), given: given.max(0) as u32, expected: threads });
+        }
+        let kernel = Kernel { function, threads };
         functions.insert(name.to_owned(), kernel.clone());
         Ok(kernel)
     }
@@ -112,5 +133,56 @@ mod test {
         let Err(error) = of_context(&context, &[]) else { panic!("kernels out of nothing") };
         assert_eq!(error, Error::KernelsNotBuilt);
         assert!(error.to_string().contains("nvcc"), "{error}");
+    }
+
+    /// Images of other block sizes than the host launches: made for fewer threads, and for any number.
+    #[test]
+    fn a_kernel_of_another_block_size_is_refused() {
+        const OTHER: Images = &[
+            (Stage::RowLoss, b".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry row_loss()\n.maxntid 128, 1, 1\n{ ret; }\n\0"),
+            (Stage::LogRatio, b".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry log_ratio()\n{ ret; }\n\0"),
+        ];
+        softcuda::install().expect("softcuda can be loaded where there is no driver");
+        let context = CudaContext::new(0).expect("device 0");
+        let kernels = Kernels::load(&context, OTHER).expect("PTX");
+        for (stage, name, given) in [(Stage::RowLoss, "row_loss", 128), (Stage::LogRatio, "log_ratio", 1024)] {
+            let refused = kernels.kernel(stage, name).map(|kernel| kernel.threads);
+            assert_eq!(refused, Err(Error::BlockSize { kernel: name.to_owned(), given, expected: 256 }));
+        }
+    }
+
+    /// The sources count with the constants that stand here, and promise the same in their launch bounds.
+    #[test]
+    fn block_sizes_are_the_kernels() {
+        const SOURCES: [(Stage, &str); 9] = [
+            (Stage::TokenLogProb, include_str!("../../kernels/token_log_prob.cu")),
+            (Stage::TokenLogProbBackward, include_str!("../../kernels/token_log_prob_backward.cu")),
+            (Stage::LogRatio, include_str!("../../kernels/log_ratio.cu")),
+            (Stage::Objective, include_str!("../../kernels/objective.cu")),
+            (Stage::LinearRows, include_str!("../../kernels/linear_rows.cu")),
+            (Stage::LinearLogProb, include_str!("../../kernels/linear_log_prob.cu")),
+            (Stage::LinearLogProbBackward, include_str!("../../kernels/linear_log_prob_backward.cu")),
+            (Stage::LinearGradients, include_str!("../../kernels/linear_gradients.cu")),
+            (Stage::RowLoss, include_str!("../../kernels/row_loss.cu")),
+        ];
+        assert_eq!(SOURCES.map(|source| source.0).as_slice(), IMAGES.iter().map(|image| image.0).collect::<Vec<_>>());
+        for (stage, source) in SOURCES {
+            let constant = |name: &str| -> Option<u32> {
+                let line = source.lines().find_map(|line| line.strip_prefix(&format!("constexpr int {name} = ")))?;
+                line.strip_suffix(';')?.parse().ok()
+            };
+            // "BOUND, BLOCKS) NAME(arguments": the name may be a macro's, all of whose kernels have one size.
+            let kernels: Vec<&str> = source.split("__launch_bounds__(").skip(1).collect();
+            assert!(!kernels.is_empty(), "{stage:?}");
+            for kernel in kernels {
+                let (bounds, rest) = kernel.split_once(')').expect("launch bounds");
+                let bound = bounds.split(',').next().unwrap_or_default();
+                let bound = bound.strip_prefix("exo::").unwrap_or(bound);
+                let name = rest.split('(').next().unwrap_or_default().trim_matches([' ', '\\', '\n']);
+                assert!(bound.ends_with("THREADS"), "{name}: a number in place of the constant");
+                assert_eq!(constant(bound), Some(stage.threads(name)), "{stage:?}: {name}");
+            }
+            assert_eq!(source.matches("__global__").count(), source.matches("__launch_bounds__(").count(), "{stage:?}");
+        }
     }
 }

@@ -50,6 +50,7 @@ impl Cuda {
     ///
     /// # Errors
     /// [`Error::Length`](crate::Error::Length) and [`Error::Matrix`](crate::Error::Matrix) for what does not fit;
+    /// [`Error::Device`](crate::Error::Device) for what lies elsewhere;
     /// [`Error::NoCublas`](crate::Error::NoCublas); [`Error::Cuda`](crate::Error::Cuda). A target that is no column, a
     /// row without a softmax, and rows beyond the stated number are counted in [`Cuda::status`].
     pub fn linear_token_log_probs<'m, 'a: 'm, T: Element, I: TokenId>(

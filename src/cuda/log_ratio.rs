@@ -57,6 +57,7 @@ impl Cuda {
     ///
     /// # Errors
     /// [`Error::Length`](crate::Error::Length) for buffers that do not fit the batch;
+    /// [`Error::Device`](crate::Error::Device) for one that lies elsewhere;
     /// [`Error::Cuda`](crate::Error::Cuda). A reference log-prob that is not finite is counted in [`Cuda::status`].
     pub fn log_ratios<I: TokenId>(
         &self,

@@ -185,8 +185,8 @@ impl PreferenceLoss<Cuda> {
     ///
     /// # Errors
     /// Lengths that do not fit, and what is wrong with the rewards, as
-    /// [`PreferenceLoss::<Cpu>::forward`](crate::PreferenceLoss#method.forward); [`Error::Cuda`]. A refused call
-    /// launches nothing. What only the device can see comes out of [`report`](PreferenceLoss::report):
+    /// [`PreferenceLoss::<Cpu>::forward`](crate::PreferenceLoss#method.forward); [`Error::Device`] for what lies on
+    /// another device or in another context than the backend's stream; [`Error::Cuda`]. A refused call launches nothing. What only the device can see comes out of [`report`](PreferenceLoss::report):
     /// [`Error::DeviceTarget`], [`Error::NotFinite`] (a reference; a reward on the device, whatever the objective has
     /// against it), [`Error::NonFiniteRow`].
     pub fn forward<'a, T: Element, I: TokenId>(
@@ -314,7 +314,8 @@ impl PreferenceLoss<Cuda> {
     ///
     /// # Errors
     /// [`Error::OtherStep`] if the last forward pass of this loss was another; [`Error::Length`] if logits or gradient do
-    /// not have the N and V of the forward pass; [`Error::OtherInputs`] if the logits are others; [`Error::Cuda`].
+    /// not have the N and V of the forward pass; [`Error::OtherInputs`] if the logits are others;
+    /// [`Error::Device`]; [`Error::Cuda`].
     pub fn backward<T: Element>(
         &mut self,
         step: &Step,

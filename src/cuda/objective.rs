@@ -26,8 +26,8 @@ impl Cuda {
     /// brought to the device in new memory: [`PreferenceLoss`](crate::PreferenceLoss) does so without allocating.
     ///
     /// # Errors
-    /// As [`Cpu::objective`](crate::Cpu::objective); [`Error::Cuda`](crate::Error::Cuda). What is wrong with rewards on
-    /// the device is in [`Cuda::status`].
+    /// As [`Cpu::objective`](crate::Cpu::objective); [`Error::Device`](crate::Error::Device) for what lies elsewhere;
+    /// [`Error::Cuda`](crate::Error::Cuda). What is wrong with rewards on the device is in [`Cuda::status`].
     pub fn objective<'a>(
         &self,
         objective: &Objective,

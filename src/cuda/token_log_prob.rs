@@ -84,8 +84,8 @@ impl Cuda {
     /// Logits `[N, V]` and targets `[N]` → log-probs, softmax states and, if wanted, entropies, `[N]` each.
     ///
     /// # Errors
-    /// [`Error::Length`] for buffers that are not N long; [`Error::Cuda`]. A target that is no column, and a row
-    /// without a softmax, are counted in [`Cuda::status`].
+    /// [`Error::Length`] for buffers that are not N long; [`Error::Device`] for one that lies elsewhere;
+    /// [`Error::Cuda`]. A target that is no column, and a row without a softmax, are counted in [`Cuda::status`].
     pub fn token_log_probs<T: Element, I: TokenId>(
         &self,
         logits: &Logits<'_, T>,
@@ -121,7 +121,8 @@ impl Cuda {
     /// Writes d loss / d logits, `[N, V]`, to `gradients`.
     ///
     /// # Errors
-    /// [`Error::Length`] and [`Error::Shape`] for what does not fit; [`Error::EntropiesNotKept`]; [`Error::Cuda`].
+    /// [`Error::Length`] and [`Error::Shape`] for what does not fit; [`Error::Device`] for what lies elsewhere;
+    /// [`Error::EntropiesNotKept`]; [`Error::Cuda`].
     pub fn token_log_probs_backward<T: Element, I: TokenId>(
         &self,
         logits: &Logits<'_, T>,

@@ -2,7 +2,7 @@
 //!
 //! None of what is here changes a bit of the results, so a table may be changed by measurement alone. What stands in them
 //! now follows from counts (registers, launch bounds); nothing has been measured on a GPU yet. Threads of a block are in
-//! the kernels' `__launch_bounds__`.
+//! `kernels.rs` and in the kernels' `__launch_bounds__`.
 
 use crate::element::Dtype;
 use std::ops::RangeInclusive;
@@ -170,6 +170,19 @@ mod test {
             seen += 1;
         }
         assert_eq!(seen, 12, "kernels");
+    }
+
+    /// A launch divides rows and columns as the kernels do.
+    #[test]
+    fn lengths_are_the_kernels() {
+        let logits = include_str!("../../kernels/include/logits.cuh");
+        let forward = include_str!("../../kernels/linear_log_prob.cu");
+        let backward = include_str!("../../kernels/linear_log_prob_backward.cu");
+        assert!(logits.contains(&format!("constexpr int32_t SLICE = {SLICE};")));
+        assert!(forward.contains("constexpr int LOADS = 4;") && forward.contains("constexpr int32_t STEP = 32 * 4;"));
+        assert!(forward.contains("constexpr int32_t UNIT = LOADS * STEP;"));
+        assert_eq!(LINEAR_UNIT, 4 * 32 * 4);
+        assert!(backward.contains(&format!("constexpr int32_t BLOCK_COLUMNS = {LINEAR_BLOCK_COLUMNS};")));
     }
 
     /// Few rows share out their slices, many do not.
