@@ -2,7 +2,7 @@
 
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::matrix::fits;
+use crate::matrix::{fits, stride_that_counts};
 
 /// Logits to read: `[N, V]`, row stride ≥ V, columns contiguous.
 ///
@@ -44,7 +44,7 @@ impl Shape {
         if !fits(elements, rows, vocab, row_stride) {
             return Err(Error::Shape { elements, rows: Some(rows), vocab, row_stride });
         }
-        Ok(Shape { rows, vocab, row_stride })
+        Ok(Shape { rows, vocab, row_stride: stride_that_counts(rows, vocab, row_stride) })
     }
 }
 

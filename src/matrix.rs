@@ -39,8 +39,15 @@ impl MatrixShape {
         if columns == 0 || !fits(elements, rows, columns, row_stride) {
             return Err(Error::Matrix { elements, rows: Some(rows), columns, row_stride });
         }
-        Ok(Self { rows, columns, row_stride })
+        Ok(Self { rows, columns, row_stride: stride_that_counts(rows, columns, row_stride) })
     }
+}
+
+/// The stride of a view whose rows [fit](fits). That of a single row leads nowhere and may be any number, `usize::MAX` too:
+/// then the number of columns takes its place, so that no stride is larger than the buffer and products of it do not
+/// overflow.
+pub(crate) fn stride_that_counts(rows: usize, columns: usize, row_stride: usize) -> usize {
+    if rows > 1 { row_stride } else { columns }
 }
 
 /// Whether rows do not overlap and lie within so many elements.

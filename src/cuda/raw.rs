@@ -69,14 +69,13 @@ pub struct Rows {
 
 impl Rows {
     fn check(&self) -> Result<()> {
-        let Self { rows, vocab, row_stride, .. } = *self;
+        let Self { rows, vocab, row_stride, dtype, .. } = *self;
         // A grid has up to 65535 blocks along y, one per slice.
         if vocab == 0 || vocab > 65_535 * tuning::SLICE {
             return Err(Error::Vocabulary { vocab });
         }
-        // A grid has up to 2^31 - 1 blocks along x, and a kernel's row offset is an i64.
-        let end = row_stride.checked_mul(rows).and_then(|elements| i64::try_from(elements).ok());
-        if row_stride < vocab || end.is_none() || i32::try_from(rows).is_err() {
+        // A grid has up to 2^31 - 1 blocks along x.
+        if row_stride < vocab || !bytes_fit(rows, row_stride, dtype) || i32::try_from(rows).is_err() {
             return Err(Error::Shape { elements: usize::MAX, rows: Some(rows), vocab, row_stride });
         }
         Ok(())
@@ -113,6 +112,17 @@ pub enum Upstream {
         /// The factor.
         loss_scale: f64,
     },
+}
+
+/// Bytes of an element.
+fn bytes(dtype: Dtype) -> usize {
+    if dtype == Dtype::F32 { 4 } else { 2 }
+}
+
+/// Whether offsets in bytes within these rows are numbers that a kernel has, i64.
+fn bytes_fit(rows: usize, row_stride: usize, dtype: Dtype) -> bool {
+    let end = row_stride.checked_mul(rows).and_then(|elements| elements.checked_mul(bytes(dtype)));
+    end.is_some_and(|end| i64::try_from(end).is_ok())
 }
 
 fn suffix(dtype: Dtype) -> &'static str {

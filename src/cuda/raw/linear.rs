@@ -1,6 +1,6 @@
 //! What the calls of the linear stage take.
 
-use super::{Address, Targets, Upstream};
+use super::{Address, Targets, Upstream, bytes, bytes_fit};
 use crate::cuda::blas::Operand;
 use crate::cuda::linear_arguments as arguments;
 use crate::cuda::linear_workspace::clear;
@@ -27,10 +27,10 @@ pub struct MatrixAt {
 
 impl MatrixAt {
     pub(super) fn check(&self) -> Result<()> {
-        let Self { rows, columns, row_stride, .. } = *self;
+        let Self { rows, columns, row_stride, dtype, .. } = *self;
         let fits = |length: usize| i32::try_from(length).is_ok();
-        let end = row_stride.checked_mul(rows).and_then(|elements| i64::try_from(elements).ok());
-        if columns == 0 || row_stride < columns || !fits(rows) || !fits(row_stride) || end.is_none() {
+        let is_matrix = columns > 0 && row_stride >= columns;
+        if !is_matrix || !fits(rows) || !fits(row_stride) || !bytes_fit(rows, row_stride, dtype) {
             return Err(Error::Matrix { elements: usize::MAX, rows: Some(rows), columns, row_stride });
         }
         Ok(())
@@ -128,11 +128,6 @@ impl LinearGradientsAt {
     pub(super) fn any(&self) -> bool {
         self.hidden.is_some() || self.weight.is_some() || self.bias != 0
     }
-}
-
-/// Bytes of an element.
-pub(super) fn bytes(dtype: Dtype) -> usize {
-    if dtype == Dtype::F32 { 4 } else { 2 }
 }
 
 /// The upstream gradient as the kernels take it.

@@ -1,7 +1,7 @@
 //! The steps that the calls of the linear stage are made of: each one launch, or one matrix product.
 
-use super::linear::{LinearGradientsAt, LinearInputs, MatrixAt, bytes};
-use super::{Address, launch, scale, suffix};
+use super::linear::{LinearGradientsAt, LinearInputs, MatrixAt};
+use super::{Address, bytes, launch, scale, suffix};
 use crate::cuda::blas::Product;
 use crate::cuda::kernels::Stage;
 use crate::cuda::linear_arguments as arguments;

@@ -42,6 +42,8 @@ pub unsafe fn linear_row_loss(
     gradients: &LinearGradientsAt,
 ) -> Result<()> {
     let _current = CurrentContext::keep()?;
+    // Before memory is taken for so many rows.
+    inputs.check()?;
     loss.check(inputs.hidden.rows, |_| inputs.hidden.rows)?;
     gradients.check(inputs)?;
     let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
