@@ -275,7 +275,8 @@ extern "C" __global__ void __launch_bounds__(SCALE_THREADS, 1)
     __syncthreads();
     if (thread > 0) return;
     for (int warp = 1; warp < SCALE_THREADS / 32; warp++) largest = fmaxf(largest, warps[warp]);
-    const int exponent = largest > 0.0f ? min(max(14 - ilogbf(largest), -100), 100) : 0;
+    // At least 14 - 127: that power of two and its inverse are normal numbers.
+    const int exponent = largest > 0.0f ? min(14 - ilogbf(largest), 100) : 0;
     arguments.factors[0] = scalbnf(1.0f, exponent);
     arguments.factors[1] = scalbnf(1.0f, -exponent);
     arguments.factors[2] = 0.0f;

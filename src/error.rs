@@ -147,6 +147,24 @@ pub enum Error {
         /// How many there are.
         count: usize,
     },
+    /// A number of a row loss that is NaN, infinite, or so large that the row's loss or gradient would not fit f32.
+    RowInput {
+        /// Which number.
+        what: &'static str,
+        /// The first row with such a number.
+        row: usize,
+        /// The number.
+        given: f64,
+        /// How large it may be in size.
+        largest: f64,
+    },
+    /// The same on a device: loss and gradient of these rows are 0. Found when the status is read.
+    DeviceRowInput {
+        /// The first such row.
+        row: usize,
+        /// How many there are.
+        count: usize,
+    },
     /// An entropy gradient was given, but the entropies of the forward pass were not kept.
     EntropiesNotKept,
     /// A backward pass or a report before any forward pass.
@@ -301,6 +319,14 @@ impl fmt::Display for Error {
                 f,
                 "row {row}: its logits hold NaN or +inf, or only -inf, or the largest is beyond 2^30 in base 2, so its log-prob is NaN \
                  ({count} such rows)"
+            ),
+            Error::RowInput { what, row, given, largest } => {
+                write!(f, "{what} of row {row}: {given} given, a number of at most {largest:e} in size expected")
+            }
+            Error::DeviceRowInput { row, count } => write!(
+                f,
+                "row {row}: its weight, advantage or old log-prob is not finite, or so large that the loss does not fit f32; \
+                 the row has no loss and no gradient ({count} such rows)"
             ),
             Error::EntropiesNotKept => {
                 write!(f, "entropy gradient given, but no entropies of the forward pass")

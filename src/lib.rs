@@ -38,7 +38,7 @@ pub use matrix::{Matrix, MatrixMut};
 pub use objective::{Betas, Divergence, Objective, Target};
 pub use operand::Operand;
 pub use report::{Oddities, Report};
-pub use row_loss::RowLoss;
+pub use row_loss::{DEFAULT_LOG_RATIO_LIMIT, RowLoss};
 pub use stages::{
     GroupStatistics, ObjectiveInputs, ObjectiveOutputs, Reference, Rewards, RowGradients, RowLosses, SavedRows,
     SoftmaxState, TokenLogProbs,

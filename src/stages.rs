@@ -72,7 +72,7 @@ pub struct RowGradients<'a> {
 pub struct RowLosses<'a> {
     /// As [`TokenLogProbs::log_probs`].
     pub log_probs: &'a mut [f32],
-    /// l of each row; 0 for a masked row, NaN for a row without a softmax.
+    /// l of each row; 0 for a masked row, NaN for a row without a softmax (0 if its weight or advantage is).
     pub losses: &'a mut [f32],
 }
 

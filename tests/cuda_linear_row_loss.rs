@@ -11,7 +11,9 @@ mod linear;
 mod linear_device;
 
 use cudarc::driver::DeviceRepr;
-use exo_kernels::{Element, LogitOptions, RowLoss};
+use exo_kernels::reference::bounds;
+use exo_kernels::reference::row_loss::{Clipping, clipped_ratio};
+use exo_kernels::{DEFAULT_LOG_RATIO_LIMIT, Element, LogitOptions, RowLoss};
 use half::{bf16, f16};
 use linear::Case;
 use linear_device::{ALL, Gradients, OnDevice, Wanted, set_chunks};
@@ -114,18 +116,20 @@ fn the_clipped_ratio_is_what_its_formula_says() {
         old_log_probs: &old_log_probs,
         low,
         high,
+        log_ratio_limit: DEFAULT_LOG_RATIO_LIMIT,
     };
     let (log_probs, losses, gradients): (_, _, Gradients<f32, f32>) = on_device.row_loss(&options(), loss, ALL);
+    let clipping = Clipping { low: low.into(), high: high.into(), log_ratio_limit: DEFAULT_LOG_RATIO_LIMIT.into() };
     let mut g = vec![0.0_f32; 24];
     let mut clipped_rows = 0;
     for row in (0..24).filter(|row| case.targets[*row] >= 0) {
         let (weight, advantage) = (f64::from(weights[row]), f64::from(advantages[row]));
-        let ratio = (f64::from(log_probs[row]) - f64::from(old_log_probs[row])).exp();
-        let clipped = ratio.clamp(1.0 - f64::from(low), 1.0 + f64::from(high));
-        let expected = -weight * (ratio * advantage).min(clipped * advantage);
-        let error = (f64::from(losses[row]) - expected).abs();
-        assert!(error <= 2.0 * f64::from(f32::EPSILON) * expected.abs(), "row {row}: {} {expected}", losses[row]);
-        let is_clipped = clipped * advantage < ratio * advantage;
+        let exact =
+            clipped_ratio(f64::from(log_probs[row]), weight, advantage, f64::from(old_log_probs[row]), clipping);
+        let error = (f64::from(losses[row]) - exact.loss).abs();
+        let bound = bounds::row_loss::loss(exact.loss, exact.loss.abs(), 0.0);
+        assert!(error <= bound, "row {row}: {} {}", losses[row], exact.loss);
+        let is_clipped = exact.gradient == 0.0 && weight != 0.0;
         clipped_rows += usize::from(is_clipped);
         g[row] = if is_clipped { 0.0 } else { losses[row] };
     }

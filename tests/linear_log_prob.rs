@@ -355,9 +355,22 @@ fn what_does_not_fit_is_refused_and_writes_nothing() {
     let weights = RowLoss::Weighted { weights: [1.0f32; 2].as_slice() };
     assert!(matches!(row_loss(weights, &mut losses), Err(Error::Length { what: "row weights", .. })));
     let ones = [1.0f32; 3].as_slice();
-    for (low, high) in [(-0.1, 0.2), (1.1, 0.2), (0.2, -0.1), (f32::NAN, 0.2), (0.2, f32::NAN)] {
-        let loss = RowLoss::ClippedRatio { weights: ones, advantages: ones, old_log_probs: ones, low, high };
-        assert!(matches!(row_loss(loss, &mut losses), Err(Error::Parameter { .. })), "{low} {high}");
+    for (low, high, log_ratio_limit) in [
+        (-0.1, 0.2, 20.0),
+        (1.1, 0.2, 20.0),
+        (0.2, -0.1, 20.0),
+        (f32::NAN, 0.2, 20.0),
+        (0.2, f32::NAN, 20.0),
+        (0.2, 0.2, 0.0),
+        (0.2, 0.2, -20.0),
+        (0.2, 0.2, 88.1),
+        (0.2, 0.2, f32::INFINITY),
+        (0.2, 0.2, f32::NAN),
+    ] {
+        let (weights, advantages, old_log_probs) = (ones, ones, ones);
+        let loss = RowLoss::ClippedRatio { weights, advantages, old_log_probs, low, high, log_ratio_limit };
+        let refused = row_loss(loss, &mut losses);
+        assert!(matches!(refused, Err(Error::Parameter { .. })), "{low} {high} {log_ratio_limit}");
     }
     assert!(losses.iter().chain(&grad_hidden).chain(&grad_weight).all(|x| *x == 9.0));
 }

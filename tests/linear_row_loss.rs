@@ -4,9 +4,11 @@
 #[path = "support/linear.rs"]
 mod linear;
 
+use exo_kernels::reference::bounds;
+use exo_kernels::reference::row_loss::{Clipping, clipped_ratio};
 use exo_kernels::{
-    Cpu, Element, LinearGradients, LogitOptions, MatrixMut, RowGradients, RowLoss, RowLosses, SavedRows, SoftmaxState,
-    TokenLogProbs,
+    Cpu, DEFAULT_LOG_RATIO_LIMIT, Element, LinearGradients, LogitOptions, MatrixMut, RowGradients, RowLoss, RowLosses,
+    SavedRows, SoftmaxState, TokenLogProbs,
 };
 use half::bf16;
 use linear::Case;
@@ -99,21 +101,25 @@ fn the_clipped_ratio() {
     let old: Vec<f32> = (0..12).map(|row| plain.log_probs[row] - shift(row)).collect();
     let advantages: Vec<f32> = (0..12).map(|row| if row < 6 { 0.8 } else { -1.1 }).collect();
     let weights: Vec<f32> = (0..12).map(|row| if row == 2 { 0.0 } else { 0.25 + row as f32 * 0.01 }).collect();
-    let loss: RowLoss<&[f32]> =
-        RowLoss::ClippedRatio { weights: &weights, advantages: &advantages, old_log_probs: &old, low, high };
+    let loss: RowLoss<&[f32]> = RowLoss::ClippedRatio {
+        weights: &weights,
+        advantages: &advantages,
+        old_log_probs: &old,
+        low,
+        high,
+        log_ratio_limit: DEFAULT_LOG_RATIO_LIMIT,
+    };
     let result = one_pass::<f32, f32, f32>(&case, loss);
+    let clipping = Clipping { low: low.into(), high: high.into(), log_ratio_limit: DEFAULT_LOG_RATIO_LIMIT.into() };
     let mut g = Vec::new();
     let mut clipped_rows = 0;
     for row in 0..12 {
         let (w, a) = (f64::from(weights[row]), f64::from(advantages[row]));
-        let ratio = (f64::from(plain.log_probs[row]) - f64::from(old[row])).exp();
-        let clipped = ratio.clamp(1.0 - f64::from(low), 1.0 + f64::from(high));
-        let expected = -w * (ratio * a).min(clipped * a);
-        let error = (f64::from(result.losses[row]) - expected).abs();
-        assert!(error <= expected.abs() * 1e-7, "row {row}: {} {expected}", result.losses[row]);
-        let is_clipped = clipped * a < ratio * a;
-        clipped_rows += usize::from(is_clipped);
-        g.push(if is_clipped { 0.0 } else { (-w * ratio * a) as f32 });
+        let exact = clipped_ratio(f64::from(plain.log_probs[row]), w, a, f64::from(old[row]), clipping);
+        let error = (f64::from(result.losses[row]) - exact.loss).abs();
+        assert!(error <= bounds::row_loss::loss(exact.loss, exact.loss.abs(), 0.0), "row {row}: {error}");
+        clipped_rows += usize::from(exact.gradient == 0.0 && w != 0.0);
+        g.push(exact.gradient as f32);
     }
     assert_eq!(clipped_rows, 3, "both sides are clipped, each under the sign that it matters for");
     let (_, hidden, weight) = two_passes::<f32, f32, f32>(&case, &g);

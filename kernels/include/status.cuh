@@ -16,6 +16,8 @@ struct Status {
     uint32_t minus_infinite_targets;
     uint32_t first_bad_reward_sequence;
     uint32_t unplaced_rows;
+    uint32_t bad_row_inputs;
+    uint32_t first_bad_row_input;
 };
 
 // Notes an occurrence at `index`.

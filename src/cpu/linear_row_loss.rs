@@ -31,7 +31,8 @@ impl Cpu {
     ///
     /// # Errors
     /// [`Error::Length`](crate::Error::Length) for what does not fit; [`Error::Target`](crate::Error::Target) for an id
-    /// of V or more; [`Error::Parameter`](crate::Error::Parameter) for a clipping range that is none.
+    /// of V or more; [`Error::Parameter`](crate::Error::Parameter) for a clipping range or a limit out of range;
+    /// [`Error::RowInput`](crate::Error::RowInput) for numbers of the loss that [`RowLoss`] does not accept.
     #[allow(clippy::too_many_arguments)]
     pub fn linear_row_loss<T: Element, W: Element, G: Element, I: TokenId>(
         &self,
@@ -47,6 +48,7 @@ impl Cpu {
         check_inputs(hidden, head, targets)?;
         gradients.check(hidden.shape(), head.vocab())?;
         loss.check(rows, |slice| slice.len())?;
+        loss.check_numbers(targets, options)?;
         check_length("log-probs", outputs.log_probs.len(), rows)?;
         check_length("losses", outputs.losses.len(), rows)?;
         let RowLosses { log_probs, losses } = outputs;

@@ -1,5 +1,6 @@
 //! The kernels' arguments: the structs of `kernels/`, member for member. Pointers are device addresses; 0 is none.
 
+use crate::error::{Error, Result};
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 
@@ -17,6 +18,8 @@ pub struct Status {
     minus_infinite_targets: u32,
     first_bad_reward_sequence: u32,
     unplaced_rows: u32,
+    bad_row_inputs: u32,
+    first_bad_row_input: u32,
 }
 
 /// The index of a word's complement; 0 is none.
@@ -36,9 +39,11 @@ impl Status {
         minus_infinite_targets: 0,
         first_bad_reward_sequence: 0,
         unplaced_rows: 0,
+        bad_row_inputs: 0,
+        first_bad_row_input: 0,
     };
 
-    /// Rows without a softmax ([`Error::NonFiniteRow`](crate::Error::NonFiniteRow)).
+    /// Rows without a softmax ([`Error::NonFiniteRow`]).
     pub fn non_finite_rows(&self) -> usize {
         self.non_finite_rows as usize
     }
@@ -83,6 +88,25 @@ impl Status {
     /// is NaN.
     pub fn unplaced_rows(&self) -> usize {
         self.unplaced_rows as usize
+    }
+
+    /// Scored rows with a weight, an advantage or an old log-prob that [`RowLoss`](crate::RowLoss) does not accept. They have
+    /// no loss and no gradient.
+    pub fn bad_row_inputs(&self) -> usize {
+        self.bad_row_inputs as usize
+    }
+
+    /// The first of them.
+    pub fn first_bad_row_input(&self) -> Option<usize> {
+        first(self.first_bad_row_input)
+    }
+
+    /// The word, or an error for what a call on host memory would have refused.
+    pub(super) fn check(self) -> Result<Self> {
+        match self.first_bad_row_input() {
+            Some(row) => Err(Error::DeviceRowInput { row, count: self.bad_row_inputs() }),
+            None => Ok(self),
+        }
     }
 }
 

@@ -166,10 +166,12 @@ pub(super) struct RowLossArguments {
     pub(super) old_log_probs: u64,
     pub(super) losses: u64,
     pub(super) gradients: u64,
+    pub(super) status: u64,
+    pub(super) largest_product: f64,
     pub(super) count: i32,
     pub(super) low: f32,
     pub(super) high: f32,
-    pub(super) reserved: i32,
+    pub(super) log_ratio_limit: f32,
 }
 
 passed_by_value!(ScoredRows, GatherRows, ScatterRows, WidenBias, LinearLogProb, LinearLogProbBackward);

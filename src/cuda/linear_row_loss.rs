@@ -22,7 +22,8 @@ impl Cuda {
     ///
     /// # Errors
     /// As [`Cuda::linear_token_log_probs_backward`]; [`Error::Parameter`](crate::Error::Parameter) for a clipping range
-    /// that is none.
+    /// or a limit out of range. A row with numbers that [`RowLoss`] does not accept has no loss and no gradient, and is
+    /// counted: [`Cuda::status`] is an error.
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value, reason = "the loss is a handful of views")]
     pub fn linear_row_loss<'m, 'a: 'm, T: Element, I: TokenId, G: Element>(
         &self,
@@ -51,8 +52,9 @@ impl Cuda {
         let (addresses, _read_loss): (Vec<_>, Vec<_>) =
             loss.slices().map(|(_, slice)| slice.device_ptr(stream)).unzip();
         let loss = match (&loss, addresses.as_slice()) {
-            (RowLoss::ClippedRatio { low, high, .. }, &[weights, advantages, old_log_probs]) => {
-                RowLoss::ClippedRatio { weights, advantages, old_log_probs, low: *low, high: *high }
+            (RowLoss::ClippedRatio { low, high, log_ratio_limit, .. }, &[weights, advantages, old_log_probs]) => {
+                let (low, high, log_ratio_limit) = (*low, *high, *log_ratio_limit);
+                RowLoss::ClippedRatio { weights, advantages, old_log_probs, low, high, log_ratio_limit }
             }
             (_, addresses) => RowLoss::Weighted { weights: addresses[0] },
         };

@@ -313,8 +313,16 @@ impl Cuda {
     /// the stream.
     ///
     /// # Errors
-    /// [`Error::Cuda`].
+    /// [`Error::DeviceRowInput`], until the word is [cleared](Self::clear_status); [`Error::Cuda`].
     pub fn status(&self) -> Result<Status> {
+        self.unchecked_status()?.check()
+    }
+
+    /// The same, whatever was found.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn unchecked_status(&self) -> Result<Status> {
         let _current = CurrentContext::keep()?;
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner).read_status(&self.stream)
     }

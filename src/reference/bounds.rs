@@ -17,6 +17,7 @@
 //! the rest.
 
 pub mod linear_log_prob;
+pub mod row_loss;
 
 use crate::logits::LogitOptions;
 use crate::objective::{Divergence, Objective};

@@ -12,4 +12,5 @@ pub mod linear_log_prob;
 pub mod log_ratio;
 pub mod objective;
 pub mod preference_loss;
+pub mod row_loss;
 pub mod token_log_prob;

@@ -51,3 +51,23 @@ impl<T: Element, W: Element> Case<T, W> {
         }
     }
 }
+
+/// What is wanted of the gradients.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) hidden: bool,
+    pub(crate) weight: bool,
+    pub(crate) bias: bool,
+    /// Adds to a head's gradient that is all this number.
+    pub(crate) accumulate: Option<f32>,
+}
+
+pub(crate) const ALL: Wanted = Wanted { hidden: true, weight: true, bias: true, accumulate: None };
+
+/// Gradients, on the host; what was not wanted is as it was: NaN.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Gradients<T, G> {
+    pub(crate) hidden: Vec<T>,
+    pub(crate) weight: Vec<G>,
+    pub(crate) bias: Vec<G>,
+}

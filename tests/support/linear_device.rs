@@ -4,6 +4,8 @@
 
 use crate::device::{self, Forward, download, upload};
 use crate::linear::Case;
+#[allow(unused_imports, reason = "every test binary uses its own part of it")]
+pub(crate) use crate::linear::{ALL, Gradients, Wanted};
 use cudarc::driver::{CudaSlice, DeviceRepr};
 use exo_kernels::cuda::{
     Cuda, Head, Hidden, LinearChunks, LinearGradients, Matrix, MatrixMut, RowGradients, RowLosses, SavedRows,
@@ -35,26 +37,6 @@ pub(crate) struct OnDevice<T> {
     targets: CudaSlice<i64>,
     /// What is said of the number of scored rows.
     pub(crate) scored_rows: Option<usize>,
-}
-
-/// What is wanted of the gradients.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
-    pub(crate) hidden: bool,
-    pub(crate) weight: bool,
-    pub(crate) bias: bool,
-    /// Adds to a head's gradient that is all this number.
-    pub(crate) accumulate: Option<f32>,
-}
-
-pub(crate) const ALL: Wanted = Wanted { hidden: true, weight: true, bias: true, accumulate: None };
-
-/// Gradients, on the host; what was not wanted is as it was: NaN.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Gradients<T, G> {
-    pub(crate) hidden: Vec<T>,
-    pub(crate) weight: Vec<G>,
-    pub(crate) bias: Vec<G>,
 }
 
 /// Buffers for gradients, on the device.
@@ -198,12 +180,13 @@ impl<T: Element + DeviceRepr> OnDevice<T> {
         };
         let on_device = match loss {
             RowLoss::Weighted { .. } => RowLoss::Weighted { weights: slices[0].slice(..rows) },
-            RowLoss::ClippedRatio { low, high, .. } => RowLoss::ClippedRatio {
+            RowLoss::ClippedRatio { low, high, log_ratio_limit, .. } => RowLoss::ClippedRatio {
                 weights: slices[0].slice(..rows),
                 advantages: slices[1].slice(..rows),
                 old_log_probs: slices[2].slice(..rows),
                 low,
                 high,
+                log_ratio_limit,
             },
         };
         let mut outputs = RowLosses { log_probs: log_probs.slice_mut(..rows), losses: losses.slice_mut(..rows) };

@@ -443,6 +443,7 @@ impl<'a> Pass<'a> {
     pub(super) unsafe fn row_losses(&self, rows: Range<usize>, mut losses: arguments::RowLossArguments) -> Result<()> {
         losses.rows = self.row_list(rows.start);
         losses.count = rows.len() as i32;
+        losses.status = self.status;
         let threads = self.cuda.kernels.kernel(Stage::RowLoss, "row_loss")?.threads as usize;
         let blocks = rows.len().div_ceil(threads) as u32;
         // SAFETY: the caller's promise.

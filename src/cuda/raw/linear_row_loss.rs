@@ -28,11 +28,12 @@ pub struct RowLossesAt {
 ///
 /// # Errors
 /// As [`linear_token_log_probs_backward`](super::linear_token_log_probs_backward), and
-/// [`Error::Parameter`](crate::Error::Parameter) for a clipping range that is none.
+/// [`Error::Parameter`](crate::Error::Parameter) for a clipping range or a limit out of range. Numbers that [`RowLoss`] does
+/// not accept are counted: [`Cuda::status`].
 ///
 /// # Safety
 /// 1. to 4. of [`linear_token_log_probs`](super::linear_token_log_probs), with the gradients as outputs too.
-/// 5. The loss's addresses hold N f32 each.
+/// 5. The loss's addresses hold N f32 each, and none is 0.
 pub unsafe fn linear_row_loss(
     cuda: &Cuda,
     inputs: &LinearInputs,
@@ -60,7 +61,7 @@ pub unsafe fn linear_row_loss(
     // SAFETY: the caller's promise.
     let mut pass = unsafe { Pass::begin(cuda, &mut scratch, &mut work, inputs, options, results)? };
     let (count, vocab) = (pass.count, pass.vocab());
-    let of_loss = arguments(loss, outputs, row_gradients);
+    let of_loss = arguments(loss, outputs, row_gradients, options);
     let upstream = UpstreamOfRows {
         row_gradients,
         entropy_gradients: 0,
@@ -121,12 +122,17 @@ fn weight_sums(pass: &mut Pass<'_>) -> Result<MatrixAt> {
 }
 
 /// The kernel's arguments, but for the rows.
-fn arguments(loss: &RowLoss<Address>, outputs: RowLossesAt, gradients: Address) -> RowLossArguments {
+fn arguments(
+    loss: &RowLoss<Address>,
+    outputs: RowLossesAt,
+    gradients: Address,
+    options: &LogitOptions,
+) -> RowLossArguments {
     let RowLossesAt { losses, log_probs } = outputs;
-    let (weights, advantages, old_log_probs, low, high) = match *loss {
-        RowLoss::Weighted { weights } => (weights, 0, 0, 0.0, 0.0),
-        RowLoss::ClippedRatio { weights, advantages, old_log_probs, low, high } => {
-            (weights, advantages, old_log_probs, low, high)
+    let (weights, advantages, old_log_probs, low, high, log_ratio_limit) = match *loss {
+        RowLoss::Weighted { weights } => (weights, 0, 0, 0.0, 0.0, 0.0),
+        RowLoss::ClippedRatio { weights, advantages, old_log_probs, low, high, log_ratio_limit } => {
+            (weights, advantages, old_log_probs, low, high, log_ratio_limit)
         }
     };
     RowLossArguments {
@@ -137,9 +143,11 @@ fn arguments(loss: &RowLoss<Address>, outputs: RowLossesAt, gradients: Address) 
         old_log_probs,
         losses,
         gradients,
+        status: 0,
+        largest_product: loss.largest_product(options),
         count: 0,
         low,
         high,
-        reserved: 0,
+        log_ratio_limit,
     }
 }
