@@ -236,6 +236,49 @@ KERNELS(f32, F32)
 KERNELS(f16, F16)
 KERNELS(bf16, Bf16)
 
+struct WithholdRows {
+    int32_t* rows;         // [M]
+    int32_t* positions;    // [N]
+    uint4* gathered;       // [M, gathered_words]: hidden states
+    const float2* states;  // [N]
+    Upstream upstream;
+    Status* status;
+    double largest_upstream;  // as in src/linear.rs
+    int32_t gathered_words;   // 16-byte words of a row
+    int32_t reserved;
+};
+
+// As in linear_rows.cu: the row's gradient is NaN.
+constexpr int32_t UNPLACED = -2;
+
+// Before gradients that are added to: takes rows that would add NaN or an infinity off the list, so that their gradient
+// is 0. A hidden state of theirs may hold NaN, and 0 * NaN is NaN: the gathered copy becomes 0 too. Grid (M).
+extern "C" __global__ void __launch_bounds__(THREADS)
+    linear_withhold_rows(const __grid_constant__ WithholdRows arguments) {
+    const int32_t row = arguments.rows[blockIdx.x];
+    if (row < 0) return;
+    const Upstream& upstream = arguments.upstream;
+    const double g = upstream.of_log_prob(row);
+    double e = 0.0, entropy = 0.0;
+    if (upstream.entropy_gradients != nullptr) {
+        e = upstream.entropy_gradients[row];
+        if (e != 0.0) entropy = upstream.entropies[row];
+    }
+    // Every comparison with a NaN is false. The state of a row whose target is no column is NaN too.
+    const bool is_finite = !isnan(arguments.states[row].y) && isfinite(entropy) &&
+                           2.0 * fabs(g) + 256.0 * fabs(e) <= arguments.largest_upstream;
+    if (is_finite) return;
+    uint4* state = arguments.gathered + int64_t{blockIdx.x} * arguments.gathered_words;
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    for (int32_t i = thread; i < arguments.gathered_words; i += THREADS) state[i] = make_uint4(0, 0, 0, 0);
+    // Behind the last read of the entry.
+    __syncthreads();
+    if (thread > 0) return;
+    arguments.rows[blockIdx.x] = -1;
+    arguments.positions[row] = UNPLACED;
+    record(&arguments.status->withheld_rows, &arguments.status->first_withheld_row, row);
+}
+
 struct GradientScale {
     const int32_t* rows;  // [M]
     Upstream upstream;

@@ -27,7 +27,7 @@ struct ScoredRows {
 };
 
 constexpr int32_t MASKED = -1;
-// Scored, but behind the `capacity` first: the caller's bound was too small.
+// Scored, but behind the `capacity` first: the caller's bound was too small. Or withheld: linear_withhold_rows.
 constexpr int32_t UNPLACED = -2;
 
 constexpr int SCAN_THREADS = 1024;

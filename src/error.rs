@@ -165,6 +165,14 @@ pub enum Error {
         /// How many there are.
         count: usize,
     },
+    /// Rows that a call on a device has left out of gradients that it adds to, because they would add NaN or an
+    /// infinity: they have no softmax, or an upstream gradient that is not finite. Found when the status is read.
+    WithheldRows {
+        /// The first such row.
+        row: usize,
+        /// How many there are.
+        count: usize,
+    },
     /// An entropy gradient was given, but the entropies of the forward pass were not kept.
     EntropiesNotKept,
     /// A backward pass or a report before any forward pass.
@@ -327,6 +335,11 @@ impl fmt::Display for Error {
                 f,
                 "row {row}: its weight, advantage or old log-prob is not finite, or so large that the loss does not fit f32; \
                  the row has no loss and no gradient ({count} such rows)"
+            ),
+            Error::WithheldRows { row, count } => write!(
+                f,
+                "row {row}: it has no softmax, or its upstream gradient is not finite, and is left out of the gradients that are \
+                 added to ({count} such rows)"
             ),
             Error::EntropiesNotKept => {
                 write!(f, "entropy gradient given, but no entropies of the forward pass")

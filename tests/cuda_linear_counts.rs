@@ -129,6 +129,13 @@ fn launches_and_bytes_are_those_of_the_plan() {
         plan.push(planned(&format!("linear_scatter_{}", name(T::DTYPE)), 4 * M * h, b * n * h));
         check_plan(&control.take_launches(), &plan, 128 * 64 * n as u64);
 
+        // One launch more where gradients are added to, which writes nothing where every row has a softmax.
+        on_device.backward::<f32>(&options, &forward, (&g, None), Wanted { accumulate: Some(0.5), ..wanted });
+        let launches = control.take_launches();
+        assert_eq!(launches.len(), plan.len() + 1);
+        let withhold = &launches[2];
+        assert_eq!((withhold.kernel.as_str(), withhold.counters.global.bytes_stored), ("linear_withhold_rows", 0));
+
         // Frozen hidden states: neither product nor scatter of theirs.
         on_device.backward::<f32>(&options, &forward, (&g, None), Wanted { hidden: false, ..wanted });
         let left = control.take_launches().len();

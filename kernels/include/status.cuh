@@ -18,6 +18,8 @@ struct Status {
     uint32_t unplaced_rows;
     uint32_t bad_row_inputs;
     uint32_t first_bad_row_input;
+    uint32_t withheld_rows;
+    uint32_t first_withheld_row;
 };
 
 // Notes an occurrence at `index`.

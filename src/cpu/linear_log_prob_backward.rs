@@ -56,8 +56,11 @@ impl Cpu {
         if gradients.hidden.is_none() && gradients.weight.is_none() && gradients.bias.is_none() {
             return Ok(());
         }
-        let scored = ScoredRows::new(hidden, targets);
-        let rows: Vec<RowGradient> = scored.rows.iter().map(|(row, _)| backward.row_gradient(*row)).collect();
+        let mut scored = ScoredRows::new(hidden, targets);
+        let mut rows: Vec<RowGradient> = scored.rows.iter().map(|(row, _)| backward.row_gradient(*row)).collect();
+        if gradients.accumulate {
+            withhold(&backward, &mut rows, &mut scored, 0);
+        }
         let mut sums = GradientSums::new(gradients, &scored, head);
         let chunk = chunk_tiles();
         let mut gradient = vec![0.0; ROW_TILES.min(scored.tiles()) * chunk * TILE];
@@ -90,6 +93,20 @@ pub(super) fn chunk_tiles() -> usize {
 /// The tiles `first..first + count` of the vocabulary, as far as there are any.
 pub(super) fn vocab_tiles(first: usize, count: usize, vocab: usize) -> Vec<VocabTile> {
     (first..vocab.div_ceil(COLUMNS).min(first.saturating_add(count))).map(|tile| VocabTile::new(tile, vocab)).collect()
+}
+
+/// Leaves rows that would add NaN or an infinity out of the sums over rows, so that a buffer that is added to keeps what is
+/// in it. `rows` are those from `first` on.
+pub(super) fn withhold<I: TokenId>(
+    backward: &Backward<'_, I>,
+    rows: &mut [RowGradient],
+    scored: &mut ScoredRows,
+    first: usize,
+) {
+    for (index, row) in rows.iter_mut().enumerate().filter(|(_, row)| !backward.is_finite(row)) {
+        *row = RowGradient::Zero;
+        scored.withhold(first + index);
+    }
 }
 
 /// Overwrites a tile of logits with their gradient. `rows` are the tile's.
@@ -286,6 +303,9 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
                     *out = T::from_f32(*sum);
                 }
             }
+        }
+        for index in &scored.withheld {
+            gradient.row_mut(scored.rows[*index].0).fill(T::NAN);
         }
     }
 }

@@ -10,8 +10,8 @@ use rayon::slice::ParallelSliceMut;
 
 use super::Cpu;
 use super::linear_log_prob::{RowSums, Slices, check_inputs, fold};
-use super::linear_log_prob_backward::{GradientSums, TILE, overwrite, vocab_tiles};
-use super::linear_tiles::{ScoredRows, TileScratch};
+use super::linear_log_prob_backward::{GradientSums, TILE, overwrite, vocab_tiles, withhold};
+use super::linear_tiles::{ROWS, ScoredRows, TileScratch};
 use super::token_log_prob::{RowForward, Scale};
 use super::token_log_prob_backward::{Backward, RowGradient};
 use crate::element::Element;
@@ -57,7 +57,8 @@ impl Cpu {
 
         let scale = Scale::new(options);
         let forward = RowForward { instructions: self.instructions, scale: &scale, entropy: false };
-        let scored = ScoredRows::new(hidden, targets);
+        let accumulate = gradients.accumulate;
+        let mut scored = ScoredRows::new(hidden, targets);
         let slices = Slices::new(head.vocab());
         let tiles = vocab_tiles(0, usize::MAX, head.vocab());
         let mut logits = vec![0.0; if scored.rows.is_empty() { 0 } else { tiles.len() * TILE }];
@@ -88,7 +89,10 @@ impl Cpu {
             let saved = SavedRows { states: &states, entropies: None };
             let upstream = RowGradients { log_probs: &row_gradients, entropies: None };
             let backward = Backward::new(self.instructions, targets, options, saved, upstream);
-            let rows: Vec<RowGradient> = scored_rows.iter().map(|(row, _)| backward.row_gradient(*row)).collect();
+            let mut rows: Vec<RowGradient> = scored_rows.iter().map(|(row, _)| backward.row_gradient(*row)).collect();
+            if accumulate {
+                withhold(&backward, &mut rows, &mut scored, row_tile * ROWS);
+            }
             logits.par_chunks_exact_mut(TILE).zip(&tiles).for_each(|(logits, tile)| {
                 overwrite(&backward, &rows, &scored, row_tile, *tile, logits);
             });

@@ -113,6 +113,8 @@ pub(super) struct ScoredRows {
     /// Hidden states, `[M, H]`; M is their number filled up to a multiple of [`ROW_MULTIPLE`] with rows of zeros.
     hidden: Vec<f32>,
     hidden_size: usize,
+    /// Which of the rows are left out of the sums over rows.
+    pub(super) withheld: Vec<usize>,
 }
 
 impl ScoredRows {
@@ -127,7 +129,14 @@ impl ScoredRows {
         for (packed, (row, _)) in packed.chunks_exact_mut(hidden_size).zip(&rows) {
             widen(hidden.row(*row), packed);
         }
-        Self { rows, hidden: packed, hidden_size }
+        Self { rows, hidden: packed, hidden_size, withheld: Vec::new() }
+    }
+
+    /// Leaves a row out of the sums over rows, if its gradient is 0 from now on: the product with its hidden state, in which
+    /// there may be a NaN, is 0 too.
+    pub(super) fn withhold(&mut self, index: usize) {
+        self.hidden[index * self.hidden_size..][..self.hidden_size].fill(0.0);
+        self.withheld.push(index);
     }
 
     /// Rows in all, those that fill up included.

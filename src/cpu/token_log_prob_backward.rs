@@ -16,6 +16,7 @@ use super::elementary::{clamp_exponent, exp2, multiply_add};
 use super::token_log_prob::{GRAIN, LANES, SLICE, Scale, middle, padded, target_power};
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::linear::largest_upstream;
 use crate::logits::{LogitOptions, Logits, LogitsMut};
 use crate::stages::{RowGradients, SavedRows, SoftmaxState, check_length};
 use crate::targets::{self, TokenId};
@@ -149,6 +150,7 @@ pub(super) struct Backward<'a, I> {
     instructions: Available,
     scale: Scale,
     inverse_temperature: f64,
+    largest_upstream: f64,
     targets: &'a [I],
     saved: SavedRows<'a>,
     gradients: RowGradients<'a>,
@@ -184,8 +186,15 @@ impl<'a, I: TokenId> Backward<'a, I> {
         saved: SavedRows<'a>,
         gradients: RowGradients<'a>,
     ) -> Self {
-        let inverse_temperature = 1.0 / options.temperature();
-        Self { instructions, scale: Scale::new(options), inverse_temperature, targets, saved, gradients }
+        Self {
+            instructions,
+            scale: Scale::new(options),
+            inverse_temperature: 1.0 / options.temperature(),
+            largest_upstream: largest_upstream(options),
+            targets,
+            saved,
+            gradients,
+        }
     }
 
     fn slices<T: Element>(&self, place: Place<'_, T>, factors: RowFactors, entropy: bool) {
@@ -229,6 +238,17 @@ impl<'a, I: TokenId> Backward<'a, I> {
             slope: (-e * std::f64::consts::LN_2 * unit) as f32,
         };
         RowGradient::Run(RowTerms { factors, sum, entropy, g, e })
+    }
+
+    /// Whether what a row adds to a sum over rows is finite.
+    pub(super) fn is_finite(&self, gradient: &RowGradient) -> bool {
+        match gradient {
+            RowGradient::Zero => true,
+            RowGradient::Nan => false,
+            RowGradient::Run(RowTerms { g, e, entropy, .. }) => {
+                2.0 * g.abs() + 256.0 * e.abs() <= self.largest_upstream && (*e == 0.0 || entropy.is_finite())
+            }
+        }
     }
 
     /// Overwrites some of a row's logits with their gradient; `target` is among them, or `None`.

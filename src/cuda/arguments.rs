@@ -20,6 +20,8 @@ pub struct Status {
     unplaced_rows: u32,
     bad_row_inputs: u32,
     first_bad_row_input: u32,
+    withheld_rows: u32,
+    first_withheld_row: u32,
 }
 
 /// The index of a word's complement; 0 is none.
@@ -41,6 +43,8 @@ impl Status {
         unplaced_rows: 0,
         bad_row_inputs: 0,
         first_bad_row_input: 0,
+        withheld_rows: 0,
+        first_withheld_row: 0,
     };
 
     /// Rows without a softmax ([`Error::NonFiniteRow`]).
@@ -101,10 +105,24 @@ impl Status {
         first(self.first_bad_row_input)
     }
 
-    /// The word, or an error for what a call on host memory would have refused.
+    /// Rows that were left out of gradients that are added to
+    /// ([`LinearGradients::accumulating`](crate::LinearGradients::accumulating)).
+    pub fn withheld_rows(&self) -> usize {
+        self.withheld_rows as usize
+    }
+
+    /// The first of them.
+    pub fn first_withheld_row(&self) -> Option<usize> {
+        first(self.first_withheld_row)
+    }
+
+    /// The word, or an error for what a call on host memory would have refused, or for rows that were left out of a sum.
     pub(super) fn check(self) -> Result<Self> {
-        match self.first_bad_row_input() {
-            Some(row) => Err(Error::DeviceRowInput { row, count: self.bad_row_inputs() }),
+        if let Some(row) = self.first_bad_row_input() {
+            return Err(Error::DeviceRowInput { row, count: self.bad_row_inputs() });
+        }
+        match self.first_withheld_row() {
+            Some(row) => Err(Error::WithheldRows { row, count: self.withheld_rows() }),
             None => Ok(self),
         }
     }

@@ -115,6 +115,21 @@ pub(super) struct LinearLogProbBackward {
     pub(super) reserved: i32,
 }
 
+/// `kernels/linear_log_prob_backward.cu`: rows that are left out of gradients that are added to.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct WithholdRows {
+    pub(super) rows: u64,
+    pub(super) positions: u64,
+    pub(super) gathered: u64,
+    pub(super) states: u64,
+    pub(super) upstream: UpstreamOfRows,
+    pub(super) status: u64,
+    pub(super) largest_upstream: f64,
+    pub(super) gathered_words: i32,
+    pub(super) reserved: i32,
+}
+
 /// `kernels/linear_log_prob_backward.cu`: the power of two for f16 gradients.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -175,4 +190,4 @@ pub(super) struct RowLossArguments {
 }
 
 passed_by_value!(ScoredRows, GatherRows, ScatterRows, WidenBias, LinearLogProb, LinearLogProbBackward);
-passed_by_value!(GradientScale, BiasGradient, RoundWeight, RowLossArguments);
+passed_by_value!(WithholdRows, GradientScale, BiasGradient, RoundWeight, RowLossArguments);

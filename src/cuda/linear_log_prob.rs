@@ -14,6 +14,7 @@
 //! | **forward**: product, logits in f32 | V/C | b(C·H + M·H) | 4·M·C |
 //! | fold | V/C | 4·M·C | 24·M |
 //! | **backward**: product, logits in f32 | V/C | b(C·H + M·H) | 4·M·C |
+//! | rows to leave out, where gradients of the head are added to | 1 | 16·M | |
 //! | logits to gradients | V/C | 4·M·C | b·M·C |
 //! | product, hidden gradient in f32 | V/C | b(C·H + M·C) + 4·M·H | 4·M·H |
 //! | product, weight gradient of a chunk | V/C | b(M·H + M·C) | C·H |
@@ -83,6 +84,10 @@ impl Cuda {
     ///
     /// Products take operands of the head's type and sum up in f32: the gradient of a logit is rounded once to that type,
     /// that of a hidden state and of a weight once to its buffer's.
+    ///
+    /// Gradients that are added to are not spoilt by a row that would add NaN or an infinity
+    /// ([`LinearGradients::accumulating`](crate::LinearGradients::accumulating)): [`Cuda::status`] counts such rows, and is an
+    /// error.
     ///
     /// # Errors
     /// As [`Cuda::linear_token_log_probs`], and [`Error::GradientType`](crate::Error::GradientType) if G is neither f32

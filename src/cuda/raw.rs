@@ -313,7 +313,8 @@ impl Cuda {
     /// the stream.
     ///
     /// # Errors
-    /// [`Error::DeviceRowInput`], until the word is [cleared](Self::clear_status); [`Error::Cuda`].
+    /// [`Error::DeviceRowInput`] and [`Error::WithheldRows`], until the word is [cleared](Self::clear_status);
+    /// [`Error::Cuda`].
     pub fn status(&self) -> Result<Status> {
         self.unchecked_status()?.check()
     }

@@ -128,6 +128,10 @@ pub(in crate::cuda) unsafe fn backward_with(
         // SAFETY: the caller's promise.
         unsafe { clear_head(cuda, gradients, pass.vocab())? };
     } else {
+        if gradients.accumulate {
+            // SAFETY: the caller's promise.
+            unsafe { pass.withhold(0..pass.count, (states, upstream))? };
+        }
         // SAFETY: the caller's promise.
         let factors = unsafe { pass.gradient_scale(0..pass.count, upstream)? };
         for chunk in chunks(pass.vocab(), columns) {

@@ -10,6 +10,7 @@ use crate::cuda::workspace::{Scratch, address};
 use crate::cuda::{Cuda, tuning};
 use crate::element::Dtype;
 use crate::error::Result;
+use crate::linear::largest_upstream;
 use crate::logits::LogitOptions;
 use cudarc::driver::DevicePtrMut;
 use std::ops::Range;
@@ -222,6 +223,31 @@ impl<'a> Pass<'a> {
     fn variant(&self, entropy: bool) -> String {
         let softcap = if self.options.softcap() > 0.0 { "_softcap" } else { "" };
         format!("{softcap}{}", if entropy { "_entropy" } else { "" })
+    }
+
+    /// Before gradients of the head that are added to: leaves out the rows that would add NaN or an infinity.
+    ///
+    /// # Safety
+    /// `states` and `upstream` are there for all rows; the logits of these rows have been made.
+    pub(super) unsafe fn withhold(
+        &self,
+        rows: Range<usize>,
+        (states, upstream): (Address, arguments::UpstreamOfRows),
+    ) -> Result<()> {
+        let withhold = arguments::WithholdRows {
+            rows: self.row_list(rows.start),
+            positions: self.positions,
+            gathered: self.gathered.row(rows.start),
+            states,
+            upstream,
+            status: self.status,
+            largest_upstream: largest_upstream(self.options),
+            gathered_words: (self.gathered.row_stride * bytes(self.gathered.dtype) / 16) as i32,
+            reserved: 0,
+        };
+        let grid = (rows.len() as u32, 1);
+        // SAFETY: the caller's promise; a gathered row is whole words of 16 bytes, see `padded`.
+        unsafe { launch(self.cuda, Stage::LinearLogProbBackward, "linear_withhold_rows", grid, &withhold) }
     }
 
     /// For f16: the power of two that keeps the gradients of these rows in range, and its inverse. Else 0.

@@ -85,6 +85,9 @@ pub unsafe fn linear_row_loss(
             if !gradients.any() {
                 continue;
             }
+            if gradients.accumulate {
+                pass.withhold(rows.clone(), (results.states, upstream))?;
+            }
             let factors = pass.gradient_scale(rows.clone(), upstream)?;
             let of_logits = pass.gradients(&logits, rows.start, 0, (results.states, upstream, factors))?;
             if gradients.hidden.is_some() {
