@@ -50,7 +50,8 @@ impl Batch {
     ///
     /// # Errors
     /// [`Error::EmptyGroup`] if `k` is 0; [`Error::OffsetsEnd`] if `k` does not divide `sequences`;
-    /// [`Error::OffsetRange`] if there are more rows than a `usize` counts.
+    /// [`Error::OffsetRange`] if there are more rows than a `usize` counts, or more sequences than there is memory for
+    /// their offsets.
     pub fn padded(sequences: usize, length: usize, k: usize) -> Result<Self> {
         if k == 0 {
             return Err(Error::EmptyGroup { group: 0 });
@@ -63,8 +64,8 @@ impl Batch {
             return Err(Error::OffsetRange { what: "sequence offsets", index: sequences });
         }
         Ok(Batch {
-            sequence_offsets: (0..=sequences).map(|i| i * length).collect(),
-            group_offsets: (0..=sequences / k).map(|g| g * k).collect(),
+            sequence_offsets: multiples("sequence offsets", sequences, length)?,
+            group_offsets: multiples("group offsets", sequences / k, k)?,
         })
     }
 
@@ -100,6 +101,18 @@ impl Batch {
     pub(crate) fn group_ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         self.group_offsets.windows(2).map(|pair| pair[0]..pair[1])
     }
+}
+
+/// 0, `step`, ..., `count`·`step`, the last of which a `usize` counts. Where sequences have no rows nothing but memory
+/// bounds how many are asked for.
+fn multiples(what: &'static str, count: usize, step: usize) -> Result<Vec<usize>> {
+    let mut offsets = Vec::new();
+    // Saturated it is more than any allocation may have.
+    if offsets.try_reserve_exact(count.saturating_add(1)).is_err() {
+        return Err(Error::OffsetRange { what, index: count });
+    }
+    offsets.extend((0..=count).map(|i| i * step));
+    Ok(offsets)
 }
 
 fn offsets<I: Copy + TryInto<usize>>(what: &'static str, given: &[I]) -> Result<Vec<usize>> {

@@ -68,8 +68,8 @@ pub(crate) fn check<I: TokenId>(targets: &[I], rows: usize, vocab: usize) -> Res
 /// included, behind it, `scored[b]` is `P..P + C`.
 ///
 /// # Errors
-/// [`Error::Length`] if `token_ids` is not B·T long; [`Error::TokenRange`] if a range leaves its sequence, or holds the
-/// first token, which no position predicts.
+/// [`Error::Length`] if `token_ids` is not B·T long; [`Error::TokenRange`] if a range ends before it begins, leaves its
+/// sequence, or holds the first token, which no position predicts. An empty range scores nothing.
 ///
 /// ```
 /// // Two sequences of four tokens: a prompt of two, and a prompt of one with a padded end.
@@ -85,10 +85,8 @@ pub fn shifted_targets(token_ids: &[u32], length: usize, scored: &[Range<usize>]
     let mut targets = vec![IGNORE_INDEX; token_ids.len()];
     for (sequence, range) in scored.iter().enumerate() {
         let (start, end) = (range.start, range.end);
-        if start >= end {
-            continue;
-        }
-        if start == 0 || end > length {
+        let holds_first = start == 0 && end > 0;
+        if start > end || end > length || holds_first {
             return Err(Error::TokenRange { sequence, start, end, length });
         }
         for token in start..end {

@@ -182,6 +182,16 @@ fn offsets_that_do_not_fit() {
     assert_eq!(Batch::padded(4, 3, 0).unwrap_err(), Error::EmptyGroup { group: 0 });
     assert_eq!(Batch::padded(4, 3, 3).unwrap_err(), Error::OffsetsEnd { what: g, last: 3, expected: 4 });
     assert!(matches!(Batch::padded(4, usize::MAX, 2).unwrap_err(), Error::OffsetRange { .. }));
+    // Without rows nothing else bounds the number of sequences.
+    let too_many = |sequences, length, k| match Batch::padded(sequences, length, k).unwrap_err() {
+        Error::OffsetRange { index, .. } => index,
+        other => panic!("{other:?}"),
+    };
+    for (sequences, length, k) in [(usize::MAX, 0, 1), (usize::MAX, 1, 1), (usize::MAX - 1, 0, 2), (1 << 60, 0, 1)] {
+        assert_eq!(too_many(sequences, length, k), sequences);
+    }
+    assert_eq!(too_many(usize::MAX, 0, usize::MAX), usize::MAX);
+    assert_eq!(Batch::padded(0, usize::MAX, usize::MAX), Batch::new(&[0], &[0]));
     assert_eq!(Batch::padded(4, 3, 2), Batch::new(&[0, 3, 6, 9, 12], &[0, 2, 4]));
 
     assert_eq!(
@@ -191,6 +201,13 @@ fn offsets_that_do_not_fit() {
     let range = |start, end| Error::TokenRange { sequence: 0, start, end, length: 3 };
     assert_eq!(shifted_targets(&[1, 2, 3], 3, &[0..2]).unwrap_err(), range(0, 2));
     assert_eq!(shifted_targets(&[1, 2, 3], 3, &[1..4]).unwrap_err(), range(1, 4));
+    for (start, end) in [(3, 1), (2, 1), (3, 0), (usize::MAX, 0), (1, usize::MAX), (4, 4), (usize::MAX, usize::MAX)] {
+        assert_eq!(shifted_targets(&[1, 2, 3], 3, &[start..end]).unwrap_err(), range(start, end));
+    }
+    assert!(shifted_targets(&[], 0, &[1..1]).is_err() && shifted_targets(&[], usize::MAX, &[0..0, 0..0]).is_err());
+    for nothing in [0, 1, 3] {
+        assert_eq!(shifted_targets(&[1, 2, 3], 3, &[nothing..nothing]).expect("empty"), [IGNORE_INDEX; 3]);
+    }
     assert_eq!(shifted_targets(&[1, 2, 3], 3, &[2..2]).expect("an empty completion"), [IGNORE_INDEX; 3]);
     // Left padding: tokens 2 and 3 are the completion.
     assert_eq!(shifted_targets(&[0, 7, 8, 9], 4, &[2..4]).expect("valid"), [-100, 8, 9, -100]);
