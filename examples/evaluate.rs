@@ -7,7 +7,7 @@
 //! For every file and output: the largest absolute error, and the largest error as a share of its bound
 //! (`exo_kernels::reference::bounds`; above 1 is over). "Stage alone" is the K-sample stage fed with the file's
 //! expected log-ratios. With `--check` the exit status is 1 when an output is over its bound. A file that cannot be
-//! read is exit status 2. The backend `cuda` needs the feature of that name; where there is no CUDA driver it runs on
+//! read, or whose inputs a loss refuses, is exit status 2. The backend `cuda` needs the feature of that name; where there is no CUDA driver it runs on
 //! the software device of `tests/softcuda`, and says so.
 
 #[path = "../tests/support/comparison.rs"]
@@ -67,9 +67,10 @@ fn main() -> ExitCode {
     let (mut over, mut unreadable) = (0, 0);
     for file in &arguments.files {
         let name = file.file_name().map_or_else(|| file.display().to_string(), |name| name.to_string_lossy().into());
-        match Fixture::read(file) {
-            Ok(fixture) => {
-                let errors = compare(&fixture, &backend);
+        let errors = Fixture::read(file)
+            .and_then(|fixture| compare(&fixture, &backend).map_err(|error| format!("{}: {error}", file.display())));
+        match errors {
+            Ok(errors) => {
                 over += usize::from(!errors.iter().all(OutputError::is_within));
                 if arguments.json { print_json(&name, &errors) } else { print_table(&name, &errors) }
             }
@@ -81,7 +82,10 @@ fn main() -> ExitCode {
     }
     if !arguments.json {
         let files = arguments.files.len();
-        println!("{} of {files} files within bounds, {over} over, {unreadable} unreadable", files - over - unreadable);
+        println!(
+            "{} of {files} files within bounds, {over} over, {unreadable} unreadable or refused",
+            files - over - unreadable
+        );
     }
     match (unreadable, over) {
         (1.., _) => ExitCode::from(2),

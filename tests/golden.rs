@@ -14,9 +14,9 @@ mod fixture;
 use std::path::PathBuf;
 
 use comparison::{Backend, OutputError, compare};
-use exo_kernels::Cpu;
 use exo_kernels::cpu::InstructionSet;
-use fixture::{Fixture, golden_folder};
+use exo_kernels::{Batch, Cpu, Divergence, Logits, LossOptions, Objective, PreferenceLoss, Reference};
+use fixture::{Fixture, StoredLogits, golden_folder};
 
 fn fixtures() -> Vec<PathBuf> {
     let folder = golden_folder();
@@ -42,7 +42,7 @@ fn assert_within_up_to(backend: &Backend, vocab: usize) -> usize {
         }
         count += 1;
         let name = file.file_stem().expect("a name").to_string_lossy().into_owned();
-        for OutputError { output, largest, share } in compare(&fixture, backend) {
+        for OutputError { output, largest, share } in compare(&fixture, backend).expect("inputs that fit") {
             if share > 1.0 {
                 over.push(format!("{name}: {output}: error {largest:e}, {share} of its bound"));
             }
@@ -80,6 +80,56 @@ fn cuda_is_within_bounds() {
     assert_within(&Backend::Cuda(device::cuda()));
 }
 
+/// What a loss refuses is refused with the same words, whoever computes: the reference's numbers would be those of
+/// another question.
+#[test]
+fn what_a_loss_refuses_is_refused_by_every_backend() {
+    let file = golden_folder().join("matrix-exo-rw-f32.safetensors");
+    let right = Fixture::read(&file).expect("a readable fixture");
+    let row = right.targets.iter().position(|&target| target >= 0).expect("a scored row");
+    let with = |objective| LossOptions::from(objective).with_logits(right.options.logits());
+    let spoilers: Vec<Change<'_>> = vec![
+        (
+            "official preferences of more than a pair",
+            Box::new(|fixture| {
+                let sequences = fixture.batch.sequences();
+                fixture.batch = Batch::new(fixture.batch.sequence_offsets(), &[0, sequences]).expect("one group");
+                fixture.options = with(Objective::exo_pref_official(0.5).expect("valid"));
+            }),
+        ),
+        ("a reward of NaN", Box::new(|fixture| fixture.rewards[1] = f32::NAN)),
+        ("an infinite reward", Box::new(|fixture| fixture.rewards[1] = f32::INFINITY)),
+        (
+            "log q of -inf under a reverse KL",
+            Box::new(|fixture| {
+                fixture.options = with(Objective::distribution(Divergence::ReverseKl, 0.5).expect("valid"));
+                fixture.rewards[1] = f32::NEG_INFINITY;
+            }),
+        ),
+        ("a reference of -inf", Box::new(|fixture| fixture.reference[row] = f32::NEG_INFINITY)),
+        ("a target beyond the vocabulary", Box::new(|fixture| fixture.targets[row] = fixture.vocab as i64)),
+        ("no column", Box::new(|fixture| fixture.vocab = 0)),
+    ];
+    for (what, spoil) in spoilers {
+        let mut wrong = right.clone();
+        spoil(&mut wrong);
+        let StoredLogits::F32(values) = &wrong.logits else { panic!("the file's type") };
+        let forward = || {
+            let logits = Logits::new(values, wrong.vocab)?;
+            let mut loss = PreferenceLoss::new(Cpu::default(), wrong.options);
+            let reference = Reference::PerToken(&wrong.reference);
+            loss.forward(logits, &wrong.targets, &wrong.batch, reference, &wrong.rewards).map(|_| ())
+        };
+        let expected = forward().expect_err(what).to_string();
+        let mut backends = vec![Backend::Cpu(Cpu::default()), Backend::Reference];
+        #[cfg(feature = "cuda")]
+        backends.push(Backend::Cuda(device::cuda()));
+        for backend in &backends {
+            assert_eq!(compare(&wrong, backend).expect_err(what).to_string(), expected, "{what}");
+        }
+    }
+}
+
 /// An output, and what makes its expected value wrong.
 type Change<'a> = (&'static str, Box<dyn Fn(&mut Fixture) + 'a>);
 
@@ -103,9 +153,10 @@ fn a_wrong_value_is_over_its_bound() {
     for (output, change) in changes {
         let mut wrong = right.clone();
         change(&mut wrong);
-        let errors = compare(&wrong, &Backend::Cpu(Cpu::default()));
+        let compare = |fixture: &_| compare(fixture, &Backend::Cpu(Cpu::default())).expect("inputs that fit");
+        let errors = compare(&wrong);
         let error = errors.iter().find(|error| error.output == output).expect("the output");
         assert!(!error.is_within(), "{output}: {error:?}");
-        assert!(compare(&right, &Backend::Cpu(Cpu::default())).iter().all(OutputError::is_within));
+        assert!(compare(&right).iter().all(OutputError::is_within));
     }
 }

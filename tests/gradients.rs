@@ -90,6 +90,7 @@ fn whole_loss() {
         let step = |logits: &[f32]| {
             let view = Logits::new(logits, vocab).expect("rows");
             preference_loss::forward(&options, view, &targets, &batch, Reference::PerToken(&reference), &rewards)
+                .expect("inputs that fit")
         };
         let exact = step(&logits);
         let view = Logits::new(&logits, vocab).expect("rows");

@@ -100,6 +100,7 @@ fn agrees_with_the_reference_in_every_option(backend: &impl TestBackend) {
         for reference in references {
             for rewards in [Rewards::from(&rewards), Rewards::from(&rewards).with_proposal(&offsets)] {
                 let exact = preference_loss::forward(&options, view, &rows.targets, &batch, reference, rewards);
+                let exact = exact.expect("inputs that fit");
                 let mut loss = backend.loss(options);
                 let forward = loss.forward(&rows, &batch, reference, rewards).expect("forward");
                 let report = loss.report().expect("finite");

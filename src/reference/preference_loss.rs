@@ -2,12 +2,13 @@
 
 use crate::batch::Batch;
 use crate::element::Element;
+use crate::error::Result;
 use crate::logits::Logits;
 use crate::loss_options::{LogRatio, LossOptions};
 use crate::reference::objective::GroupLoss;
 use crate::reference::token_log_prob::TokenLogProb;
 use crate::reference::{log_ratio, objective, token_log_prob};
-use crate::stages::{Reference, Rewards};
+use crate::stages::{Reference, Rewards, check_reference, check_rewards, check_rows};
 use crate::targets::{self, TokenId};
 
 /// Everything that one step computes, gradient included.
@@ -27,7 +28,10 @@ pub struct Step {
     pub row_gradients: Vec<f64>,
 }
 
-/// One step. Inputs must fit each other, as [`PreferenceLoss::forward`](crate::PreferenceLoss::forward) checks.
+/// One step.
+///
+/// # Errors
+/// Those of [`PreferenceLoss::forward`](crate::PreferenceLoss::forward), for the same inputs.
 pub fn forward<'a, T: Element, I: TokenId>(
     options: &LossOptions,
     logits: Logits<'_, T>,
@@ -35,8 +39,13 @@ pub fn forward<'a, T: Element, I: TokenId>(
     batch: &Batch,
     reference: Reference<'_>,
     rewards: impl Into<Rewards<'a>>,
-) -> Step {
+) -> Result<Step> {
     let rewards = rewards.into();
+    targets::check(targets, logits.rows(), logits.vocab())?;
+    check_rows(batch, logits.rows())?;
+    check_reference(reference, batch, |row| targets[row].id() >= 0)?;
+    check_rewards(&options.objective, rewards, batch)?;
+
     let mut rows = vec![TokenLogProb::default(); logits.rows()];
     for row in 0..logits.rows() {
         if let Some(target) = targets::column(targets[row]) {
@@ -80,7 +89,7 @@ pub fn forward<'a, T: Element, I: TokenId>(
             };
         }
     }
-    Step { rows, log_ratios, groups, loss, coefficients, row_gradients }
+    Ok(Step { rows, log_ratios, groups, loss, coefficients, row_gradients })
 }
 
 impl Step {

@@ -6,7 +6,8 @@ use exo_kernels::reference::preference_loss::{self, Step};
 use exo_kernels::reference::{objective, token_log_prob};
 use exo_kernels::{
     Cpu, Element, GroupStatistics, Head, LinearGradients, LogRatio, Logits, LogitsMut, LossOptions, Matrix, MatrixMut,
-    ObjectiveInputs, ObjectiveOutputs, Reduction, Reference, RowGradients, SavedRows, SoftmaxState, TokenLogProbs,
+    ObjectiveInputs, ObjectiveOutputs, Reduction, Reference, Result, RowGradients, SavedRows, SoftmaxState,
+    TokenLogProbs,
 };
 
 use crate::fixture::{Fixture, StoredLogits};
@@ -73,8 +74,8 @@ pub(crate) struct Groups {
 }
 
 /// All outputs of a fixture, in the order of the pipeline, and the K-sample stage alone (fed with the expected
-/// log-ratios).
-pub(crate) fn compare(fixture: &Fixture, backend: &Backend) -> Vec<OutputError> {
+/// log-ratios). What a [`PreferenceLoss`](exo_kernels::PreferenceLoss) refuses is refused for every backend.
+pub(crate) fn compare(fixture: &Fixture, backend: &Backend) -> Result<Vec<OutputError>> {
     match &fixture.logits {
         StoredLogits::F32(logits) => compare_typed(fixture, logits, backend),
         StoredLogits::F16(logits) => compare_typed(fixture, logits, backend),
@@ -82,8 +83,8 @@ pub(crate) fn compare(fixture: &Fixture, backend: &Backend) -> Vec<OutputError> 
     }
 }
 
-fn compare_typed<T: Stored>(fixture: &Fixture, values: &[T], backend: &Backend) -> Vec<OutputError> {
-    let logits = Logits::new(values, fixture.vocab).expect("the file's shape was checked");
+fn compare_typed<T: Stored>(fixture: &Fixture, values: &[T], backend: &Backend) -> Result<Vec<OutputError>> {
+    let logits = Logits::new(values, fixture.vocab)?;
     let options = fixture.options.with_entropy(true);
     let reference = Reference::PerToken(&fixture.reference);
     let exact = preference_loss::forward(
@@ -93,7 +94,7 @@ fn compare_typed<T: Stored>(fixture: &Fixture, values: &[T], backend: &Backend) 
         &fixture.batch,
         reference,
         fixture.rewards.as_slice(),
-    );
+    )?;
     let (computed, arithmetic) = match backend {
         Backend::Cpu(cpu) => (on_cpu(fixture, logits, &options, *cpu), Arithmetic::BACKEND),
         Backend::CpuLinear(cpu) => (from_hidden(fixture, logits, &options, *cpu), Arithmetic::BACKEND),
@@ -127,7 +128,7 @@ fn compare_typed<T: Stored>(fixture: &Fixture, values: &[T], backend: &Backend) 
         fixture,
         &alone_bounds,
     ));
-    errors
+    Ok(errors)
 }
 
 fn on_cpu<T: Element>(fixture: &Fixture, logits: Logits<'_, T>, options: &LossOptions, cpu: Cpu) -> Computed {
@@ -166,8 +167,8 @@ fn from_hidden<T: Element>(fixture: &Fixture, logits: Logits<'_, T>, options: &L
 fn stages_on_cpu(
     fixture: &Fixture,
     cpu: Cpu,
-    forward: impl FnOnce(TokenLogProbs<'_>) -> exo_kernels::Result<()>,
-    backward: impl FnOnce(SavedRows<'_>, RowGradients<'_>) -> exo_kernels::Result<Vec<f64>>,
+    forward: impl FnOnce(TokenLogProbs<'_>) -> Result<()>,
+    backward: impl FnOnce(SavedRows<'_>, RowGradients<'_>) -> Result<Vec<f64>>,
 ) -> Computed {
     let rows = fixture.targets.len();
     let (mut log_probs, mut entropies) = (vec![0.0; rows], vec![0.0; rows]);

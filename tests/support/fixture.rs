@@ -130,7 +130,7 @@ impl Fixture {
         let options = LossOptions::from(objective.map_err(|error| error.to_string())?)
             .with_logits(logit_options.map_err(|error| error.to_string())?);
 
-        Ok(Fixture {
+        let fixture = Fixture {
             logits,
             vocab,
             targets: tensors.i64("targets")?,
@@ -146,7 +146,39 @@ impl Fixture {
             loss: *tensors.f64("expected_loss")?.first().ok_or("expected_loss: empty")?,
             coefficients: tensors.f64("expected_sequence_grad")?,
             gradient,
-        })
+        };
+        fixture.check(rows)?;
+        Ok(fixture)
+    }
+
+    /// That every tensor has the length that the others ask for. Whether the inputs make a step is for a loss to say.
+    fn check(&self, rows: usize) -> Result<()> {
+        let (sequences, groups) = (self.batch.sequences(), self.batch.groups());
+        let lengths = [
+            ("targets", self.targets.len(), rows),
+            ("reference_token_log_probs", self.reference.len(), rows),
+            ("rewards", self.rewards.len(), sequences),
+            ("expected_token_log_probs", self.log_probs.len(), rows),
+            ("expected_log_sum_exp", self.log_sum_exps.len(), rows),
+            ("expected_entropy", self.entropies.len(), rows),
+            ("expected_log_ratios", self.log_ratios.len(), sequences),
+            ("expected_group_losses", self.group_losses.len(), groups),
+            ("expected_sequence_grad", self.coefficients.len(), sequences),
+            ("gradient", self.gradient.values.len(), self.gradient.rows.len().saturating_mul(self.vocab)),
+        ];
+        match lengths.iter().find(|(_, given, expected)| given != expected) {
+            Some((name, given, expected)) => {
+                return Err(format!("{name}: {given} elements given, {expected} expected"));
+            }
+            None if self.batch.rows() != rows => {
+                return Err(format!("sequence_offsets: end at {}, {rows} expected", self.batch.rows()));
+            }
+            None => {}
+        }
+        match self.gradient.rows.iter().find(|&&row| row >= rows) {
+            Some(row) => Err(format!("grad_rows: row {row} given, below {rows} expected")),
+            None => Ok(()),
+        }
     }
 }
 
