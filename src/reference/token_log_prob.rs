@@ -30,56 +30,84 @@ fn widened<T: Element>(logits: &[T]) -> Vec<f64> {
 }
 
 fn scaled(logits: &[f64], options: &LogitOptions) -> Vec<f64> {
-    let (temperature, softcap) = (options.temperature(), options.softcap());
-    logits
-        .iter()
-        .map(|&x| {
-            let capped = if softcap == 0.0 || x.is_infinite() { x } else { softcap * (x / softcap).tanh() };
-            capped / temperature
-        })
-        .collect()
+    let temperature = options.temperature();
+    capped(logits, options).into_iter().map(|x| x / temperature).collect()
+}
+
+/// c·tanh(x/c): what is left to be divided by T.
+fn capped(logits: &[f64], options: &LogitOptions) -> Vec<f64> {
+    let softcap = options.softcap();
+    let cap = |x: f64| if softcap == 0.0 || x.is_infinite() { x } else { softcap * (x / softcap).tanh() };
+    logits.iter().map(|&x| cap(x)).collect()
+}
+
+/// The scaled logits of a row, less the largest of them, and log Σ exp of that.
+///
+/// The difference is taken before the division by T: under a common offset it is small, while each x/T is rounded to
+/// the digits that the offset leaves.
+struct Centred {
+    /// z of the largest, and what its rounding has taken away.
+    top: f64,
+    top_rest: f64,
+    /// z_j less that.
+    from_top: Vec<f64>,
+    log_sum: f64,
+}
+
+impl Centred {
+    fn new(logits: &[f64], options: &LogitOptions) -> Self {
+        let x = capped(logits, options);
+        let mut top = 0;
+        for j in 0..x.len() {
+            if x[j] > x[top] || x[top].is_nan() {
+                top = j;
+            }
+        }
+        let from_top: Vec<f64> = x.iter().map(|x_j| (x_j - x[top]) / options.temperature()).collect();
+        // 1 + the tail behind the largest term, so that log-probs near 0 keep their digits.
+        let mut tail = 0.0;
+        for j in 0..x.len() {
+            if j != top {
+                tail += from_top[j].exp();
+            }
+        }
+        let temperature = options.temperature();
+        let z_top = x[top] / temperature;
+        let top_rest = (-z_top).mul_add(temperature, x[top]) / temperature;
+        Centred { top: z_top, top_rest, from_top, log_sum: tail.ln_1p() }
+    }
+
+    fn log_p(&self, j: usize) -> f64 {
+        self.from_top[j] - self.log_sum
+    }
 }
 
 /// One row, forward. NaN in every field for a row with a NaN or +inf logit, with only −inf, or whose largest logit is
 /// 2³⁰ or more in size when scaled and written in base 2: the range that every backend promises.
-///
-/// The sum is written as 1 + the tail behind the largest term, so that log-probs near 0 keep their digits.
 pub fn forward<T: Element>(logits: &[T], target: usize, options: &LogitOptions) -> TokenLogProb {
     forward_f64(&widened(logits), target, options)
 }
 
 /// [`forward`] for logits that are in f64.
 pub fn forward_f64(logits: &[f64], target: usize, options: &LogitOptions) -> TokenLogProb {
-    let z = scaled(logits, options);
-    let mut top = 0;
-    for j in 0..z.len() {
-        if z[j] > z[top] || z[top].is_nan() {
-            top = j;
-        }
+    let row = Centred::new(logits, options);
+    let possible = |j: &usize| row.from_top[*j] != f64::NEG_INFINITY;
+    let mut mean_from_top = 0.0;
+    for j in (0..logits.len()).filter(possible) {
+        mean_from_top += row.log_p(j).exp() * row.from_top[j];
     }
-    let mut tail = 0.0;
-    for j in 0..z.len() {
-        if j != top {
-            tail += (z[j] - z[top]).exp();
-        }
+    let mut variance = 0.0;
+    for j in (0..logits.len()).filter(possible) {
+        variance += row.log_p(j).exp() * (row.from_top[j] - mean_from_top).powi(2);
     }
-    let log_sum = tail.ln_1p();
-    let p = |j: usize| (z[j] - z[top] - log_sum).exp();
-    let (mut mean_from_top, mut square) = (0.0, 0.0);
-    for j in 0..z.len() {
-        if z[j] != f64::NEG_INFINITY {
-            mean_from_top += p(j) * (z[j] - z[top]);
-            square += p(j) * (z[j] - z[top]).powi(2);
-        }
-    }
-    let in_range = (z[top] * std::f64::consts::LOG2_E).abs() < f64::from(LARGEST_EXPONENT);
-    let nan = if in_range && !z.iter().any(|z| z.is_nan()) { 0.0 } else { f64::NAN };
+    let in_range = (row.top * std::f64::consts::LOG2_E).abs() < f64::from(LARGEST_EXPONENT);
+    let nan = if in_range && !row.from_top.iter().any(|z| z.is_nan()) { 0.0 } else { f64::NAN };
     TokenLogProb {
-        log_prob: z[target] - z[top] - log_sum + nan,
-        log_sum_exp: z[top] + log_sum + nan,
-        entropy: log_sum - mean_from_top + nan,
-        mean: z[top] + mean_from_top + nan,
-        variance: square - mean_from_top.powi(2) + nan,
+        log_prob: row.log_p(target) + nan,
+        log_sum_exp: row.top + (row.top_rest + row.log_sum) + nan,
+        entropy: row.log_sum - mean_from_top + nan,
+        mean: row.top + (row.top_rest + mean_from_top) + nan,
+        variance: variance + nan,
     }
 }
 
@@ -104,14 +132,12 @@ pub fn backward_f64(
     log_prob_gradient: f64,
     entropy_gradient: f64,
 ) -> Vec<f64> {
-    let z = scaled(logits, options);
     let row = forward_f64(logits, target, options);
+    let centred = Centred::new(logits, options);
     let (temperature, softcap) = (options.temperature(), options.softcap());
-    let mut gradient = Vec::with_capacity(z.len());
-    for j in 0..z.len() {
-        // z_j − log Σ exp z, without the digits that a large log Σ exp z costs.
-        let log_p = (z[j] - z[target]) + row.log_prob;
-        let log_p = if z[target] == f64::NEG_INFINITY { z[j] - row.log_sum_exp } else { log_p };
+    let mut gradient = Vec::with_capacity(logits.len());
+    for j in 0..logits.len() {
+        let log_p = centred.log_p(j);
         let p = log_p.exp();
         let not_p = if j == target { -log_p.exp_m1() } else { -p };
         let entropy_part = if p > 0.0 { -p * (log_p + row.entropy) } else { 0.0 };
