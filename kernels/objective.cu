@@ -34,13 +34,6 @@ struct Logits {
     double s;
 };
 
-struct Sample {
-    double p;
-    double log_p;
-    double log_q;
-    double d;
-};
-
 // The largest of some values and the first place that has it.
 struct Largest {
     double value = -INFINITY;
@@ -62,22 +55,6 @@ struct Largest {
     }
 };
 
-// -log sum p e^(-alpha d), where every alpha d is small, or its sample's part in the sum is: then what the sum has
-// beside 1 is what matters.
-struct SmallShift {
-    double sum = 0.0;
-    bool harmful = false;
-
-    __device__ __forceinline__ void see(const Sample& x, double alpha) {
-        const double exponent = -alpha * x.d;
-        // p e^x - p; a large x goes with a small p.
-        const double term = exponent < 1.0 ? product(x.p, expm1(exponent)) : exp(x.log_p + exponent) - x.p;
-        // Also true for NaN.
-        harmful |= !(fabs(exponent) < 0.5 || fabs(term) < 1e-3);
-        sum += term;
-    }
-};
-
 // A group, the same in every lane but for what the lane holds.
 struct Group {
     const ObjectiveArguments& a;
@@ -92,14 +69,18 @@ struct Group {
     Largest top;
     double s_top = 0.0;
     Largest favourite;
+    // What f, s, all differences of them, the loss and the gradients are in.
+    Unit unit = {1.0, 1.0};
     // Of exp(f - f_m) and exp(s - s_favourite).
     double f_log_sum = 0.0;
     double s_log_sum = 0.0;
-    // a = d - shift.
+    // a = d - shift, near enough to the top.
     double shift = 0.0;
+    bool some_are_far = false;
     double squares = 0.0;
-    double rest = 0.0;
-    int32_t largest_targets = 0;
+    double margin = 0.0;
+    double agreement = 0.0;
+    int32_t favourites = 0;
     Logits held_logits;
     Sample held;
 
@@ -121,10 +102,11 @@ struct Group {
     // Each operation rounded by itself, never fused: f has the CPU's bits, and samples that tie in f still tie when the
     // largest is taken away (fused with that, the product would leave its rounding error between them).
     __device__ __forceinline__ double policy_logit(uint32_t i) const {
-        return __dadd_rn(__dmul_rn(a.beta_policy, a.log_ratios[first + i]), offset(i));
+        return __dadd_rn(__dmul_rn(a.beta_policy * unit.inverse, a.log_ratios[first + i]), offset(i) * unit.inverse);
     }
 
-    __device__ __forceinline__ double target_logit(uint32_t i) const {
+    // In nats, without the proposal's offset.
+    __device__ __forceinline__ double target_log_q(uint32_t i) const {
         const double value = reward(i);
         double log_q = value;
         if (a.target == TARGET_REWARDS) {
@@ -132,7 +114,11 @@ struct Group {
         } else if (a.target != TARGET_DISTRIBUTION) {
             log_q = k == 1 ? 0.0 : value == best_reward ? log_winner : log_loser;
         }
-        return __dadd_rn(log_q, offset(i));
+        return log_q;
+    }
+
+    __device__ __forceinline__ double target_logit(uint32_t i) const {
+        return __dadd_rn(target_log_q(i) * unit.inverse, offset(i) * unit.inverse);
     }
 
     __device__ __forceinline__ Logits logits(uint32_t i) const {
@@ -144,7 +130,7 @@ struct Group {
         // Places and not values: a single -inf or +inf has no difference to itself.
         const double f_from_top = i == top.place ? 0.0 : x.f - top.value;
         sample.log_p = f_from_top - f_log_sum;
-        sample.p = exp(sample.log_p);
+        sample.p = exp(sample.log_p * unit.nats);
         sample.log_q = (x.s - favourite.value) - s_log_sum;
         if (s_top == -INFINITY) {
             // Nothing to centre on, and nothing near the optimum either.
@@ -212,17 +198,32 @@ struct Group {
             count += reward(i) == best_reward;
         }
         const double tied = warp_sum(count);
-        double winner = 1.0, loser = OFFICIAL_LOSER;
+        double winner = 1.0, loser = OFFICIAL_LOSER, others = 1.0;
         if (a.target == TARGET_PREFERENCE) {
             winner = 1.0 - a.label_smoothing;
-            loser = a.label_smoothing / static_cast<double>(k - 1);
+            loser = a.label_smoothing;
+            others = static_cast<double>(k - 1);
         }
         // Each of the tied is the winner in one of `tied` draws and a loser in the others.
-        log_winner = log((winner + (tied - 1.0) * loser) / tied);
-        log_loser = log(loser);
+        log_winner = log((winner + (tied - 1.0) * (loser / others)) / tied);
+        // The quotient may be below every f64.
+        log_loser = log(loser) - log(others);
     }
 
-    // The largest f and s; whether an f is NaN.
+    // The unit that keeps all sums of logits in range.
+    __device__ __forceinline__ void choose_unit() {
+        double largest = 0.0;
+#pragma unroll 1
+        for (uint32_t i = lane; i < k; i += 32) {
+            const double log_ratio = a.log_ratios[first + i], log_q = target_log_q(i);
+            largest = fmax(largest, is_finite(log_ratio) ? fabs(a.beta_policy * log_ratio) : 0.0);
+            largest = fmax(largest, is_finite(log_q) ? fabs(log_q) : 0.0);
+            largest = fmax(largest, fabs(offset(i)));
+        }
+        unit = Unit::for_size(warp_max(largest));
+    }
+
+    // The largest f and s; whether an f is NaN, or +inf.
     __device__ __forceinline__ bool find_largest() {
         held_logits = lane < k ? logits(lane) : Logits{-INFINITY, -INFINITY};
         Largest f, s;
@@ -230,7 +231,7 @@ struct Group {
         each_logits([&](uint32_t i, const Logits& x) {
             f.see(x.f, i);
             s.see(x.s, i);
-            has_nan |= isnan(x.f);
+            has_nan |= !(x.f < INFINITY);
         });
         favourite = s.of_warp();
         has_nan = warp_any(has_nan);
@@ -238,19 +239,36 @@ struct Group {
         return has_nan;
     }
 
-    // The normalisers, and what the statistics need of the logits.
+    // The normalisers.
     __device__ __forceinline__ void add_up() {
         double f_sum = 0.0, s_sum = 0.0;
         each_logits([&](uint32_t i, const Logits& x) {
-            f_sum += i == top.place ? 0.0 : exp(x.f - top.value);
-            s_sum += i == favourite.place ? 0.0 : exp(x.s - favourite.value);
-            rest += i == favourite.place ? 0.0 : x.f;
-            largest_targets += x.s == favourite.value;
+            f_sum += i == top.place ? 0.0 : exp((x.f - top.value) * unit.nats);
+            s_sum += i == favourite.place ? 0.0 : exp((x.s - favourite.value) * unit.nats);
         });
-        f_log_sum = log1p(warp_sum(f_sum));
-        s_log_sum = log1p(warp_sum(s_sum));
+        f_log_sum = log1p(warp_sum(f_sum)) * unit.inverse;
+        s_log_sum = log1p(warp_sum(s_sum)) * unit.inverse;
+    }
+
+    // Whose favourite is whose. Each favourite of the target less the mean of all but it, averaged: with W favourites,
+    // F their mean and R the sum of the rest, ((K - W) F - R) / (K - 1).
+    __device__ __forceinline__ void rank() {
+        double of_favourites = 0.0, rest = 0.0;
+        int32_t leaders = 0, both = 0;
+        each_logits([&](uint32_t, const Logits& x) {
+            const bool is_favourite = x.s == favourite.value, is_leader = x.f == top.value;
+            (is_favourite ? of_favourites : rest) += x.f;
+            favourites += is_favourite;
+            leaders += is_leader;
+            both += is_favourite && is_leader;
+        });
+        of_favourites = warp_sum(of_favourites);
         rest = warp_sum(rest);
-        largest_targets = warp_sum(largest_targets);
+        favourites = warp_sum(favourites);
+        agreement = static_cast<double>(warp_sum(both)) / static_cast<double>(warp_sum(leaders));
+        const double count = favourites, others = k - count, all_but_one = k - 1.0;
+        const double mean = of_favourites / count;
+        margin = others == 0.0 ? 0.0 : (mean * (others / all_but_one) - rest / all_but_one) * unit.nats;
     }
 
     // p, log p, log q, d; the shift from d to a.
@@ -258,25 +276,37 @@ struct Group {
         s_top = target_logit(top.place);
         held = lane < k ? centred(held_logits, lane) : Sample{0.0, -INFINITY, -INFINITY, 0.0};
         SmallShift small;
+        const Order order = Order::make(1.0, unit);
         each_sample([&](uint32_t, const Sample& x) {
             squares += x.p * x.p;
-            small.see(x, 1.0);
+            small.see(x, order);
         });
         squares = warp_sum(squares);
-        const bool harmful = warp_any(small.harmful);
+        some_are_far = warp_any(small.harmful);
         const double sum = warp_sum(small.sum);
         if (s_top == -INFINITY) {
             shift = 0.0;
-        } else if (harmful) {
+        } else if (some_are_far) {
             shift = f_log_sum + ((s_top - favourite.value) - s_log_sum);
         } else {
-            shift = -log1p(sum);
+            shift = -log1p(sum) * unit.inverse;
         }
+    }
+
+    // a = log p - log q. Of a sample that is far from the top, but not far down in p and q, d - shift has the top's digits
+    // only.
+    __device__ __forceinline__ double log_ratio(const Sample& x) const {
+        const bool is_far = some_are_far && fabs(x.d) > 4.0 * (fabs(x.log_p) + fabs(x.log_q));
+        return is_far ? x.log_p - x.log_q : x.d - shift;
     }
 
     __device__ __forceinline__ void write(uint32_t i, double gradient) const {
         const int64_t sequence = first + i;
-        const double coefficient = a.beta_policy * a.weight * gradient;
+        const double in_nats = gradient * unit.nats;
+        // A gradient of either infinity in nats may be small enough with beta and the weight.
+        const bool fits = is_finite(in_nats);
+        const double coefficient =
+            product_of_three(a.beta_policy, a.weight, fits ? in_nats : gradient) * (fits ? 1.0 : unit.nats);
         a.coefficients[sequence] = coefficient;
         if (a.sequence_weights != nullptr) {
             const double share = a.mean == 0 ? 1.0 : 1.0 / static_cast<double>(max(a.scored_rows[sequence], 1));
@@ -318,81 +348,89 @@ struct Group {
         const double alpha = a.divergence == REVERSE_KL ? 0.0 : a.divergence == FORWARD_KL ? 1.0 : a.alpha;
         // The divergence of order alpha from p to q is that of order 1 - alpha from q to p.
         const bool swapped = alpha > 0.5;
-        const double value = swapped ? 1.0 - alpha : alpha;
-        const Order order = {value, 1.0 / value, 1.0 / (1.0 - value)};
+        const Order order = Order::make(alpha, unit), loss_order = Order::make(swapped ? 1.0 - alpha : alpha, unit);
 
-        // At order 0: the mean of d. Else: W = sum of p^(1 - alpha) q^alpha, and log p - log v = alpha a + log W with
-        // v = p^(1 - alpha) q^alpha / W; in centred form alpha d less a shift of its own.
-        double mean = 0.0, log_total = 0.0, scale = 0.0, small_shift = 0.0;
-        bool is_small = false;
-        if (alpha == 0.0) {
-            each_sample([&](uint32_t, const Sample& x) { mean += product(x.p, x.d); });
+        // W = sum of p^(1 - alpha) q^alpha, and log p - log v = alpha a + log W with v = p^(1 - alpha) q^alpha / W; in
+        // centred form alpha d less a shift of its own. Next to order 0 p - v has no digits: there the gradient is
+        // e^(alpha c) p (x - sum of p x), x = (1 - e^(-alpha d)) / alpha, and in the limit p (d - sum of p d).
+        double mean = 0.0, log_total = 0.0, scale = 0.0, small_shift = 0.0, largest = -INFINITY;
+        SmallShift small;
+        each_sample([&](uint32_t, const Sample& x) {
+            largest = fmax(largest, weighted_logs(alpha, x.log_p, x.log_q) * unit.nats);
+            small.see(x, order);
+        });
+        const bool is_small = !warp_any(small.harmful);
+        const bool is_next_to_zero = alpha < SMALLEST_ORDER && is_small;
+        if (is_next_to_zero) {
+            each_sample([&](uint32_t, const Sample& x) { mean += order.weighted_excess(x); });
             mean = warp_sum(mean);
+            scale = exp(order.exponent(shift));
         } else {
-            double largest = -INFINITY, total = 0.0;
-            SmallShift small;
-            each_sample([&](uint32_t, const Sample& x) {
-                largest = fmax(largest, weighted_logs(alpha, x.log_p, x.log_q));
-                small.see(x, alpha);
-            });
+            double total = 0.0;
             largest = warp_max(largest);
-            is_small = !warp_any(small.harmful);
             small_shift = -log1p(warp_sum(small.sum));
             each_sample([&](uint32_t, const Sample& x) {
                 // Without one sample in common the largest is -inf, and so is the logarithm of the sum.
-                total += largest == -INFINITY ? 0.0 : exp(weighted_logs(alpha, x.log_p, x.log_q) - largest);
+                const double log = weighted_logs(alpha, x.log_p, x.log_q) * unit.nats;
+                total += largest == -INFINITY ? 0.0 : exp(log - largest);
             });
             log_total = largest == -INFINITY ? -INFINITY : largest + log(warp_sum(total));
-            scale = exp(log_total) / alpha;
+            scale = exp(log_total) * order.inverse;
         }
 
         return write_gradients([&](const Sample& x, double& gradient, double& term) {
-            if (alpha == 0.0) {
-                gradient = product(x.p, x.d - mean);
+            if (is_next_to_zero) {
+                gradient = order.exponent(x.d) > -1.0 ? product(x.p, order.excess(x.d) - mean)
+                                                      : order.weighted_excess(x) - x.p * mean;
+                gradient *= scale;
             } else if (log_total == -INFINITY) {
                 // W = 0, and stays so to first order.
                 gradient = 0.0;
             } else {
-                const double b = is_small ? alpha * x.d - small_shift : alpha * (x.d - shift) + log_total;
+                const double far = order.exponent(log_ratio(x)) + log_total;
+                const double b = is_small ? order.exponent(x.d) - small_shift : far;
                 // p - v, through expm1 where they are close.
                 const double difference = fabs(b) < 1.0
                     ? -x.p * expm1(-b)
-                    : x.p - exp(weighted_logs(alpha, x.log_p, x.log_q) - log_total);
-                gradient = scale * difference;
+                    : x.p - exp(weighted_logs(alpha, x.log_p, x.log_q) * unit.nats - log_total);
+                gradient = scale * difference * order.lift;
             }
-            const double q = exp(x.log_q), log_ratio = x.d - shift;
+            const double q = exp(x.log_q * unit.nats);
             if (a.divergence == FORWARD_KL) {
                 term = product(q, -x.log_p);
             } else if (swapped) {
-                term = alpha_term(order, q, x.p, x.log_q, x.log_p, -log_ratio);
+                term = alpha_term(loss_order, q, x.p, x.log_q, x.log_p, -log_ratio(x));
             } else {
-                term = alpha_term(order, x.p, q, x.log_p, x.log_q, log_ratio);
+                term = alpha_term(loss_order, x.p, q, x.log_p, x.log_q, log_ratio(x));
             }
         });
     }
 
     // KL(p|m)/2 + KL(q|m)/2, m = (p + q)/2; gradient p (psi - sum of p psi), psi = log(p/m)/2 up to a constant.
     __device__ __forceinline__ double jensen_shannon() const {
-        // d of the top is 0, or +inf where its q is 0.
-        const double a_top = s_top == -INFINITY ? INFINITY : 0.0 - shift;
+        // d of the top is 0, or +inf where its q is 0. Bounded by log 2 and computed in nats, in which a difference that
+        // is no f64 is as good as infinite.
+        const double a_top = s_top == -INFINITY ? INFINITY : (0.0 - shift) * unit.nats;
         const double softplus_top = softplus(-a_top), sigmoid_top = 1.0 / (1.0 + exp(a_top));
         // (softplus(-a_m) - softplus(-a_i))/2, in one logarithm unless that would overflow.
         const auto psi = [&](const Sample& x) {
-            if (a_top == INFINITY || x.d < -30.0) {
-                return 0.5 * (softplus_top - softplus(shift - x.d));
+            const double d = x.d * unit.nats;
+            if (a_top == INFINITY || d < -30.0) {
+                return 0.5 * (softplus_top - softplus(-log_ratio(x) * unit.nats));
             }
-            return -0.5 * log1p(sigmoid_top * expm1(-x.d));
+            return -0.5 * log1p(sigmoid_top * expm1(-d));
         };
         double mean = 0.0;
         each_sample([&](uint32_t, const Sample& x) { mean += x.p > 0.0 ? x.p * psi(x) : 0.0; });
         mean = warp_sum(mean);
         return write_gradients([&](const Sample& x, double& gradient, double& term) {
-            gradient = x.p > 0.0 ? x.p * (psi(x) - mean) : 0.0;
-            term = jensen_shannon_term(x.p, exp(x.log_q), x.log_p, x.log_q, x.d - shift);
+            gradient = x.p > 0.0 ? x.p * (psi(x) - mean) * unit.inverse : 0.0;
+            const double log_p = x.log_p * unit.nats, log_q = x.log_q * unit.nats;
+            term = jensen_shannon_term(x.p, exp(log_q), log_p, log_q, log_ratio(x) * unit.nats) * unit.inverse;
         });
     }
 
-    // The loss; writes the coefficients.
+    // The loss, in the unit; writes the coefficients.
     __device__ __forceinline__ double loss() {
         if (top.value == -INFINITY && k > 1) {
             // The policy can produce none of them: there is no p to pull.
@@ -409,26 +447,18 @@ struct Group {
         }
         const double loss = alpha_divergence();
         const bool is_official = a.target == TARGET_OFFICIAL_PREFERENCE && a.divergence == REVERSE_KL;
-        return is_official ? loss - LOG1P_OFFICIAL_LOSER : loss;
+        return is_official ? loss - LOG1P_OFFICIAL_LOSER * unit.inverse : loss;
     }
 
     // Where NaN has come in: through all of the group, and into no other.
     __device__ __forceinline__ double poison() {
         squares = NAN;
+        agreement = 0.0;
+        margin = k == 1 ? 0.0 : NAN;
         write_all(NAN);
         return NAN;
     }
 };
-
-__device__ __forceinline__ void write_statistics(const Group& group, int64_t index) {
-    GroupStatistics statistics;
-    statistics.effective_sample_size = group.squares == 0.0 ? 0.0 : 1.0 / group.squares;
-    const double others = static_cast<double>(group.k - 1);
-    statistics.margin = group.k == 1 ? 0.0 : group.policy_logit(group.favourite.place) - group.rest / others;
-    statistics.agrees = !isnan(group.squares) && group.target_logit(group.top.place) == group.favourite.value;
-    statistics.tied = group.largest_targets > 1;
-    group.a.statistics[index] = statistics;
-}
 
 }  // namespace exo
 
@@ -446,27 +476,24 @@ extern "C" __global__ void __launch_bounds__(exo::THREADS, 1)
     double loss;
     if (refused != NONE) {
         loss = group.poison();
-        if (group.lane == 0) {
-            if (a.status != nullptr) {
-                record_first(&a.status->first_bad_reward_sequence, static_cast<uint32_t>(group.first + refused));
-            }
-            a.group_losses[index] = loss;
-            if (a.statistics != nullptr) {
-                a.statistics[index] = {NAN, NAN, 0, 0};
-            }
+        if (group.lane == 0 && a.status != nullptr) {
+            record_first(&a.status->first_bad_reward_sequence, static_cast<uint32_t>(group.first + refused));
         }
-        return;
+    } else {
+        if (a.target != TARGET_REWARDS && a.target != TARGET_DISTRIBUTION && group.k > 1) {
+            group.prepare_preference();
+        }
+        group.choose_unit();
+        const bool has_nan = group.find_largest();
+        group.rank();
+        group.add_up();
+        loss = has_nan ? group.poison() : group.loss() * group.unit.nats;
     }
-    if (a.target != TARGET_REWARDS && a.target != TARGET_DISTRIBUTION && group.k > 1) {
-        group.prepare_preference();
-    }
-    const bool has_nan = group.find_largest();
-    group.add_up();
-    loss = has_nan ? group.poison() : group.loss();
     if (group.lane == 0) {
         a.group_losses[index] = loss;
         if (a.statistics != nullptr) {
-            write_statistics(group, index);
+            const double effective_sample_size = group.squares == 0.0 ? 0.0 : 1.0 / group.squares;
+            a.statistics[index] = {effective_sample_size, group.margin, group.agreement, group.favourites > 1};
         }
     }
 }

@@ -154,6 +154,8 @@ impl Default for LogitOptions {
 /// Settings enter products and quotients in f32: between these two all of them stay normal numbers.
 const SMALLEST_SETTING: f64 = 1e-30;
 const LARGEST_SETTING: f64 = 1e30;
+/// Of softcap to temperature: 2⁶⁰.
+const LARGEST_RATIO: f64 = (1u64 << 60) as f64;
 
 impl LogitOptions {
     /// Divides the logits by `temperature`.
@@ -171,7 +173,8 @@ impl LogitOptions {
         Ok(LogitOptions { temperature, ..self })
     }
 
-    /// Caps the logits to (−`softcap`, `softcap`) before the temperature; 0 for no cap.
+    /// Caps the logits to (−`softcap`, `softcap`) before the temperature; 0 for no cap. One of 2⁶⁰ times the temperature
+    /// or more caps nothing that a softmax sees, and is none.
     ///
     /// # Errors
     /// [`Error::Parameter`] unless it is 0 or between 1e-30 and 1e30.
@@ -191,8 +194,9 @@ impl LogitOptions {
         self.temperature
     }
 
-    /// c; 0 for none.
+    /// c; 0 for none: none was asked for, or one of 2⁶⁰·T or more. A row that has a softmax has no z beyond 2³⁰ (in base
+    /// 2), and those are moved by less than 2⁻⁶⁰ of themselves under such a cap, while c/T itself may be no f32.
     pub fn softcap(&self) -> f64 {
-        self.softcap
+        if self.softcap < LARGEST_RATIO * self.temperature { self.softcap } else { 0.0 }
     }
 }

@@ -28,6 +28,18 @@ pub enum Reduction {
 }
 
 impl Reduction {
+    /// That a normaliser is in its range.
+    pub(crate) fn check(self) -> Result<()> {
+        match self {
+            // Beyond that the quotient has not all of its digits, or is infinite.
+            Reduction::Normalizer(given) if !(given > 0.0 && (1.0 / given).is_normal()) => {
+                let expected = "a finite number above 0 (5.6e-309 to 4.4e307)";
+                Err(Error::Parameter { name: "normalizer", given, expected })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What each group's loss is multiplied by.
     pub(crate) fn weight(self, groups: usize) -> f64 {
         match self {
@@ -80,13 +92,9 @@ impl LossOptions {
     /// Mean or sum over groups, or a normaliser of the caller's.
     ///
     /// # Errors
-    /// [`Error::Parameter`] if a normaliser is not a finite number above 0.
+    /// [`Error::Parameter`] if a normaliser is not a number from 5.6e-309 to 4.4e307, whose inverse is a normal f64.
     pub fn with_reduction(self, reduction: Reduction) -> Result<Self> {
-        if let Reduction::Normalizer(given) = reduction
-            && !(given.is_finite() && given > 0.0 && (1.0 / given).is_finite())
-        {
-            return Err(Error::Parameter { name: "normalizer", given, expected: "a finite number above 0" });
-        }
+        reduction.check()?;
         Ok(LossOptions { reduction, ..self })
     }
 

@@ -191,7 +191,8 @@ impl Objective {
     }
 }
 
-/// Between these, β times a log-ratio and a reward over β stay finite for every finite f32 input.
+/// Between these, losses and gradients are right wherever they are f64: logits β_π·S beyond that are counted in a larger
+/// unit. A reward over β_r beyond it is refused with the rewards.
 fn check_beta(name: &'static str, beta: f64) -> Result<()> {
     if (1e-200..=1e200).contains(&beta) {
         Ok(())

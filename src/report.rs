@@ -33,7 +33,8 @@ pub struct Report {
     /// Implicit reward of the target's favourite less the mean of the others' in its group, G; 0 for a group of one.
     pub margins: Vec<f64>,
     /// Share of the groups of two and more in which the policy's favourite is the target's; 0 if there is no such
-    /// group.
+    /// group. A tie of p counts as what a coin among the tied would be right in
+    /// ([`GroupStatistics::agreement`]): a pair under a policy equal to its reference as a half.
     pub accuracy: f64,
     /// Mean of the log-ratios over sequences: how far, in nats, the policy has moved from the reference on these
     /// samples.
@@ -118,7 +119,7 @@ impl Report {
             ..Oddities::default()
         };
 
-        let (mut agreeing, mut ranked, mut effective) = (0, 0, 0.0);
+        let (mut agreement, mut ranked, mut effective) = (0.0, 0, 0.0);
         for (group, statistics) in batch.group_ranges().zip(statistics) {
             effective += statistics.effective_sample_size;
             if group.len() == 1 {
@@ -126,23 +127,32 @@ impl Report {
                 continue;
             }
             ranked += 1;
-            agreeing += usize::from(statistics.agrees);
+            agreement += statistics.agreement;
             oddities.tied_groups += usize::from(statistics.tied);
         }
 
         let mean = |sum: f64, count: usize| if count == 0 { 0.0 } else { sum / count as f64 };
-        self.loss = group_losses.iter().sum::<f64>() * weight;
+        self.loss = weighted_sum(group_losses, weight);
         self.group_losses.clear();
         self.group_losses.extend_from_slice(group_losses);
         self.implicit_rewards.clear();
         self.implicit_rewards.extend(log_ratios.iter().map(|log_ratio| beta_policy * log_ratio));
         self.margins.clear();
         self.margins.extend(statistics.iter().map(|group| group.margin));
-        self.accuracy = mean(agreeing as f64, ranked);
-        self.mean_log_ratio = mean(log_ratios.iter().sum(), log_ratios.len());
+        self.accuracy = mean(agreement, ranked);
+        self.mean_log_ratio = match log_ratios.len() {
+            0 => 0.0,
+            count => weighted_sum(log_ratios, 1.0 / count as f64),
+        };
         self.effective_sample_size = mean(effective, statistics.len());
         self.entropy = rows.entropy.map(|sum| mean(sum, rows.scored_rows));
         self.scored_rows = rows.scored_rows;
         self.oddities = oddities;
     }
+}
+
+/// weight·Σ values, also where the sum alone is no f64.
+pub(crate) fn weighted_sum(values: &[f64], weight: f64) -> f64 {
+    let sum: f64 = values.iter().sum();
+    if sum.is_finite() { sum * weight } else { values.iter().map(|value| value * weight).sum() }
 }

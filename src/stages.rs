@@ -192,11 +192,13 @@ pub struct ObjectiveOutputs<'a> {
 pub struct GroupStatistics {
     /// 1/Σp²: how many of the K samples carry the policy distribution; K when it is uniform, 1 when one has it all.
     pub effective_sample_size: f64,
-    /// Implicit reward of the sequence with the largest q (the first of several), less the mean of the others'; 0 for K
-    /// = 1.
+    /// Implicit reward of the sequence with the largest q, less the mean of the others'; of several with the largest q,
+    /// the mean of what each would have, so that their order does not matter. 0 where all have it, and for K = 1; NaN
+    /// where the implicit rewards on both sides are −inf.
     pub margin: f64,
-    /// Whether the sequence with the largest p has the largest q.
-    pub agrees: bool,
+    /// 1 if the sequence with the largest p has the largest q, 0 if not; of several with the largest p, the share that
+    /// has it: what a fair coin among them would be right in. 0 where p is NaN.
+    pub agreement: f64,
     /// Whether several sequences tie for the largest q.
     pub tied: bool,
 }

@@ -21,8 +21,8 @@ constexpr int32_t JENSEN_SHANNON = 3;
 struct GroupStatistics {
     double effective_sample_size;
     double margin;
-    int32_t agrees;
-    int32_t tied;
+    double agreement;
+    int64_t tied;
 };
 
 struct ObjectiveArguments {

@@ -15,6 +15,7 @@ mod linear_row_loss;
 mod linear_tiles;
 mod log_ratio;
 mod objective;
+mod objective_math;
 mod token_log_prob;
 mod token_log_prob_backward;
 

@@ -14,6 +14,10 @@
 //! (`tests/objective_precision.rs` holds both forms to fifty-digit arithmetic).
 
 use super::Cpu;
+use super::objective_math::{
+    Order, Unit, alpha_term, index_of_largest, jensen_shannon_term, log_sum_exp, log_sum_exp_any, product,
+    product_of_three, sigmoid, small_shift, softplus, weighted_logs,
+};
 use crate::batch::Batch;
 use crate::error::Result;
 use crate::loss_options::Reduction;
@@ -23,6 +27,10 @@ use crate::stages::{GroupStatistics, ObjectiveInputs, ObjectiveOutputs, Rewards,
 /// e⁻¹⁰: what the official code's preference target gives the loser, not normalised.
 const OFFICIAL_LOSER: f64 = 4.539_992_976_248_485e-5;
 
+/// An order below this is α = 0 in all but samples whose α·d is not small. From here on an error of 2^(−1074), where
+/// f64 ends, in α·d is divided by α without coming into the normal range.
+const SMALLEST_ORDER: f64 = f64::EPSILON * 4.0;
+
 impl Cpu {
     /// Log-ratios `[S]` and rewards `[S]` → the loss of each group, d loss / d log-ratio of each sequence, statistics.
     ///
@@ -30,7 +38,8 @@ impl Cpu {
     /// [`Error::Length`](crate::Error::Length) for buffers that do not fit the batch;
     /// [`Error::NotFinite`](crate::Error::NotFinite) for a reward or proposal offset that is not finite;
     /// [`Error::PairsOnly`](crate::Error::PairsOnly) and [`Error::ZeroTarget`](crate::Error::ZeroTarget) for a target
-    /// that is not defined or not allowed.
+    /// that is not defined or not allowed; [`Error::Parameter`](crate::Error::Parameter) for a normaliser out of range.
+    /// A log-ratio of NaN or +inf makes its group NaN, one of −inf is an impossible sequence.
     pub fn objective(
         &self,
         objective: &Objective,
@@ -45,18 +54,23 @@ impl Cpu {
         check_length("group losses", group_losses.len(), batch.groups())?;
         check_length("coefficients", coefficients.len(), batch.sequences())?;
         check_length("group statistics", statistics.len(), batch.groups())?;
+        reduction.check()?;
 
         let beta = objective.beta_policy();
         let weight = reduction.weight(batch.groups());
         let mut work = Group::with_capacity(largest_group(batch));
         for (group, sequences) in batch.group_ranges().enumerate() {
-            work.f.clear();
-            work.f.extend(sequences.clone().map(|i| beta * log_ratios[i] + rewards.offset(i)));
-            work.target_logits(objective.target(), rewards, sequences.start);
-            group_losses[group] = work.loss_and_gradient(objective);
+            work.logits(objective, &log_ratios[sequences.clone()], rewards, sequences.start);
+            group_losses[group] = work.loss_and_gradient(objective) * work.unit.nats;
             statistics[group] = work.statistics();
-            for (coefficient, gradient) in coefficients[sequences].iter_mut().zip(&work.gradient) {
-                *coefficient = beta * weight * gradient;
+            let unit = work.unit.nats;
+            for (coefficient, &gradient) in coefficients[sequences].iter_mut().zip(&work.gradient) {
+                let in_nats = gradient * unit;
+                *coefficient = if in_nats.is_finite() {
+                    product_of_three(beta, weight, in_nats)
+                } else {
+                    product_of_three(beta, weight, gradient) * unit
+                };
             }
         }
         Ok(())
@@ -67,8 +81,9 @@ fn largest_group(batch: &Batch) -> usize {
     batch.group_ranges().map(|group| group.len()).max().unwrap_or(0)
 }
 
-/// The numbers of one group, K of each; kept between groups.
+/// The numbers of one group, K of each; kept between groups. All but p are in the group's unit.
 struct Group {
+    unit: Unit,
     /// Implicit rewards, with the proposal's offset.
     f: Vec<f64>,
     /// The target's logits, with the proposal's offset; −inf where q = 0.
@@ -80,18 +95,21 @@ struct Group {
     d: Vec<f64>,
     /// log p − log q.
     a: Vec<f64>,
-    /// log p − log v, v the α-mixture of p and q.
+    /// log p − log v, v the α-mixture of p and q; in nats.
     b: Vec<f64>,
     /// d loss / d f.
     gradient: Vec<f64>,
     /// Index of the largest p.
     top: usize,
+    /// d − a.
+    shift: f64,
 }
 
 impl Group {
     fn with_capacity(k: usize) -> Self {
         let new = || Vec::with_capacity(k);
         Group {
+            unit: Unit::NAT,
             f: new(),
             s: new(),
             p: new(),
@@ -102,11 +120,31 @@ impl Group {
             b: new(),
             gradient: new(),
             top: 0,
+            shift: 0.0,
         }
     }
 
-    fn target_logits(&mut self, target: Target, rewards: Rewards<'_>, first: usize) {
-        let k = self.f.len();
+    /// The unit, f and s, of the sequences that begin at `first`.
+    fn logits(&mut self, objective: &Objective, log_ratios: &[f64], rewards: Rewards<'_>, first: usize) {
+        let (beta, k) = (objective.beta_policy(), log_ratios.len());
+        self.target_logits(objective.target(), rewards, first, k);
+        let of_policy = log_ratios.iter().filter(|log_ratio| log_ratio.is_finite()).map(|log_ratio| beta * log_ratio);
+        let of_target = self.s.iter().copied().filter(|s| s.is_finite());
+        let offsets = (first..first + k).map(|i| rewards.offset(i));
+        let largest = of_policy.chain(of_target).chain(offsets).fold(0.0, |largest: f64, x| largest.max(x.abs()));
+        self.unit = Unit::for_size(largest);
+
+        let per_nat = self.unit.inverse;
+        let offset = |i: usize| rewards.offset(first + i) * per_nat;
+        self.f.clear();
+        self.f.extend((0..k).map(|i| beta * per_nat * log_ratios[i] + offset(i)));
+        for (i, s) in self.s.iter_mut().enumerate() {
+            *s = *s * per_nat + offset(i);
+        }
+    }
+
+    /// s in nats, without the proposal's offsets.
+    fn target_logits(&mut self, target: Target, rewards: Rewards<'_>, first: usize, k: usize) {
         let reward = |i: usize| rewards.value(first + i);
         self.s.clear();
         match target {
@@ -114,22 +152,24 @@ impl Group {
             Target::Distribution => self.s.extend((0..k).map(reward)),
             Target::Preference { .. } | Target::OfficialPreference if k == 1 => self.s.push(0.0),
             Target::Preference { label_smoothing: epsilon } => {
-                preference(&mut self.s, k, reward, 1.0 - epsilon, epsilon / (k - 1) as f64);
+                let others = (k - 1) as f64;
+                // ε/(K − 1) may be below every f64.
+                let log_loser = epsilon.ln() - others.ln();
+                preference(&mut self.s, k, reward, 1.0 - epsilon, epsilon / others, log_loser);
             }
-            Target::OfficialPreference => preference(&mut self.s, k, reward, 1.0, OFFICIAL_LOSER),
-        }
-        for (i, s) in self.s.iter_mut().enumerate() {
-            *s += rewards.offset(first + i);
+            Target::OfficialPreference => {
+                preference(&mut self.s, k, reward, 1.0, OFFICIAL_LOSER, OFFICIAL_LOSER.ln());
+            }
         }
     }
 
-    /// The group's loss; leaves d loss / d f in `gradient`.
+    /// The group's loss; leaves d loss / d f in `gradient`. Both in the group's unit.
     fn loss_and_gradient(&mut self, objective: &Objective) -> f64 {
         let k = self.f.len();
         self.gradient.clear();
         self.gradient.resize(k, 0.0);
         self.p.clear();
-        if self.f.iter().any(|f| f.is_nan()) {
+        if self.f.iter().any(|&f| f.is_nan() || f == f64::INFINITY) {
             self.p.resize(k, f64::NAN);
             self.gradient.fill(f64::NAN);
             return f64::NAN;
@@ -164,24 +204,24 @@ impl Group {
         self.gradient[self.top] = 0.0;
         self.gradient[self.top] = -self.gradient.iter().sum::<f64>();
         match (objective.target(), objective.divergence()) {
-            (Target::OfficialPreference, Divergence::ReverseKl) => loss - OFFICIAL_LOSER.ln_1p(),
+            (Target::OfficialPreference, Divergence::ReverseKl) => loss - OFFICIAL_LOSER.ln_1p() * self.unit.inverse,
             _ => loss,
         }
     }
 
     /// p, log p, log q, d and a.
     fn distributions(&mut self) {
-        let (k, top) = (self.f.len(), self.top);
+        let (k, top, unit) = (self.f.len(), self.top, self.unit);
         let (f, s) = (&self.f, &self.s);
         // A single −inf has no difference to itself.
         let f_from_top = |i: usize| if i == top { 0.0 } else { f[i] - f[top] };
-        let f_sum = log_sum_exp((0..k).map(f_from_top), top);
+        let f_sum = log_sum_exp((0..k).map(|i| f_from_top(i) * unit.nats), top) * unit.inverse;
         self.log_p.clear();
         self.log_p.extend((0..k).map(|i| f_from_top(i) - f_sum));
-        self.p.extend(self.log_p.iter().map(|log_p| log_p.exp()));
+        self.p.extend(self.log_p.iter().map(|log_p| (log_p * unit.nats).exp()));
 
         let s_top = index_of_largest(s);
-        let s_sum = log_sum_exp(s.iter().map(|&s_i| s_i - s[s_top]), s_top);
+        let s_sum = log_sum_exp(s.iter().map(|&s_i| (s_i - s[s_top]) * unit.nats), s_top) * unit.inverse;
         self.log_q.clear();
         self.log_q.extend(s.iter().map(|&s_i| (s_i - s[s_top]) - s_sum));
 
@@ -191,24 +231,31 @@ impl Group {
             // Nothing to centre on, and nothing near the optimum either.
             self.a.extend(self.log_p.iter().zip(&self.log_q).map(|(log_p, log_q)| log_p - log_q));
             self.d.extend_from_slice(&self.a);
+            self.shift = 0.0;
             return;
         }
         self.d.extend((0..k).map(|i| f_from_top(i) - if i == top { 0.0 } else { s[i] - s[top] }));
-        let c = match small_shift(&self.p, &self.log_p, &self.d, 1.0) {
-            Some(c) => c,
-            // log q of the top is s[top] − s[s_top] − s_sum.
-            None => f_sum + self.log_q[top],
-        };
-        self.a.extend(self.d.iter().map(|d| d - c));
+        let small = small_shift(&self.p, &self.log_p, &self.d, Order { alpha: 1.0, unit }).map(|c| c * unit.inverse);
+        // log q of the top is s[top] − s[s_top] − s_sum.
+        let c = small.unwrap_or(f_sum + self.log_q[top]);
+        let logs = self.log_p.iter().zip(&self.log_q);
+        self.a.extend(self.d.iter().zip(logs).map(|(d, (log_p, log_q))| {
+            // Of a sample that is far from the top, but not far down in p and q, d − c has the top's digits only.
+            let is_far = small.is_none() && d.abs() > 4.0 * (log_p.abs() + log_q.abs());
+            if is_far { log_p - log_q } else { d - c }
+        }));
+        self.shift = c;
     }
 
     /// Σ q·(−log p) from terms that are never negative.
     fn cross_entropy(&self) -> f64 {
-        self.log_p.iter().zip(&self.log_q).map(|(log_p, log_q)| product(log_q.exp(), -log_p)).sum()
+        let q = |log_q: f64| (log_q * self.unit.nats).exp();
+        self.log_p.iter().zip(&self.log_q).map(|(log_p, &log_q)| product(q(log_q), -log_p)).sum()
     }
 
     /// (1 − Σ p^(1−α) q^α)/(α(1−α)); the limits KL(p‖q) at 0 and KL(q‖p) at 1.
     fn alpha_loss(&self, alpha: f64) -> f64 {
+        let order = |alpha| Order { alpha, unit: self.unit };
         self.log_p
             .iter()
             .zip(&self.log_q)
@@ -216,25 +263,22 @@ impl Group {
             .map(|((&log_p, &log_q), &a)| {
                 // The divergence of order α from p to q is that of order 1 − α from q to p.
                 if alpha <= 0.5 {
-                    alpha_term(alpha, log_p, log_q, a)
+                    alpha_term(order(alpha), log_p, log_q, a)
                 } else {
-                    alpha_term(1.0 - alpha, log_q, log_p, -a)
+                    alpha_term(order(1.0 - alpha), log_q, log_p, -a)
                 }
             })
             .sum()
     }
 
-    /// Its gradient in f: (W/α)·(p − v) with W = Σ p^(1−α) q^α, v = p^(1−α) q^α / W; in the limit α → 0, p·(d − Σ p d).
+    /// Its gradient in f: (W/α)·(p − v) with W = Σ p^(1−α) q^α, v = p^(1−α) q^α / W.
     fn alpha_gradient(&mut self, alpha: f64) {
-        let k = self.f.len();
-        if alpha == 0.0 {
-            let mean: f64 = (0..k).map(|i| product(self.p[i], self.d[i])).sum();
-            for i in 0..k {
-                self.gradient[i] = product(self.p[i], self.d[i] - mean);
-            }
+        let (k, order) = (self.f.len(), Order { alpha, unit: self.unit });
+        if alpha < SMALLEST_ORDER && small_shift(&self.p, &self.log_p, &self.d, order).is_some() {
+            self.small_order_gradient(order);
             return;
         }
-        let log_total = self.mixture(alpha);
+        let log_total = self.mixture(order);
         if log_total == f64::NEG_INFINITY {
             // p and q have no sample in common: W = 0, and stays so to first order.
             return;
@@ -245,170 +289,118 @@ impl Group {
             let difference = if b.abs() < 1.0 {
                 -p * (-b).exp_m1()
             } else {
-                p - (weighted_logs(alpha, log_p, self.log_q[i]) - log_total).exp()
+                p - (weighted_logs(alpha, log_p, self.log_q[i]) * order.unit.nats - log_total).exp()
             };
-            self.gradient[i] = log_total.exp() / alpha * difference;
+            self.gradient[i] = log_total.exp() * difference * order.unit.inverse / alpha;
         }
     }
 
-    /// log W; leaves log p − log v in `b`.
-    fn mixture(&mut self, alpha: f64) -> f64 {
-        let k = self.f.len();
-        let log_total = log_sum_exp_any((0..k).map(|i| weighted_logs(alpha, self.log_p[i], self.log_q[i])));
+    /// The same for an α next to 0, where p − v has no digits: e^(α·c)·p·(x − Σ p x), x = (1 − e^(−α·d))/α. In the limit
+    /// p·(d − Σ p d).
+    fn small_order_gradient(&mut self, order: Order) {
+        let Order { alpha, unit } = order;
+        let (p, d) = (&self.p, &self.d);
+        // p·x; a large −α·d goes with a small p.
+        let weighted = |i: usize| {
+            let exponent = order.exponent(d[i]);
+            if self.log_p[i] == f64::NEG_INFINITY {
+                // p^(1−α) is 0, whatever −α·d.
+                0.0
+            } else if exponent > -1.0 {
+                product(p[i], order.excess(d[i]))
+            } else {
+                (p[i] - (self.log_p[i] * unit.nats - exponent).exp()) * unit.inverse / alpha
+            }
+        };
+        let mean: f64 = (0..p.len()).map(weighted).sum();
+        let total = order.exponent(self.shift).exp();
+        for i in 0..p.len() {
+            self.gradient[i] = total
+                * if order.exponent(d[i]) > -1.0 {
+                    product(p[i], order.excess(d[i]) - mean)
+                } else {
+                    weighted(i) - p[i] * mean
+                };
+        }
+    }
+
+    /// log W in nats; leaves log p − log v in `b`.
+    fn mixture(&mut self, order: Order) -> f64 {
+        let (k, alpha) = (self.f.len(), order.alpha);
+        let weighted = |i: usize| weighted_logs(alpha, self.log_p[i], self.log_q[i]) * order.unit.nats;
+        let log_total = log_sum_exp_any((0..k).map(weighted));
         // log p − log v = α·a + log W, and in centred form α·d − c'.
-        let shift = small_shift(&self.p, &self.log_p, &self.d, alpha);
+        let shift = small_shift(&self.p, &self.log_p, &self.d, order);
         self.b.clear();
         self.b.extend((0..k).map(|i| match shift {
-            Some(shift) => alpha * self.d[i] - shift,
-            None => alpha * self.a[i] + log_total,
+            Some(shift) => order.exponent(self.d[i]) - shift,
+            None => order.exponent(self.a[i]) + log_total,
         }));
         log_total
     }
 
     /// ½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2, and its gradient p·(ψ − Σ p ψ), ψ = ½ log(p/m) up to a constant.
     fn jensen_shannon(&mut self) -> f64 {
-        let (k, top) = (self.f.len(), self.top);
-        let (a, d) = (&self.a, &self.d);
+        let (k, top, unit) = (self.f.len(), self.top, self.unit);
+        // Bounded by log 2 and computed in nats, in which a difference that is no f64 is as good as infinite.
+        let a = |i: usize| self.a[i] * unit.nats;
+        let d = |i: usize| self.d[i] * unit.nats;
         // −½ (softplus(−a_i) − softplus(−a_top)), in one logarithm unless that would overflow.
         let psi = |i: usize| {
-            let direct = a[top] == f64::INFINITY || d[i] < -30.0;
+            let direct = a(top) == f64::INFINITY || d(i) < -30.0;
             if direct {
-                0.5 * (softplus(-a[top]) - softplus(-a[i]))
+                0.5 * (softplus(-a(top)) - softplus(-a(i)))
             } else {
-                -0.5 * (sigmoid(-a[top]) * (-d[i]).exp_m1()).ln_1p()
+                -0.5 * (sigmoid(-a(top)) * (-d(i)).exp_m1()).ln_1p()
             }
         };
         let mean: f64 = (0..k).filter(|&i| self.p[i] > 0.0).map(|i| self.p[i] * psi(i)).sum();
         for i in 0..k {
-            self.gradient[i] = if self.p[i] > 0.0 { self.p[i] * (psi(i) - mean) } else { 0.0 };
+            self.gradient[i] = if self.p[i] > 0.0 { self.p[i] * (psi(i) - mean) * unit.inverse } else { 0.0 };
         }
-        (0..k).map(|i| jensen_shannon_term(self.log_p[i], self.log_q[i], a[i])).sum()
+        let term = |i: usize| jensen_shannon_term(self.log_p[i] * unit.nats, self.log_q[i] * unit.nats, a(i));
+        (0..k).map(term).sum::<f64>() * unit.inverse
     }
 
     fn statistics(&self) -> GroupStatistics {
-        let favourite = index_of_largest(&self.s);
-        let largest = self.s[favourite];
-        let others = self.f.len() - 1;
-        let rest: f64 = self.f.iter().enumerate().filter(|&(i, _)| i != favourite).map(|(_, f)| f).sum();
+        let (k, s_largest, f_largest) = (self.f.len(), largest(&self.s), largest(&self.f));
+        let (mut favourites, mut leaders, mut both) = (0, 0, 0);
+        let (mut of_favourites, mut rest) = (0.0, 0.0);
+        for (&f, &s) in self.f.iter().zip(&self.s) {
+            let (is_favourite, is_leader) = (s == s_largest, f == f_largest);
+            favourites += usize::from(is_favourite);
+            leaders += usize::from(is_leader);
+            both += usize::from(is_favourite && is_leader);
+            *if is_favourite { &mut of_favourites } else { &mut rest } += f;
+        }
         let squares: f64 = self.p.iter().map(|p| p * p).sum();
+        // Each favourite less the mean of all but it, averaged: with W favourites, f̄ their mean and R the sum of the
+        // rest, ((K − W) f̄ − R)/(K − 1).
+        let others = (k - favourites) as f64;
+        let margin = if others == 0.0 {
+            0.0
+        } else {
+            let all_but_one = (k - 1) as f64;
+            of_favourites / favourites as f64 * (others / all_but_one) - rest / all_but_one
+        };
         GroupStatistics {
             effective_sample_size: if squares == 0.0 { 0.0 } else { 1.0 / squares },
-            margin: if others == 0 { 0.0 } else { self.f[favourite] - rest / others as f64 },
-            agrees: !squares.is_nan() && self.s[self.top] == largest,
-            tied: self.s.iter().filter(|&&s| s == largest).count() > 1,
+            margin: if squares.is_nan() && k > 1 { f64::NAN } else { margin * self.unit.nats },
+            agreement: if squares.is_nan() { 0.0 } else { both as f64 / leaders as f64 },
+            tied: favourites > 1,
         }
     }
 }
 
 /// Logits of a preference target: `winner` and `loser` are the probabilities of one winner and of each loser.
-fn preference(s: &mut Vec<f64>, k: usize, reward: impl Fn(usize) -> f64, winner: f64, loser: f64) {
+fn preference(s: &mut Vec<f64>, k: usize, reward: impl Fn(usize) -> f64, winner: f64, loser: f64, log_loser: f64) {
     let best = (0..k).map(&reward).fold(f64::NEG_INFINITY, f64::max);
     let tied = (0..k).filter(|&i| reward(i) == best).count() as f64;
     // Each of the tied is the winner in one of `tied` draws and a loser in the others.
     let shared = (winner + (tied - 1.0) * loser) / tied;
-    s.extend((0..k).map(|i| if reward(i) == best { shared.ln() } else { loser.ln() }));
+    s.extend((0..k).map(|i| if reward(i) == best { shared.ln() } else { log_loser }));
 }
 
-/// −log Σ p e^(−α·d), where every α·d is small, or its sample's part in the sum is: then what the sum has beside 1 is
-/// what matters.
-fn small_shift(p: &[f64], log_p: &[f64], d: &[f64], alpha: f64) -> Option<f64> {
-    let mut sum = 0.0;
-    for i in 0..p.len() {
-        let x = -alpha * d[i];
-        // p·e^x − p; a large x goes with a small p.
-        let term = if x < 1.0 { product(p[i], x.exp_m1()) } else { (log_p[i] + x).exp() - p[i] };
-        // Also false for NaN.
-        let harmless = x.abs() < 0.5 || term.abs() < 1e-3;
-        if !harmless {
-            return None;
-        }
-        sum += term;
-    }
-    Some(-sum.ln_1p())
-}
-
-/// The term of one sample in the divergence of order α ≤ ½ from p to q; never negative, and summing to the divergence
-/// because Σ p = Σ q = 1: {(1−α)p + αq − p^(1−α) q^α}/(α(1−α)).
-fn alpha_term(alpha: f64, log_p: f64, log_q: f64, a: f64) -> f64 {
-    let (p, q) = (log_p.exp(), log_q.exp());
-    if a.abs() < 0.1 {
-        // Σ_{n≥2} (−a)^n/n!·(1 + α + … + α^(n−2)): the difference of the two exponentials has lost its leading digits
-        // here.
-        let (mut power, mut sum, mut geometric, mut factor) = (-a, 0.0, 0.0, 1.0);
-        for n in 2..=12 {
-            power *= -a / f64::from(n);
-            geometric += factor;
-            factor *= alpha;
-            sum += power * geometric;
-        }
-        return p * sum;
-    }
-    // p^(1−α) q^α less p, over α.
-    let excess = if alpha == 0.0 {
-        product(p, -a)
-    } else if (alpha * a).abs() < 1.0 {
-        p * (-alpha * a).exp_m1() / alpha
-    } else {
-        (weighted_logs(alpha, log_p, log_q).exp() - p) / alpha
-    };
-    let difference = if a > -1.0 { p * (-a).exp_m1() } else { q - p };
-    (difference - excess) / (1.0 - alpha)
-}
-
-/// The term of one sample in the Jensen–Shannon divergence; never negative.
-fn jensen_shannon_term(log_p: f64, log_q: f64, a: f64) -> f64 {
-    if a.abs() < 2.0 {
-        // √(pq)·(y sinh y − cosh y·log cosh y), y = a/2: near 0 a difference of y² and y²/2.
-        let y = 0.5 * a;
-        let half = (0.5 * y).sinh();
-        let log_cosh = (2.0 * half * half).ln_1p();
-        return (0.5 * (log_p + log_q)).exp() * (y * y.sinh() - y.cosh() * log_cosh);
-    }
-    let log_2 = std::f64::consts::LN_2;
-    0.5 * (product(log_p.exp(), log_2 - softplus(-a)) + product(log_q.exp(), log_2 - softplus(a)))
-}
-
-/// (1 − α) log p + α log q, where 0·(−inf) is 0.
-fn weighted_logs(alpha: f64, log_p: f64, log_q: f64) -> f64 {
-    product(1.0 - alpha, log_p) + product(alpha, log_q)
-}
-
-/// weight·value, 0 for a weight of 0 even where the value is infinite: the limit that the divergences have.
-fn product(weight: f64, value: f64) -> f64 {
-    if weight == 0.0 { 0.0 } else { weight * value }
-}
-
-/// log(1 + e^x).
-fn softplus(x: f64) -> f64 {
-    if x > 0.0 { x + (-x).exp().ln_1p() } else { x.exp().ln_1p() }
-}
-
-/// 1/(1 + e^(−x)).
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
-}
-
-/// log Σ exp of values of which the one at `top` is 0 and the largest.
-fn log_sum_exp(values: impl Iterator<Item = f64>, top: usize) -> f64 {
-    values.enumerate().map(|(i, value)| if i == top { 0.0 } else { value.exp() }).sum::<f64>().ln_1p()
-}
-
-/// log Σ exp of any values, −inf among them.
-fn log_sum_exp_any(values: impl Iterator<Item = f64> + Clone) -> f64 {
-    let largest = values.clone().fold(f64::NEG_INFINITY, f64::max);
-    if largest == f64::NEG_INFINITY {
-        return f64::NEG_INFINITY;
-    }
-    largest + values.map(|value| (value - largest).exp()).sum::<f64>().ln()
-}
-
-/// The first of the largest values.
-fn index_of_largest(values: &[f64]) -> usize {
-    let mut top = 0;
-    for (i, value) in values.iter().enumerate() {
-        if *value > values[top] {
-            top = i;
-        }
-    }
-    top
+fn largest(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
 }

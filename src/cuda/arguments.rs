@@ -245,10 +245,10 @@ pub struct DeviceGroupStatistics {
     pub effective_sample_size: f64,
     /// As [`GroupStatistics::margin`](crate::GroupStatistics::margin).
     pub margin: f64,
-    /// 1 if it agrees.
-    pub agrees: i32,
+    /// As [`GroupStatistics::agreement`](crate::GroupStatistics::agreement).
+    pub agreement: f64,
     /// 1 if several tie.
-    pub tied: i32,
+    pub tied: i64,
 }
 
 impl From<DeviceGroupStatistics> for crate::GroupStatistics {
@@ -256,7 +256,7 @@ impl From<DeviceGroupStatistics> for crate::GroupStatistics {
         Self {
             effective_sample_size: group.effective_sample_size,
             margin: group.margin,
-            agrees: group.agrees != 0,
+            agreement: group.agreement,
             tied: group.tied != 0,
         }
     }

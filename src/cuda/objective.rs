@@ -46,6 +46,7 @@ impl Cuda {
         self.check_view("statistics", &outputs.statistics, groups)?;
         self.check_context("batch", &*batch.group_offsets)?;
         rewards.check(self, objective, &batch.batch)?;
+        reduction.check()?;
         let stream = &self.stream;
         let upload = |value: &dyn Fn(usize) -> f64| {
             let numbers: Vec<f64> = (0..sequences).map(value).collect();

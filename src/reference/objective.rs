@@ -26,8 +26,10 @@ pub fn target_logits(target: Target, rewards: &[f64], offsets: &[f64]) -> Vec<f6
     let best = rewards.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let winners = rewards.iter().filter(|&&r| r == best).count() as f64;
     // With W tied winners each is drawn as the winner once in W draws (EXO Eq. 16 for W = 1, K = 2).
-    let preference = |winner: f64, loser: f64, reward: f64| {
-        if reward == best { ((winner + (winners - 1.0) * loser) / winners).ln() } else { loser.ln() }
+    let preference = |winner: f64, loser: f64, others: f64, reward: f64| {
+        let shared = (winner + (winners - 1.0) * (loser / others)) / winners;
+        // The loser's quotient may be below every f64.
+        if reward == best { shared.ln() } else { loser.ln() - others.ln() }
     };
     let mut s = Vec::with_capacity(k);
     for i in 0..k {
@@ -35,8 +37,8 @@ pub fn target_logits(target: Target, rewards: &[f64], offsets: &[f64]) -> Vec<f6
             Target::Rewards { beta } => rewards[i] / beta,
             Target::Distribution => rewards[i],
             _ if k == 1 => 0.0,
-            Target::Preference { label_smoothing: e } => preference(1.0 - e, e / (k as f64 - 1.0), rewards[i]),
-            Target::OfficialPreference => preference(1.0, (-10f64).exp(), rewards[i]),
+            Target::Preference { label_smoothing: e } => preference(1.0 - e, e, k as f64 - 1.0, rewards[i]),
+            Target::OfficialPreference => preference(1.0, (-10f64).exp(), 1.0, rewards[i]),
         };
         s.push(log_q + offsets[i]);
     }
@@ -106,6 +108,9 @@ fn forward_kl(p: &[f64], q: &[f64], log_p: &[f64]) -> (f64, Vec<f64>) {
 }
 
 /// f-PO: L = (1 − W)/(α(1 − α)), W = Σ p^(1−α) q^α. Gradient (p W − p^(1−α) q^α)/α, the derivative of W through p.
+///
+/// With x = (p − p^(1−α) q^α)/α both are sums over samples that stay right as α goes to 0, where x goes to p (log p −
+/// log q): L = Σ x/(1 − α), gradient x_i − p_i Σ x. From α = ½ on the loss is that of the order 1 − α from q to p.
 fn alpha_divergence(
     alpha: f64,
     f: &[f64],
@@ -122,10 +127,31 @@ fn alpha_divergence(
         let loss = (0..p.len()).map(|i| times(q[i], log_q[i] - log_p[i])).sum();
         return (loss, forward_kl(p, q, log_p).1);
     }
-    let mixed: Vec<f64> = (0..p.len()).map(|i| ((1.0 - alpha) * log_p[i] + alpha * log_q[i]).exp()).collect();
-    let total: f64 = mixed.iter().sum();
-    let gradient = (0..p.len()).map(|i| (p[i] * total - mixed[i]) / alpha).collect();
-    ((1.0 - total) / (alpha * (1.0 - alpha)), gradient)
+    let x = excess(alpha, p, log_p, log_q);
+    let total: f64 = x.iter().sum();
+    let gradient = (0..p.len()).map(|i| x[i] - p[i] * total).collect();
+    let loss = if alpha <= 0.5 {
+        total / (1.0 - alpha)
+    } else {
+        excess(1.0 - alpha, q, log_q, log_p).iter().sum::<f64>() / alpha
+    };
+    (loss, gradient)
+}
+
+/// (p − p^(1−α) q^α)/α of each sample.
+fn excess(alpha: f64, p: &[f64], log_p: &[f64], log_q: &[f64]) -> Vec<f64> {
+    let one = |i: usize| {
+        let a = log_p[i] - log_q[i];
+        if (alpha * a).abs() < f64::EPSILON / 4.0 {
+            // An α next to 0, in which α·a has no digits left.
+            times(p[i], a)
+        } else if (alpha * a).abs() < 1.0 {
+            -p[i] * (-alpha * a).exp_m1() / alpha
+        } else {
+            (p[i] - (times(1.0 - alpha, log_p[i]) + times(alpha, log_q[i])).exp()) / alpha
+        }
+    };
+    (0..p.len()).map(one).collect()
 }
 
 /// ½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2. Gradient p_i (φ'_i − Σ p φ'), φ' = ½ log(p/m): the general form

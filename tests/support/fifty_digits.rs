@@ -4,6 +4,8 @@
 //! are left after every cancellation that can occur: the significand grows with the spread of the logits, because 1 − p
 //! and p − q of a group in which one sample dominates lose as many digits as that spread has.
 
+#![allow(dead_code, reason = "every test binary uses its own part of it")]
+
 use dashu_float::FBig;
 use dashu_float::round::mode::HalfEven;
 use exo_kernels::{Divergence, Objective, Target};
@@ -14,6 +16,9 @@ pub(crate) type Real = FBig<HalfEven, 2>;
 /// 320 bits are 96 decimal digits. The two largest cancellations are 1 − W, of the order α·d², for α = 1e-12 and d =
 /// 1e-8 (28 digits), and those that come with the spread, which has digits of its own.
 const BITS: usize = 320;
+
+/// e^(−2000) is 1e-868; the largest factor of such a probability is below 1e520.
+const FARTHEST: f64 = 2000.0;
 
 /// The exact results of one group.
 #[derive(Debug)]
@@ -31,9 +36,18 @@ pub(crate) struct Digits {
 }
 
 impl Digits {
-    /// Enough for logits that are together up to `spread` apart: e^(−spread) beside 1 costs spread/ln 2 bits.
-    pub(crate) fn for_spread(spread: f64) -> Self {
-        Digits { bits: BITS + (1.5 * spread) as usize }
+    /// Enough for logits that are together up to `spread` apart: e^(−spread) beside 1 costs spread/ln 2 bits. And for the
+    /// order α: 1 − W costs −log2 α.
+    ///
+    /// Logits that are farther apart than [`FARTHEST`] have a probability that no f64 comes near, whatever it is
+    /// multiplied with: it is 0 here. What such logits, of up to 2^1700, cost is their own digits.
+    pub(crate) fn for_spread(spread: f64, divergence: Divergence) -> Self {
+        let of_spread = if spread < FARTHEST { 1.5 * spread } else { 1.5 * FARTHEST + 2000.0 };
+        let of_order = match divergence {
+            Divergence::Alpha(alpha) if alpha > 0.0 && alpha < 1e-12 => -2.0 * alpha.log2(),
+            _ => 0.0,
+        };
+        Digits { bits: BITS + (of_spread + of_order) as usize }
     }
 
     /// The exact value of a finite f64.
@@ -47,6 +61,9 @@ impl Digits {
     }
 
     pub(crate) fn exp(self, value: &Real) -> Real {
+        if value.to_f64().value() < -FARTHEST {
+            return self.number(0.0);
+        }
         self.long(self.long(value.clone()).exp())
     }
 
@@ -58,8 +75,11 @@ impl Digits {
         values.fold(self.number(0.0), |sum, value| sum + value)
     }
 
+    /// Less the largest first, without which e^x of large logits would be none of these numbers.
     fn log_sum_exp(self, x: &[Option<Real>]) -> Real {
-        self.ln(&self.sum(x.iter().flatten().map(|x| self.exp(x))))
+        let largest = x.iter().flatten().max().expect("one that is not -inf").clone();
+        let sum = self.sum(x.iter().flatten().map(|x| self.exp(&(x - &largest))));
+        largest + self.ln(&sum)
     }
 
     /// x − log Σ exp x; `None` is −∞.
@@ -123,12 +143,15 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// For log-ratios that are finite or −∞, not all −∞. Which divergence `objective` has is of no account.
+    /// For log-ratios that are finite or −∞, not all −∞. The divergence of `objective` is of no account but for the
+    /// digits that an order below 1e-12 needs.
     pub(crate) fn new(objective: &Objective, log_ratios: &[f64], rewards: &[f64], offsets: &[f64]) -> Self {
         let beta = objective.beta_policy();
         let spread = |values: &[f64], scale: f64| {
             let finite = || values.iter().filter(|value| value.is_finite()).map(|value| value * scale);
-            finite().fold(f64::NEG_INFINITY, f64::max) - finite().fold(f64::INFINITY, f64::min)
+            let spread = finite().fold(f64::NEG_INFINITY, f64::max) - finite().fold(f64::INFINITY, f64::min);
+            // Infinity less infinity.
+            if spread.is_nan() { f64::INFINITY } else { spread }
         };
         let target_spread = match objective.target() {
             Target::Rewards { beta } => spread(rewards, 1.0 / beta),
@@ -136,7 +159,13 @@ impl Group {
             Target::Distribution => spread(rewards, 1.0),
             _ => 10.0,
         };
-        let digits = Digits::for_spread(spread(log_ratios, beta) + target_spread + 2.0 * spread(offsets, 1.0));
+        let spread = spread(log_ratios, beta) + target_spread + 2.0 * spread(offsets, 1.0);
+        // What log-softmax takes away again costs digits too.
+        let reward_scale = if let Target::Rewards { beta } = objective.target() { 1.0 / beta } else { 1.0 };
+        let is_large = [(log_ratios, beta), (rewards, reward_scale), (offsets, 1.0)]
+            .iter()
+            .any(|(values, scale)| values.iter().any(|x| x.is_finite() && (x * scale).abs() > 1e20));
+        let digits = Digits::for_spread(if is_large { FARTHEST } else { spread }, objective.divergence());
         let f: Vec<_> = (0..log_ratios.len())
             .map(|i| {
                 let finite = log_ratios[i] != f64::NEG_INFINITY;
@@ -238,7 +267,15 @@ impl Group {
     /// ½ Σ p log(p/m) + ½ Σ q log(q/m), m = (p + q)/2; g_i = p_i (φ_i − Σ p φ), φ = ½ log(p/m).
     fn jensen_shannon(&self) -> (Real, Vec<Real>) {
         let (p, q, half) = (&self.p, &self.q, self.digits.number(0.5));
-        let log_m: Vec<Real> = p.iter().zip(q).map(|(p, q)| self.digits.ln(&(&half * (p + q)))).collect();
+        let log_m: Vec<Real> = p
+            .iter()
+            .zip(q)
+            .map(|(p, q)| {
+                let m = &half * (p + q);
+                // It is multiplied by 0.
+                if m == Real::ZERO { self.zero() } else { self.digits.ln(&m) }
+            })
+            .collect();
         // φ and its like for q; where the weight is 0 it is not needed.
         let slope =
             |logs: &[Option<Real>], i: usize| logs[i].as_ref().map_or(self.zero(), |log| &half * (log - &log_m[i]));

@@ -25,6 +25,10 @@ const U: f64 = f64::EPSILON / 2.0;
 /// Of exp, log and their like.
 const FUNCTION: f64 = 2.0 * U;
 const HIGHER_ORDER: f64 = 1.001;
+/// Orders below this have a gradient of their own, in which nothing is divided by α.
+const SMALLEST_ORDER: f64 = 4.0 * f64::EPSILON;
+/// Where |α·a| is below this, (1 − e^(−α·a))/α is a to U.
+const NOTHING: f64 = U / 2.0;
 
 /// Bounds of one group's results.
 #[derive(Debug)]
@@ -66,7 +70,8 @@ pub(crate) fn group(
     }
     let mut of_gradient = match objective.divergence() {
         Divergence::ForwardKl => analysis.alpha_gradient(1.0, loss),
-        Divergence::Alpha(alpha) if alpha > 0.0 => analysis.alpha_gradient(alpha, loss),
+        Divergence::Alpha(alpha) if alpha < SMALLEST_ORDER => analysis.small_order_gradient(alpha),
+        Divergence::Alpha(alpha) => analysis.alpha_gradient(alpha, loss),
         Divergence::JensenShannon => analysis.jensen_shannon_gradient(),
         _ => analysis.reverse_kl_gradient(),
     };
@@ -78,7 +83,11 @@ pub(crate) fn group(
         loss: of_loss * HIGHER_ORDER + f64::MIN_POSITIVE,
         // β times the reduction's weight times the gradient.
         coefficients: (0..k)
-            .map(|i| beta * (of_gradient[i] + 2.0 * U * analysis.gradient[i].abs()) * HIGHER_ORDER + f64::MIN_POSITIVE)
+            .map(|i| {
+                let of_gradient = of_gradient[i] + 2.0 * U * analysis.gradient[i].abs();
+                // A gradient below the normal range, and a β that brings it back.
+                beta * of_gradient * HIGHER_ORDER + beta.max(1.0) * f64::MIN_POSITIVE
+            })
             .collect(),
     }
 }
@@ -280,6 +289,27 @@ impl Analysis {
         errors
     }
 
+    /// x = (1 − e^(−α·d))/α, whose slope in d is e^(−α·d); where α·d is nothing, x is d to U. The factor e^(α·c) is another
+    /// exponential. Where an α·d is not small p − v has its digits, and the gradient is that of any order.
+    fn small_order_gradient(&self, alpha: f64) -> Vec<f64> {
+        let k = self.p.len();
+        let exponents: Vec<f64> = self.d.iter().map(|d| times(alpha, *d)).collect();
+        assert!(exponents.iter().all(|exponent| exponent.abs() < 0.5), "an order next to 0 with logits to match it");
+        let excess =
+            |i: usize| if exponents[i].abs() < NOTHING { self.d[i] } else { -(-exponents[i]).exp_m1() / alpha };
+        let x: Vec<f64> = (0..k).map(excess).collect();
+        let rounding = |i: usize| if exponents[i].abs() < NOTHING { NOTHING } else { FUNCTION + 2.0 * U };
+        let errors: Vec<f64> =
+            (0..k).map(|i| self.d_error[i] * (-exponents[i]).exp() + rounding(i) * x[i].abs()).collect();
+        let mut gradient = self.centred_gradient(&x, &errors);
+        if alpha > 0.0 {
+            for (error, g) in gradient.iter_mut().zip(&self.gradient) {
+                *error += (FUNCTION + 2.0 * U) * g.abs();
+            }
+        }
+        gradient
+    }
+
     fn reverse_kl_gradient(&self) -> Vec<f64> {
         self.centred_gradient(&self.d, &self.d_error)
     }
@@ -409,7 +439,7 @@ fn alpha_term(alpha: f64, p: Weight, q: Weight, mixture: Weight, a: f64, a_error
     let direct = (alpha * a).abs() >= 1.0;
     let difference = if a > -1.0 { p.value * (-a).exp_m1() } else { q.value - p.value };
     let excess = match alpha {
-        0.0 => -p.value * a,
+        _ if (alpha * a).abs() < NOTHING => -p.value * a,
         _ if direct => (v - p.value) / alpha,
         _ => p.value * (-alpha * a).exp_m1() / alpha,
     };

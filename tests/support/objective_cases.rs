@@ -1,6 +1,8 @@
 //! Adversarial groups for the objectives, and what a backend's results on them are held to: arithmetic of a hundred
 //! digits, within bounds derived from f64's rounding.
 
+#![allow(dead_code, reason = "every test binary uses its own part of it")]
+
 use exo_kernels::{Betas, Divergence, Objective, Target};
 
 use super::fifty_digits::{Exact, Group, Real};

@@ -90,10 +90,9 @@ pub(crate) struct Outputs {
 impl Outputs {
     pub(crate) fn bits(&self) -> Vec<u64> {
         let numbers = self.losses.iter().chain(&self.coefficients).chain(&self.weights);
-        let of_groups = self
-            .statistics
-            .iter()
-            .flat_map(|s| [s.effective_sample_size.to_bits(), s.margin.to_bits(), s.agrees as u64, s.tied as u64]);
+        let of_groups = self.statistics.iter().flat_map(|s| {
+            [s.effective_sample_size.to_bits(), s.margin.to_bits(), s.agreement.to_bits(), s.tied as u64]
+        });
         numbers.map(|number| number.to_bits()).chain(of_groups).collect()
     }
 }

@@ -83,7 +83,8 @@ fn divergence_code(divergence: Divergence) -> (i32, f64) {
 /// Log-ratios and rewards to group losses, coefficients and statistics.
 ///
 /// # Errors
-/// [`Error::OffsetRange`] for more than 2^31 − 1 groups; [`Error::Cuda`]. A reward that is not what the objective takes
+/// [`Error::OffsetRange`] for more than 2^31 − 1 groups; [`Error::Parameter`] for a weight that is negative or not
+/// finite; [`Error::Cuda`]. A reward that is not what the objective takes
 /// (finite) makes its group NaN, and the first one is in [`Cuda::status`].
 ///
 /// # Safety
@@ -114,6 +115,13 @@ pub(in crate::cuda) unsafe fn objective_with(
 ) -> Result<()> {
     if inputs.groups == 0 {
         return Ok(());
+    }
+    if !(inputs.weight >= 0.0 && inputs.weight.is_finite()) {
+        return Err(Error::Parameter {
+            name: "weight",
+            given: inputs.weight,
+            expected: "a finite number, not below 0",
+        });
     }
     let Ok(groups) = i32::try_from(inputs.groups) else {
         return Err(Error::OffsetRange { what: "group offsets", index: inputs.groups });
