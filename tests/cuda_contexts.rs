@@ -272,6 +272,7 @@ fn linear_row_losses() {
             old_log_probs: old_log_probs.as_view(),
             low: 0.2,
             high: 0.2,
+            log_ratio_limit: 20.0,
         };
         let options = LogitOptions::default();
         with_head(run, OPERANDS, |hidden, head, targets| {
