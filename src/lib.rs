@@ -11,6 +11,8 @@ pub mod cpu;
 pub mod cuda;
 mod element;
 mod error;
+#[cfg(feature = "candle")]
+mod forward_pass;
 mod linear;
 mod linear_loss;
 mod logits;

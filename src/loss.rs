@@ -4,6 +4,8 @@ use crate::batch::Batch;
 use crate::cpu::Cpu;
 use crate::element::Element;
 use crate::error::{Error, Result};
+#[cfg(feature = "candle")]
+use crate::forward_pass::ForwardPass;
 use crate::logits::{Logits, LogitsMut, Shape};
 use crate::loss_options::{LogRatio, LossOptions, Reduction};
 use crate::operand::Operand;
@@ -286,11 +288,22 @@ impl PreferenceLoss<Cpu> {
         self.backend.token_log_probs_backward_in_place(logits, &work.targets, options, saved, gradients)
     }
 
+    /// Takes the last forward pass and its report out of the loss; `None` before any.
+    #[cfg(feature = "candle")]
+    pub(crate) fn into_forward_pass(self) -> Option<(ForwardPass, Report)> {
+        let report = self.report.into_inner()?;
+        let Workspace { targets, states, row_weights, .. } = self.workspace;
+        Some((
+            ForwardPass { backend: self.backend, options: self.options.logits, targets, states, row_weights },
+            report,
+        ))
+    }
+
     pub(crate) fn prepare_backward(&mut self, step: &Step, inputs: &Inputs) -> Result<()> {
         step.check(self.last_step, inputs)?;
         let (work, scale) = (&mut self.workspace, self.loss_scale);
         for (gradient, weight) in work.row_gradients.iter_mut().zip(&work.row_weights) {
-            *gradient = (weight * scale) as f32;
+            *gradient = row_gradient(*weight, scale);
         }
         Ok(())
     }
@@ -301,6 +314,11 @@ fn inputs<T: Element>(logits: Logits<'_, T>) -> Inputs {
     let Shape { rows, vocab, row_stride } = logits.shape();
     let operand = Operand::new("logits", logits.row(0).as_ptr().addr() as u64, rows, row_stride);
     Inputs { rows, vocab, operands: [Some(operand), None, None] }
+}
+
+/// What a row's log-prob gets back, from its weight in the loss.
+pub(crate) fn row_gradient(weight: f64, loss_scale: f64) -> f32 {
+    (weight * loss_scale) as f32
 }
 
 impl Workspace {

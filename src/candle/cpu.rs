@@ -1,22 +1,23 @@
 //! The operations on CPU tensors.
 
-use std::sync::{Mutex, PoisonError};
-
-use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, DType, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
+};
 use half::{bf16, f16};
 
+use super::row_layout::RowLayout;
 use super::{LossInputs, result_shape};
 use crate::batch::Batch;
 use crate::cpu::Cpu;
 use crate::element::Element;
+use crate::forward_pass::ForwardPass;
 use crate::logits::{LogitOptions, Logits, LogitsMut};
 use crate::loss::PreferenceLoss;
 use crate::loss_options::LossOptions;
 use crate::report::Report;
 use crate::stages::{Reference, Rewards, RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
-use crate::step::Step;
 
-/// `[N]`, or `[2, N]` with the entropies, of logits `[N, V]`.
+/// `[N]`, or `[2, N]` with the entropies, of logits `[.., V]`.
 pub(super) fn token_log_probs(
     logits: &Tensor,
     targets: &Tensor,
@@ -36,7 +37,7 @@ pub(super) fn token_log_probs(
     logits.apply_op1(op)
 }
 
-/// The loss of logits `[N, V]`, and its report.
+/// The loss of logits `[.., V]`, and its report.
 pub(super) fn preference_loss(
     logits: &Tensor,
     inputs: LossInputs<'_>,
@@ -45,10 +46,14 @@ pub(super) fn preference_loss(
     let LossInputs { targets, batch, reference, rewards } = inputs;
     let targets = target_ids(targets)?;
     let mut loss = PreferenceLoss::new(Cpu::default(), options);
-    let step = with_logits(logits, LossForward { loss: &mut loss, targets: &targets, batch, reference, rewards })?;
-    let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
-    let value = report.loss as f32;
-    Ok((logits.apply_op1(LossOp { value, step, loss: Mutex::new(loss) })?, report))
+    with_logits(logits, LossForward { loss: &mut loss, targets: &targets, batch, reference, rewards })?;
+    let (pass, report) = finished(loss)?;
+    Ok((logits.apply_op1(LossOp { value: report.loss as f32, pass })?, report))
+}
+
+/// The forward pass of a loss that has made one, and its report.
+pub(super) fn finished(loss: PreferenceLoss<Cpu>) -> Result<(ForwardPass, Report)> {
+    loss.into_forward_pass().ok_or_else(|| Error::wrap(crate::error::Error::NoForward))
 }
 
 /// The ids of a CPU tensor in any layout.
@@ -72,12 +77,13 @@ trait WithLogits {
     fn run<T: Element + WithDType>(self, logits: Logits<'_, T>) -> crate::error::Result<Self::Output>;
 }
 
-/// Runs on the logits `[N, V]` of a CPU tensor with contiguous columns; refuses every other dtype.
+/// Runs on the logits of a CPU tensor whose rows lie at one stride; refuses every other dtype.
 fn with_logits<W: WithLogits>(logits: &Tensor, run: W) -> Result<W::Output> {
     let (storage, layout) = logits.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else {
         bail!("logits: a tensor on {:?} given, the CPU expected", logits.device().location());
     };
+    let layout = RowLayout::of_operand("logits", layout)?;
     match storage {
         CpuStorage::F32(data) => view(data, layout).and_then(|logits| run.run::<f32>(logits)),
         CpuStorage::F16(data) => view(data, layout).and_then(|logits| run.run::<f16>(logits)),
@@ -87,9 +93,8 @@ fn with_logits<W: WithLogits>(logits: &Tensor, run: W) -> Result<W::Output> {
     .map_err(Error::wrap)
 }
 
-fn view<'a, T: Element>(data: &'a [T], layout: &Layout) -> crate::error::Result<Logits<'a, T>> {
-    let (rows, vocab) = (layout.dims()[0], layout.dims()[1]);
-    Logits::strided(&data[layout.start_offset()..], rows, vocab, layout.stride()[0].max(vocab))
+fn view<T: Element>(data: &[T], layout: RowLayout) -> crate::error::Result<Logits<'_, T>> {
+    Logits::strided(&data[layout.start..], layout.rows, layout.columns, layout.stride)
 }
 
 struct TokenForward<'a> {
@@ -128,13 +133,15 @@ impl CustomOp1 for TokenLogProbOp {
 
     fn bwd(&self, logits: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
         let upstream = upstream.flatten_all()?.to_vec1::<f32>()?;
-        with_logits(logits, TokenBackward { op: self, upstream: &upstream })?.map(Some)
+        with_logits(logits, TokenBackward { op: self, upstream: &upstream, shape: logits.shape() })?.map(Some)
     }
 }
 
 struct TokenBackward<'a> {
     op: &'a TokenLogProbOp,
     upstream: &'a [f32],
+    /// Of the logits' tensor.
+    shape: &'a Shape,
 }
 
 impl WithLogits for TokenBackward<'_> {
@@ -146,7 +153,7 @@ impl WithLogits for TokenBackward<'_> {
         let (_, kept) = op.values.split_at(op.targets.len());
         let saved = SavedRows { states: &op.states, entropies: (!kept.is_empty()).then_some(kept) };
         let gradients = RowGradients { log_probs, entropies: (!entropies.is_empty()).then_some(entropies) };
-        gradient(logits, |logits, grad| {
+        gradient(logits, self.shape, |logits, grad| {
             Cpu::default().token_log_probs_backward(logits, &op.targets, &op.options, saved, gradients, grad)
         })
     }
@@ -161,18 +168,19 @@ struct LossForward<'a> {
 }
 
 impl WithLogits for LossForward<'_> {
-    type Output = Step;
+    type Output = ();
 
-    fn run<T: Element + WithDType>(self, logits: Logits<'_, T>) -> crate::error::Result<Step> {
-        self.loss.forward(logits, self.targets, self.batch, self.reference, self.rewards)
+    fn run<T: Element + WithDType>(self, logits: Logits<'_, T>) -> crate::error::Result<()> {
+        // The step ties a backward pass of the loss to this pass; here the pass itself is taken out.
+        self.loss.forward(logits, self.targets, self.batch, self.reference, self.rewards).map(drop)
     }
 }
 
-/// A finished forward pass; the lock is for the backward pass, which keeps its workspace in it.
+/// A finished forward pass, its value, and what the backward pass needs. Nothing in it changes, so that nothing is locked
+/// while rayon works: a thread that waits for a part of its work takes up other work, perhaps of this very operation.
 struct LossOp {
     value: f32,
-    step: Step,
-    loss: Mutex<PreferenceLoss<Cpu>>,
+    pass: ForwardPass,
 }
 
 impl CustomOp1 for LossOp {
@@ -185,34 +193,39 @@ impl CustomOp1 for LossOp {
     }
 
     fn bwd(&self, logits: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
-        let upstream = f64::from(upstream.to_vec0::<f32>()?);
-        // What a panic elsewhere left behind is overwritten by the next two lines.
-        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
-        loss.set_loss_scale(upstream);
-        with_logits(logits, LossBackward { loss: &mut loss, step: &self.step })?.map(Some)
+        let row_gradients = self.pass.row_gradients(f64::from(upstream.to_vec0::<f32>()?));
+        let backward = LossBackward { pass: &self.pass, row_gradients: &row_gradients, shape: logits.shape() };
+        with_logits(logits, backward)?.map(Some)
     }
 }
 
 struct LossBackward<'a> {
-    step: &'a Step,
-    loss: &'a mut PreferenceLoss<Cpu>,
+    pass: &'a ForwardPass,
+    row_gradients: &'a [f32],
+    /// Of the logits' tensor.
+    shape: &'a Shape,
 }
 
 impl WithLogits for LossBackward<'_> {
     type Output = Result<Tensor>;
 
     fn run<T: Element + WithDType>(self, logits: Logits<'_, T>) -> crate::error::Result<Result<Tensor>> {
-        gradient(logits, |logits, grad| self.loss.backward(self.step, logits, grad))
+        let ForwardPass { backend, options, targets, .. } = self.pass;
+        let (saved, gradients) = self.pass.for_backward(self.row_gradients);
+        gradient(logits, self.shape, |logits, grad| {
+            backend.token_log_probs_backward(logits, targets, options, saved, gradients, grad)
+        })
     }
 }
 
-/// A new tensor `[N, V]` that `write` fills with the gradient.
+/// A new tensor of `shape` that `write` fills with the gradient of the logits, `[N, V]`.
 fn gradient<T: Element + WithDType>(
     logits: Logits<'_, T>,
+    shape: &Shape,
     write: impl FnOnce(Logits<'_, T>, LogitsMut<'_, T>) -> crate::error::Result<()>,
 ) -> crate::error::Result<Result<Tensor>> {
     let (rows, vocab) = (logits.rows(), logits.vocab());
     let mut grad = vec![<T as bytemuck::Zeroable>::zeroed(); rows * vocab];
     write(logits, LogitsMut::new(&mut grad, vocab)?)?;
-    Ok(Tensor::from_vec(grad, (rows, vocab), &candle_core::Device::Cpu))
+    Ok(Tensor::from_vec(grad, shape, &Device::Cpu))
 }

@@ -1,9 +1,10 @@
 //! The operations from hidden states in place of logits, on any device.
 
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Tensor, bail};
 
 #[cfg(feature = "candle-cuda")]
 use super::linear_cuda;
+use super::row_layout::in_place;
 use super::{LossInputs, linear_cpu, refused, rows_of};
 use crate::batch::Batch;
 use crate::logits::LogitOptions;
@@ -89,9 +90,9 @@ fn run(
     }
 }
 
-/// What makes the logits: on one device, of one dtype, with contiguous columns.
+/// What makes the logits: on one device, of one dtype, with rows that lie at one stride.
 pub(super) struct Linear {
-    /// `[N, H]`
+    /// `[.., H]`
     pub(super) hidden: Tensor,
     /// `[V, H]`
     pub(super) weight: Tensor,
@@ -102,7 +103,7 @@ pub(super) struct Linear {
 impl Linear {
     fn new(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, targets: &Tensor) -> Result<Self> {
         let hidden = rows_of("hidden", hidden, targets)?;
-        let size = hidden.dim(1)?;
+        let size = hidden.dim(D::Minus1)?;
         let &[vocab, columns] = weight.dims() else {
             bail!("weight: shape {:?} given, [V, {size}] expected", weight.dims())
         };
@@ -127,13 +128,7 @@ impl Linear {
         {
             bail!("bias: shape {:?} given, [{vocab}] expected", bias.dims());
         }
-        let strides = weight.stride();
-        let in_place = strides[1] == 1 && strides[0] >= size;
-        Ok(Self {
-            hidden,
-            weight: if in_place { weight.clone() } else { weight.contiguous()? },
-            bias: bias.map(Tensor::contiguous).transpose()?,
-        })
+        Ok(Self { hidden, weight: in_place(weight)?, bias: bias.map(Tensor::contiguous).transpose()? })
     }
 }
 

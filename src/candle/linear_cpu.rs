@@ -1,15 +1,15 @@
 //! The operations from hidden states on CPU tensors.
 
-use std::sync::{Mutex, PoisonError};
-
 use candle_core::{CpuStorage, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 use half::{bf16, f16};
 
-use super::cpu::target_ids;
+use super::cpu::{finished, target_ids};
 use super::linear::{Linear, LinearOp, Pass};
+use super::row_layout::RowLayout;
 use super::{LossInputs, result_shape};
 use crate::cpu::Cpu;
 use crate::element::Element;
+use crate::forward_pass::ForwardPass;
 use crate::linear::{Head, LinearGradients};
 use crate::logits::LogitOptions;
 use crate::loss::PreferenceLoss;
@@ -17,7 +17,6 @@ use crate::loss_options::LossOptions;
 use crate::matrix::{Matrix, MatrixMut};
 use crate::report::Report;
 use crate::stages::{RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
-use crate::step::Step;
 
 /// `[N]`, or `[2, N]` with the entropies.
 pub(super) fn token_log_probs(
@@ -48,15 +47,10 @@ pub(super) fn preference_loss(
 ) -> Result<(Tensor, Report)> {
     let targets = target_ids(inputs.targets)?;
     let mut loss = PreferenceLoss::new(Cpu::default(), options);
-    let mut step = None;
-    let forward = LossForward { loss: &mut loss, step: &mut step, targets: &targets, inputs };
+    let forward = LossForward { loss: &mut loss, targets: &targets, inputs };
     with_linear(&linear.hidden, &linear.weight, linear.bias.as_ref(), forward)?;
-    let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
-    let pass = Finished {
-        values: vec![report.loss as f32],
-        shape: Shape::from(()),
-        way: LossPass { step: step.ok_or_else(|| Error::wrap(crate::Error::NoForward))?, loss: Mutex::new(loss) },
-    };
+    let (way, report) = finished(loss)?;
+    let pass = Finished { values: vec![report.loss as f32], shape: Shape::from(()), way };
     Ok((LinearOp(pass).apply(linear)?, report))
 }
 
@@ -65,12 +59,14 @@ trait WithLinear {
     fn run<T: Element + WithDType>(self, hidden: Matrix<'_, T>, head: &Head<'_, T>) -> Result<()>;
 }
 
-/// Runs on CPU tensors of one type with contiguous columns; refuses every other dtype.
+/// Runs on CPU tensors of one type whose rows lie at one stride; refuses every other dtype.
 fn with_linear(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, run: impl WithLinear) -> Result<()> {
     let (hidden_storage, hidden_layout) = hidden.storage_and_layout();
     let (weight_storage, weight_layout) = weight.storage_and_layout();
     let bias = bias.map(Tensor::storage_and_layout);
     let bias = bias.as_ref().map(|(storage, layout)| (&**storage, *layout));
+    let hidden_layout = RowLayout::of_operand("hidden", hidden_layout)?;
+    let weight_layout = RowLayout::of_operand("weight", weight_layout)?;
     macro_rules! typed {
         ($variant:ident, $type:ty) => {{
             let (Storage::Cpu(CpuStorage::$variant(hidden)), Storage::Cpu(CpuStorage::$variant(weight))) =
@@ -100,9 +96,8 @@ fn elements(layout: &Layout) -> std::ops::Range<usize> {
     layout.start_offset()..layout.start_offset() + layout.shape().elem_count()
 }
 
-fn matrix<'a, T: Element>(data: &'a [T], layout: &Layout) -> crate::error::Result<Matrix<'a, T>> {
-    let (rows, columns) = (layout.dims()[0], layout.dims()[1]);
-    Matrix::strided(&data[layout.start_offset()..], rows, columns, layout.stride()[0].max(columns))
+fn matrix<T: Element>(data: &[T], layout: RowLayout) -> crate::error::Result<Matrix<'_, T>> {
+    Matrix::strided(&data[layout.start..], layout.rows, layout.columns, layout.stride)
 }
 
 struct TokenForward<'a> {
@@ -119,7 +114,6 @@ impl WithLinear for TokenForward<'_> {
 }
 
 struct LossForward<'a> {
-    step: &'a mut Option<Step>,
     loss: &'a mut PreferenceLoss<Cpu>,
     targets: &'a [i64],
     inputs: LossInputs<'a>,
@@ -129,8 +123,7 @@ impl WithLinear for LossForward<'_> {
     fn run<T: Element + WithDType>(self, hidden: Matrix<'_, T>, head: &Head<'_, T>) -> Result<()> {
         let LossInputs { batch, reference, rewards, .. } = self.inputs;
         let step = self.loss.forward_linear(hidden, head, self.targets, batch, reference, rewards);
-        *self.step = Some(step.map_err(Error::wrap)?);
-        Ok(())
+        step.map(drop).map_err(Error::wrap)
     }
 }
 
@@ -177,13 +170,8 @@ impl Way for TokenLogProbPass {
     }
 }
 
-/// The lock is for the backward pass, which keeps its workspace in the loss.
-struct LossPass {
-    step: Step,
-    loss: Mutex<PreferenceLoss<Cpu>>,
-}
-
-impl Way for LossPass {
+/// What the backward pass of the loss needs; nothing is locked, for the reason that `LossOp` of `cpu` has.
+impl Way for ForwardPass {
     const NAME: &'static str = "exo-linear-preference-loss";
 
     fn backward<T: Element + WithDType>(
@@ -193,10 +181,10 @@ impl Way for LossPass {
         upstream: &[f32],
         gradients: LinearGradients<'_, T, T>,
     ) -> crate::error::Result<()> {
-        // What a panic elsewhere left behind is overwritten by the next two lines.
-        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
-        loss.set_loss_scale(upstream.iter().copied().map(f64::from).sum());
-        loss.backward_linear(&self.step, hidden, head, gradients)
+        let row_gradients = self.row_gradients(upstream.iter().copied().map(f64::from).sum());
+        let (saved, upstream) = self.for_backward(&row_gradients);
+        let (targets, options) = (&self.targets, &self.options);
+        self.backend.linear_token_log_probs_backward(hidden, head, targets, options, saved, upstream, gradients)
     }
 }
 

@@ -6,12 +6,19 @@
 //! - [`linear_token_log_probs`], [`linear_token_log_probs_and_entropies`], [`linear_preference_loss`]: the same from
 //!   hidden states `[N, H]` and the weight `[V, H]` of a model's head, differentiable in both; the logits are never held.
 //!
-//! Logits are tensors of f32, f16 or bf16. Rows may be strided (a narrowed vocabulary, say) and are read where they
-//! lie; any other layout is made contiguous first. Every other dtype is refused with an error: an operation that cannot
-//! send a gradient back does not run.
+//! Logits are tensors of f32, f16 or bf16. Rows may be strided (a narrowed vocabulary, say, whether the tensor is `[N, V]`
+//! or `[B, T, V]`) and are read where they lie, forward and backward; a layout whose rows do not lie at one stride, or whose
+//! columns are not contiguous, is made contiguous first. Every other dtype is refused with an error: an operation that
+//! cannot send a gradient back does not run.
 //!
 //! The softmax state that the backward pass needs is kept inside the operation, O(N); no `[N, V]` tensor is made but
 //! the gradient.
+//!
+//! # Threads
+//! Operations may run, and go backward, on any number of threads at once, those of a rayon pool included; one loss may go
+//! backward on several. No lock of this crate is held while anything is computed. candle's own is: as in all of its
+//! operations the storage of a tensor that is read is locked for reading meanwhile, so nobody may write to it
+//! ([`Var::set`](candle_core::Var::set)) before the operation is done.
 //!
 //! # Devices
 //! The CPU, and with the feature `candle-cuda`, which switches candle's own `cuda` on, CUDA devices. What an operation
@@ -52,6 +59,7 @@ mod linear;
 mod linear_cpu;
 #[cfg(feature = "candle-cuda")]
 mod linear_cuda;
+mod row_layout;
 
 pub use linear::{linear_preference_loss, linear_token_log_probs, linear_token_log_probs_and_entropies};
 
@@ -151,19 +159,14 @@ fn refused(device: &Device) -> Error {
     Error::msg(format!("logits: a tensor on {:?} given, {built}", device.location()))
 }
 
-/// Logits `[.., V]`, or hidden states `[.., H]`, as `[N, V]` with contiguous columns, without a copy where they are so
-/// already.
+/// Logits `[.., V]`, or hidden states `[.., H]`, of rows that can be read where they lie: see [`row_layout::in_place`].
 fn rows_of(what: &str, rows: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    let dims = rows.dims();
-    let Some((&columns, leading)) = dims.split_last() else { bail!("{what}: a scalar given, rows expected") };
+    let Some((_, leading)) = rows.dims().split_last() else { bail!("{what}: a scalar given, rows expected") };
     if leading != targets.dims() {
         bail!(
             "targets: shape {:?} given, {leading:?} (that of the {what} without the last dimension) expected",
             targets.dims()
         );
     }
-    let count: usize = leading.iter().product();
-    let rows = if leading.len() == 1 { rows.clone() } else { rows.reshape((count, columns))? };
-    let strides = rows.stride();
-    if strides[1] == 1 && strides[0] >= columns { Ok(rows) } else { rows.contiguous() }
+    row_layout::in_place(rows)
 }

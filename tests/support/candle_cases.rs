@@ -180,7 +180,54 @@ pub(crate) fn layouts_of_all_kinds(setting: &Setting) {
     let around = Tensor::new(&[1i64, 2], &setting.device).expect("targets");
     let around = Tensor::cat(&[&around, &setting.targets(), &around], 0).expect("cat");
     let as_it_is: Rows = |gradient| Ok(gradient.clone());
-    let layouts: [(&str, &Var, Tensor, Tensor, Rows); 8] = [
+    // [B, T, V] out of a padded vocabulary, and out of a padded sequence too, whose rows have no one stride.
+    let shaped = |targets: Tensor, shape: &[usize]| targets.reshape(shape).expect("reshape");
+    let cube = Tensor::zeros((ROWS, 9), DType::F32, &setting.device).expect("padding");
+    let cube = Tensor::cat(&[dense.as_tensor(), &cube], 1).and_then(|cube| cube.reshape((2, 3, VOCAB + 9)));
+    let cube = Var::from_tensor(&cube.expect("reshape")).expect("a variable");
+    let longer = Tensor::zeros((2, 2, VOCAB + 9), DType::F32, &setting.device).expect("padding");
+    let longer = Var::from_tensor(&Tensor::cat(&[cube.as_tensor(), &longer], 1).expect("cat")).expect("a variable");
+    // [T, B, V] with the batch in front, and the vocabulary in front.
+    let time_first = dense.reshape((2, 3, VOCAB)).and_then(|cube| cube.transpose(0, 1)?.contiguous());
+    let time_first = Var::from_tensor(&time_first.expect("transpose")).expect("a variable");
+    let vocabulary_first = dense.t().and_then(|t| t.reshape((VOCAB, 2, 3))?.contiguous()).expect("transpose");
+    let vocabulary_first = Var::from_tensor(&vocabulary_first).expect("a variable");
+    let layouts: [(&str, &Var, Tensor, Tensor, Rows); 13] = [
+        (
+            "[B, T, V] of a padded vocabulary",
+            &cube,
+            cube.narrow(2, 0, VOCAB).expect("narrow"),
+            shaped(setting.targets(), &[2, 3]),
+            |gradient| gradient.narrow(2, 0, VOCAB),
+        ),
+        (
+            "[B, 1, T, V] of a padded vocabulary",
+            &cube,
+            cube.narrow(2, 0, VOCAB).and_then(|rows| rows.unsqueeze(1)).expect("narrow"),
+            shaped(setting.targets(), &[2, 1, 3]),
+            |gradient| gradient.narrow(2, 0, VOCAB),
+        ),
+        (
+            "[B, T, V] of a padded vocabulary and longer sequences",
+            &longer,
+            longer.narrow(2, 0, VOCAB).and_then(|rows| rows.narrow(1, 0, 3)).expect("narrow"),
+            shaped(setting.targets(), &[2, 3]),
+            |gradient| gradient.narrow(1, 0, 3)?.narrow(2, 0, VOCAB),
+        ),
+        (
+            "[B, T, V] of [T, B, V]",
+            &time_first,
+            time_first.transpose(0, 1).expect("transpose"),
+            shaped(setting.targets(), &[2, 3]),
+            |gradient| gradient.transpose(0, 1),
+        ),
+        (
+            "[B, T, V] of [V, B, T]",
+            &vocabulary_first,
+            vocabulary_first.permute((1, 2, 0)).expect("permute"),
+            shaped(setting.targets(), &[2, 3]),
+            |gradient| gradient.permute((1, 2, 0)),
+        ),
         ("dense", &dense, dense.as_tensor().clone(), setting.targets(), as_it_is),
         ("padded vocabulary", &padded, padded.narrow(1, 0, VOCAB).expect("narrow"), setting.targets(), |gradient| {
             gradient.narrow(1, 0, VOCAB)
@@ -219,6 +266,35 @@ pub(crate) fn layouts_of_all_kinds(setting: &Setting) {
         let found = (wide(&log_probs), wide(&gradient));
         assert!(found.1.iter().any(|value| value.abs() > 0.1), "{name}: no gradient");
         assert_eq!(&found, expected.get_or_insert_with(|| found.clone()), "{name}");
+    }
+}
+
+/// One row: in no leading dimension, in several, and for all of a batch.
+pub(crate) fn one_row_in_any_layout(setting: &Setting) {
+    let dense = setting.variable(DType::F32);
+    let target = |shape: &[usize]| Tensor::full(7i64, shape, &setting.device).expect("a target");
+    let gradient_of = |logits: &Tensor, targets: &Tensor| {
+        let log_probs = token_log_probs(logits, targets, &logit_options()).expect("forward");
+        assert_eq!(log_probs.dims(), targets.dims());
+        let gradients = log_probs.sum_all().and_then(|sum| sum.backward()).expect("backward");
+        let gradient = gradients.get(&dense).and_then(|gradient| gradient.narrow(0, 4, 1).ok()).expect("a gradient");
+        (wide(&log_probs), wide(&gradient))
+    };
+    let row = dense.narrow(0, 4, 1).expect("narrow");
+    let (log_prob, gradient) = gradient_of(&row, &target(&[1]));
+    assert!(gradient.iter().any(|value| value.abs() > 0.1));
+    let vector = dense.get(4).expect("a row");
+    assert_eq!(gradient_of(&vector, &target(&[])), (log_prob.clone(), gradient.clone()), "[V]");
+    let shaped = row.unsqueeze(0).and_then(|row| row.unsqueeze(0)).expect("a shape");
+    assert_eq!(gradient_of(&shaped, &target(&[1, 1, 1])), (log_prob.clone(), gradient.clone()), "[1, 1, 1, V]");
+    // A column of the transposed, then turned: a row whose stride is below its length.
+    let turned = dense.t().and_then(|t| t.narrow(1, 4, 1)?.contiguous()?.t()).expect("transpose");
+    assert_eq!(gradient_of(&turned, &target(&[1])), (log_prob.clone(), gradient.clone()), "[V, 1] turned");
+    let broadcast = row.broadcast_as((4, VOCAB)).expect("broadcast");
+    let (log_probs, summed) = gradient_of(&broadcast, &target(&[4]));
+    assert_eq!(log_probs, [log_prob[0]; 4], "broadcast");
+    for (summed, one) in summed.iter().zip(&gradient) {
+        assert!((summed - 4.0 * one).abs() <= 1e-6 * one.abs(), "broadcast: {summed}, not 4 × {one}");
     }
 }
 

@@ -179,6 +179,22 @@ pub(crate) fn strided_and_batched_layouts(setting: &Setting) {
     let targets = inputs.targets.reshape((2, 3)).expect("reshape");
     let log_probs = linear_token_log_probs(&batched, &inputs.weight, None, &targets, &options()).expect("forward");
     assert_eq!((log_probs.dims(), wide(&log_probs)), (&[2, 3][..], plain.clone()));
+    // [B, T, H] inside of a wider one: the gradient comes back in its shape, with the same bits.
+    let gradient = |hidden: &Tensor, targets: &Tensor, of: &Var| {
+        let log_probs = linear_token_log_probs(hidden, &inputs.weight, None, targets, &options()).expect("forward");
+        let gradients = log_probs.sum_all().and_then(|sum| sum.backward()).expect("backward");
+        let (hidden, weight) = (gradients.get(of).expect("hidden"), gradients.get(&inputs.weight).expect("weight"));
+        (wide(&log_probs), hidden.clone(), wide(weight))
+    };
+    let padding = Tensor::zeros((ROWS, 6), DType::F32, &setting.device).expect("padding");
+    let wider =
+        Tensor::cat(&[inputs.hidden.as_tensor(), &padding], 1).and_then(|wider| wider.reshape((2, 3, SIZE + 6)));
+    let wider = Var::from_tensor(&wider.expect("reshape")).expect("a variable");
+    let (_, of_hidden, of_weight) = gradient(&inputs.hidden, &inputs.targets, &inputs.hidden);
+    let (log_probs, of_wider, weight_again) = gradient(&wider.narrow(2, 0, SIZE).expect("narrow"), &targets, &wider);
+    assert_eq!((log_probs, of_wider.dims(), weight_again), (plain.clone(), &[2, 3, SIZE + 6][..], of_weight));
+    assert_eq!(wide(&of_wider.narrow(2, 0, SIZE).expect("narrow")), wide(&of_hidden));
+    assert!(wide(&of_wider.narrow(2, SIZE, 6).expect("narrow")).iter().all(|value| *value == 0.0));
     // A weight inside of a wider one, and one that is stored transposed.
     let padding = Tensor::zeros((VOCAB, 3), DType::F32, &setting.device).expect("padding");
     let wider = Tensor::cat(&[inputs.weight.as_tensor(), &padding], 1).expect("cat");

@@ -33,6 +33,11 @@ fn layouts_of_all_kinds() {
 }
 
 #[test]
+fn one_row_in_any_layout() {
+    candle_cases::one_row_in_any_layout(&setting());
+}
+
+#[test]
 fn what_cannot_be_done_is_refused() {
     candle_cases::what_cannot_be_done_is_refused(&setting());
 }
