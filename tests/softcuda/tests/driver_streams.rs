@@ -10,8 +10,10 @@ use driver_support::{alone, assert_error};
 use softcuda::Settings;
 use std::ffi::c_void;
 use std::ptr::null_mut;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 fn delayed() -> Settings {
     Settings { delay_streams: true, ..Settings::default() }
@@ -247,6 +249,77 @@ fn host_functions_run_in_their_streams_turn_and_may_not_call_the_driver() {
     stream.synchronize().unwrap();
     assert_eq!(calls.load(Ordering::Relaxed), 1);
     assert_eq!(answer.load(Ordering::Relaxed), CUDA_ERROR_NOT_PERMITTED as u32);
+}
+
+/// Two threads meet in a host function: one runs it, the other calls the driver before it lets it return.
+struct Meeting {
+    begun: (Sender<()>, Mutex<Receiver<()>>),
+    may_return: (Sender<()>, Mutex<Receiver<()>>),
+    returned_in_time: AtomicU32,
+}
+
+impl Meeting {
+    fn new() -> Self {
+        let channel = || {
+            let (sender, receiver) = channel();
+            (sender, Mutex::new(receiver))
+        };
+        Self { begun: channel(), may_return: channel(), returned_in_time: AtomicU32::new(0) }
+    }
+}
+
+fn comes(receiver: &Mutex<Receiver<()>>) -> bool {
+    receiver.lock().unwrap().recv_timeout(Duration::from_secs(20)).is_ok()
+}
+
+extern "C" fn meet(meeting: *mut c_void) {
+    // SAFETY: the test gives a meeting that outlives the stream's work.
+    let meeting = unsafe { &*meeting.cast::<Meeting>() };
+    meeting.begun.0.send(()).unwrap();
+    meeting.returned_in_time.store(u32::from(comes(&meeting.may_return.1)), Ordering::SeqCst);
+}
+
+/// A host function may wait for a thread that launches, copies and waits in another stream.
+#[test]
+fn other_streams_go_on_while_a_host_function_waits() {
+    for settings in [Settings::default(), delayed()] {
+        for in_graph in [false, true] {
+            let _alone = alone(&settings);
+            let context = unordered();
+            let (waiting, busy) = (context.new_stream().unwrap(), context.new_stream().unwrap());
+            let mut data = waiting.alloc_zeros::<u8>(4).unwrap();
+            waiting.synchronize().unwrap();
+            let meeting = Meeting::new();
+            let launch = || {
+                let place = std::ptr::from_ref(&meeting).cast_mut().cast();
+                // SAFETY: the meeting outlives the stream's work.
+                unsafe { sys::cuLaunchHostFunc(waiting.cu_stream(), Some(meet), place).result().unwrap() };
+            };
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    context.bind_to_thread().unwrap();
+                    if in_graph {
+                        waiting.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
+                        launch();
+                        let graph = waiting.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+                        graph.launch().unwrap();
+                    } else {
+                        launch();
+                    }
+                    waiting.memset_zeros(&mut data).unwrap();
+                    waiting.synchronize().unwrap();
+                });
+                assert!(comes(&meeting.begun.1));
+                assert_eq!(busy.clone_htod(&[7u32; 3]).and_then(|seven| busy.clone_dtoh(&seven)).unwrap(), [7; 3]);
+                busy.synchronize().unwrap();
+                meeting.may_return.0.send(()).unwrap();
+                // What is in that stream, and in all of the context, is complete when the function has returned.
+                waiting.synchronize().unwrap();
+                context.synchronize().unwrap();
+                assert_eq!(meeting.returned_in_time.load(Ordering::SeqCst), 1, "{settings:?}, in a graph: {in_graph}");
+            });
+        }
+    }
 }
 
 const CAPTURE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;

@@ -7,7 +7,7 @@
 use super::entry::{In, Out, Outcome, entry_points, same_as};
 use super::error::Code;
 use super::state::{Capture, Clock, Event, Graph, Handle, State, state};
-use super::work::{node, submit};
+use super::work::{node, run_to};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -163,13 +163,27 @@ impl State {
 }
 
 fn launch(executable: Handle, stream: Handle) -> Outcome {
-    let (nodes, stream) = {
+    let (end, delayed) = {
         let mut state = state();
         let stream = state.stream(stream)?;
-        (state.executables.get(&executable).ok_or(Code::INVALID_VALUE)?.nodes.clone(), stream)
+        let nodes = state.executables.get(&executable).ok_or(Code::INVALID_VALUE)?.nodes.clone();
+        let mut end = None;
+        if nodes.is_empty() || state.streams[&stream].capture.is_some() {
+            // One node of another graph.
+            let run_all = move || nodes.iter().try_for_each(|node| (node.work)());
+            end = state.enqueue(stream, node::EMPTY, Vec::new(), Arc::new(run_all))?;
+        } else {
+            // Apart from one another, because host functions run apart from other work; and with the tables locked, so
+            // that nobody's work comes between.
+            for node in nodes {
+                end = state.enqueue(stream, node.kind, Vec::new(), node.work)?;
+            }
+        }
+        (end, state.settings.delay_streams)
     };
-    let run_all = move || nodes.iter().try_for_each(|node| (node.work)());
-    submit(stream, node::EMPTY, Arc::new(run_all))?;
+    if let (Some(end), false) = (end, delayed) {
+        run_to(&[end]);
+    }
     Ok(())
 }
 

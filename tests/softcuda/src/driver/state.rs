@@ -85,6 +85,8 @@ pub(super) struct Stream {
     /// Operations ever submitted, and of these the completed.
     pub(super) submitted: u64,
     pub(super) completed: u64,
+    /// A host function of it is running: what comes after it waits.
+    pub(super) in_host_function: bool,
     /// The capture that it takes part in.
     pub(super) capture: Option<Handle>,
     /// The caller has destroyed it; it lives until its work is done.
@@ -96,6 +98,8 @@ pub(super) struct Operation {
     /// What must be complete before it: (stream, operations submitted to it).
     pub(super) after: Vec<(Handle, u64)>,
     pub(super) work: Work,
+    /// It calls a function of the caller's.
+    pub(super) is_host_function: bool,
     /// Its place among all submissions.
     pub(super) number: u64,
 }
@@ -349,6 +353,7 @@ impl State {
             pending: VecDeque::new(),
             submitted: 0,
             completed: 0,
+            in_host_function: false,
             capture: None,
             destroyed: false,
         };

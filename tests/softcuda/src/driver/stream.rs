@@ -41,7 +41,7 @@ fn destroy(stream: Handle) -> Outcome {
     if let Some(capture) = entry.capture {
         state.invalidate(capture);
     }
-    let idle = state.streams[&handle].pending.is_empty();
+    let idle = state.streams[&handle].is_idle();
     if idle {
         state.streams.remove(&handle);
     } else if let Some(entry) = state.streams.get_mut(&handle) {

@@ -3,12 +3,15 @@
 //! Work runs one piece at a time, on the thread that submits it (eager) or on the one that synchronises (delayed). An
 //! operation names what must be complete before it, so that running one stream's work runs what it needs of the others'
 //! and nothing else.
+//!
+//! Functions of the caller's (`cuLaunchHostFunc`) run without any lock, and while other streams' work goes on: such a
+//! function may wait for another thread, and that thread may call the driver.
 
 use super::entry::Outcome;
 use super::error::Code;
 use super::state::{Clock, Handle, Node, Operation, State, Stream, state};
 use std::cell::Cell;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What an operation does. Graphs run theirs many times.
 pub(super) type Work = Arc<dyn Fn() -> Outcome + Send + Sync>;
@@ -82,7 +85,7 @@ pub(super) fn synchronise_context(context: Handle) -> Outcome {
 /// The ends of a context's streams that have work waiting, the stream whose work was submitted last first.
 fn pending_of(context: Handle) -> Vec<(Handle, u64)> {
     let state = state();
-    let waiting = state.streams.iter().filter(|(_, stream)| stream.context == context && !stream.pending.is_empty());
+    let waiting = state.streams.iter().filter(|(_, stream)| stream.context == context && !stream.is_idle());
     let mut ends: Vec<_> = waiting
         .map(|(&handle, stream)| (stream.pending.back().map_or(0, |last| last.number), handle, stream.submitted))
         .collect();
@@ -95,14 +98,21 @@ thread_local! {
     static RUNNING: Cell<bool> = const { Cell::new(false) };
 }
 
+/// One piece of work at a time in the whole process, host functions apart.
+static RUNNER: Mutex<()> = Mutex::new(());
+/// A host function has returned.
+static RETURNED: Condvar = Condvar::new();
+
+fn runner() -> MutexGuard<'static, ()> {
+    RUNNER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs work until these positions are complete, and with it all that they depend on.
 pub(super) fn run_to(targets: &[(Handle, u64)]) {
-    /// One piece of work at a time in the whole process.
-    static RUNNER: Mutex<()> = Mutex::new(());
     if RUNNING.get() {
         return;
     }
-    let _runner = RUNNER.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut turn = runner();
     RUNNING.set(true);
     let mut wanted: Vec<_> = targets.iter().rev().copied().collect();
     while let Some(&(stream, position)) = wanted.last() {
@@ -111,6 +121,15 @@ pub(super) fn run_to(targets: &[(Handle, u64)]) {
                 wanted.pop();
             }
             Step::First(dependency) => wanted.push(dependency),
+            // Another thread runs it.
+            Step::Wait => turn = RETURNED.wait(turn).unwrap_or_else(PoisonError::into_inner),
+            Step::Run(operation, true) if operation.is_host_function => {
+                drop(turn);
+                let outcome = guarded(&operation.work);
+                turn = runner();
+                complete(stream, outcome);
+                RETURNED.notify_all();
+            }
             Step::Run(operation, healthy) => {
                 let outcome = if healthy { guarded(&operation.work) } else { Ok(()) };
                 complete(stream, outcome);
@@ -132,6 +151,7 @@ fn guarded(work: &Work) -> Outcome {
 enum Step {
     Done,
     First((Handle, u64)),
+    Wait,
     Run(Operation, bool),
 }
 
@@ -141,23 +161,27 @@ fn next_step(stream: Handle, position: u64) -> Step {
     if entry.completed >= position {
         return Step::Done;
     }
+    if entry.in_host_function {
+        return Step::Wait;
+    }
     let Some(front) = entry.pending.front() else { return Step::Done };
     if let Some(dependency) = front.after.iter().find(|dependency| !state.is_complete(**dependency)) {
         return Step::First(*dependency);
     }
     let healthy = state.check_fault(entry.context).is_ok();
-    match state.streams.get_mut(&stream).and_then(|entry| entry.pending.pop_front()) {
-        Some(operation) => Step::Run(operation, healthy),
-        None => Step::Done,
-    }
+    let Some(entry) = state.streams.get_mut(&stream) else { return Step::Done };
+    let Some(operation) = entry.pending.pop_front() else { return Step::Done };
+    entry.in_host_function = operation.is_host_function;
+    Step::Run(operation, healthy)
 }
 
 fn complete(stream: Handle, outcome: Outcome) {
     let mut state = state();
     let Some(entry) = state.streams.get_mut(&stream) else { return };
     entry.completed += 1;
+    entry.in_host_function = false;
     let context = entry.context;
-    if entry.destroyed && entry.pending.is_empty() {
+    if entry.destroyed && entry.is_idle() {
         state.streams.remove(&stream);
     }
     if let (Err(code), Some(context)) = (outcome, state.contexts.get_mut(&context)) {
@@ -169,6 +193,11 @@ impl Stream {
     /// Whether it waits for the legacy stream and the legacy stream for it.
     fn is_blocking(&self) -> bool {
         self.flags & NON_BLOCKING == 0
+    }
+
+    /// Whether all that was submitted is complete.
+    pub(super) fn is_idle(&self) -> bool {
+        self.completed == self.submitted
     }
 }
 
@@ -184,7 +213,7 @@ impl State {
         let Some(context) = self.contexts.get(&entry.context) else { return Vec::new() };
         if stream == context.legacy {
             let others = self.streams.iter().filter(|(handle, other)| {
-                **handle != stream && other.context == entry.context && other.is_blocking() && !other.pending.is_empty()
+                **handle != stream && other.context == entry.context && other.is_blocking() && !other.is_idle()
             });
             return others.map(|(&handle, other)| (handle, other.submitted)).collect();
         }
@@ -212,7 +241,7 @@ impl State {
         let number = self.submissions;
         let entry = self.streams.get_mut(&stream).ok_or(Code::INVALID_HANDLE)?;
         after.retain(|dependency| dependency.0 != stream);
-        entry.pending.push_back(Operation { after, work, number });
+        entry.pending.push_back(Operation { after, work, is_host_function: kind == node::HOST, number });
         entry.submitted += 1;
         Ok(Some((stream, entry.submitted)))
     }
