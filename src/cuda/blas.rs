@@ -75,6 +75,10 @@ pub(super) struct Blas {
 }
 
 impl Blas {
+    /// How many references to the stream it holds: its own, cudarc's handle's, and the workspace's.
+    #[cfg(feature = "candle-cuda")]
+    pub(super) const STREAM_REFERENCES: usize = 3;
+
     /// A handle on a stream.
     pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         if !cublas_present() {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Fatbins, by the file of `kernels/` that they were made from; none where there was no nvcc.
 type Images = &'static [(Stage, &'static [u8])];
@@ -67,8 +67,14 @@ pub(super) struct Kernels {
     functions: Mutex<HashMap<String, Kernel>>,
 }
 
-/// Contexts that have loaded them. A context that nobody uses any more may go: the entry does not keep it.
-static LOADED: Mutex<Vec<Weak<Kept<Kernels>>>> = Mutex::new(Vec::new());
+/// Contexts that have loaded them. A context that nobody uses any more may go: the entry does not keep it. While there are
+/// kernels they keep their context, so that no other can have taken its address.
+///
+/// Not locked while the driver loads or unloads (see `lent.rs`), as are the functions of [`Kernels`].
+fn loaded() -> MutexGuard<'static, Vec<Weak<Kept<Kernels>>>> {
+    static LOADED: Mutex<Vec<Weak<Kept<Kernels>>>> = Mutex::new(Vec::new());
+    LOADED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The kernels of a context, loaded if they are not yet: from `images`, which are [`IMAGES`] but for a test's.
 pub(super) fn of_context(context: &Arc<CudaContext>, images: Images) -> Result<Arc<Kept<Kernels>>> {
@@ -76,15 +82,24 @@ pub(super) fn of_context(context: &Arc<CudaContext>, images: Images) -> Result<A
         return Err(Error::KernelsNotBuilt);
     }
     driver::require()?;
-    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    loaded.retain(|kernels| kernels.strong_count() > 0);
-    let known = loaded.iter().filter_map(Weak::upgrade).find(|kernels| kernels.context.cu_ctx() == context.cu_ctx());
-    if let Some(kernels) = known {
+    if let Some(kernels) = known(context) {
         return Ok(kernels);
     }
     let kernels = Arc::new(Kept::new(Kernels::load(context, images)?));
-    loaded.push(Arc::downgrade(&kernels));
+    // Another thread may have loaded them meanwhile. Two copies do no harm; the first of the list is used from now on.
+    loaded().push(Arc::downgrade(&kernels));
     Ok(kernels)
+}
+
+/// The kernels that a context has loaded. Those of contexts that nobody uses any more are forgotten.
+fn known(context: &CudaContext) -> Option<Arc<Kept<Kernels>>> {
+    let alive: Vec<Arc<Kept<Kernels>>> = {
+        let mut loaded = loaded();
+        loaded.retain(|kernels| kernels.strong_count() > 0);
+        loaded.iter().filter_map(Weak::upgrade).collect()
+    };
+    // The lock is released: dropping one whose last user has gone meanwhile unloads its modules.
+    alive.into_iter().find(|kernels| kernels.context.cu_ctx() == context.cu_ctx())
 }
 
 impl Kernels {
@@ -99,8 +114,7 @@ impl Kernels {
 
     /// A kernel by its name; loaded when it is first asked for.
     pub(super) fn kernel(&self, stage: Stage, name: &str) -> Result<Kernel> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = functions.get(name) {
+        if let Some(kernel) = self.functions().get(name) {
             return Ok(kernel.clone());
         }
         let Some((_, module)) = self.modules.iter().find(|module| module.0 == stage) else {
@@ -115,8 +129,13 @@ impl Kernels {
             return Err(Error::BlockSize { kernel: name.to_owned(), given: given.max(0) as u32, expected: threads });
         }
         let kernel = Kernel { function, threads };
-        functions.insert(name.to_owned(), kernel.clone());
+        // The same, if another thread has asked meanwhile.
+        self.functions().insert(name.to_owned(), kernel.clone());
         Ok(kernel)
+    }
+
+    fn functions(&self) -> MutexGuard<'_, HashMap<String, Kernel>> {
+        self.functions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

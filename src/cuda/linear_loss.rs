@@ -15,7 +15,6 @@ use crate::operand::Operand;
 use crate::step::{Inputs, Step};
 use crate::targets::TokenId;
 use cudarc::driver::CudaView;
-use std::sync::PoisonError;
 
 impl PreferenceLoss<Cuda> {
     /// As [`forward`](Self::forward), with hidden states `[N, H]` and a head in place of logits; see
@@ -39,13 +38,14 @@ impl PreferenceLoss<Cuda> {
         let (cuda, options) = (self.backend.clone(), self.options.logits);
         // The targets' address comes with the call; what else can be refused is refused before it.
         let (inputs, _read) = inputs_with(&cuda, &hidden, head, raw::Targets::I64(0))?;
-        cuda.linear.lock().unwrap_or_else(PoisonError::into_inner).blas(&cuda.stream)?;
+        cuda.with_linear_scratch(|work| work.blas(&cuda.stream).map(drop))?;
         let stage = |cuda: &Cuda, scratch: &mut Scratch, targets, outputs| {
             let inputs = LinearInputs { targets, ..inputs };
-            let mut work = cuda.linear.lock().unwrap_or_else(PoisonError::into_inner);
             // SAFETY: hidden states and head are borrowed until the launches are ordered in the stream; the others are
             // what the loss gives.
-            unsafe { stage::linear_token_log_probs_with(cuda, scratch, &mut work, &inputs, &options, outputs) }
+            cuda.with_linear_scratch(|work| unsafe {
+                stage::linear_token_log_probs_with(cuda, &scratch.status, work, &inputs, &options, outputs)
+            })
         };
         let step_inputs = step_inputs(&inputs, head.vocab());
         self.forward_with(step_inputs, targets, batch, reference, &rewards.into(), stage)
@@ -77,13 +77,11 @@ impl PreferenceLoss<Cuda> {
         let (targets, states, upstream) = self.for_backward(hidden.states.rows())?;
         let inputs = LinearInputs { targets, ..inputs };
         let (gradients, _write) = gradients.addresses(&cuda, head.vocab())?;
-        let mut scratch = self.workspace.scratch();
-        let mut work = cuda.linear.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = &self.workspace.scratch.status;
         // SAFETY: as in the forward pass, whose buffers these are; the gradients are the caller's views.
-        unsafe {
-            let saved = (states, 0);
-            stage::backward_with(&cuda, &mut scratch, &mut work, &inputs, &options, saved, upstream, &gradients)
-        }
+        cuda.with_linear_scratch(|work| unsafe {
+            stage::backward_with(&cuda, status, work, &inputs, &options, (states, 0), upstream, &gradients)
+        })
     }
 }
 

@@ -96,6 +96,38 @@ impl LinearScratch {
     }
 }
 
+#[cfg(feature = "candle-cuda")]
+impl LinearScratch {
+    /// How many references to the stream are held.
+    pub(super) fn stream_references(&self) -> usize {
+        // By name, so that a new buffer is not forgotten.
+        let Self {
+            blas,
+            chunks: _,
+            rows,
+            positions,
+            gathered,
+            bias,
+            logits,
+            gradients,
+            sums,
+            hidden_sums,
+            weight_sums,
+            bias_sums,
+            factors,
+            row_gradients,
+            states,
+        } = self;
+        let of_blas = if blas.is_some() { Blas::STREAM_REFERENCES } else { 0 };
+        of_blas
+            + [rows.slices(), positions.slices(), gathered.slices(), bias.slices(), logits.slices()]
+                .into_iter()
+                .chain([gradients.slices(), sums.slices(), hidden_sums.slices(), weight_sums.slices()])
+                .chain([bias_sums.slices(), factors.slices(), row_gradients.slices(), states.slices()])
+                .sum::<usize>()
+    }
+}
+
 /// Zeros in a matrix of `rows` rows of `width` bytes, `pitch` bytes apart; nothing between the rows.
 ///
 /// # Safety
@@ -119,6 +151,6 @@ pub(super) unsafe fn clear(
 impl Cuda {
     /// How much the linear stage does at once, from now on.
     pub fn set_linear_chunks(&self, chunks: LinearChunks) {
-        self.linear.lock().unwrap_or_else(PoisonError::into_inner).chunks = chunks;
+        *self.linear_chunks.lock().unwrap_or_else(PoisonError::into_inner) = chunks;
     }
 }

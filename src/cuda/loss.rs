@@ -3,6 +3,8 @@
 use super::arguments::{DeviceGroupStatistics, Status};
 use super::context::CurrentContext;
 use super::driver::called;
+#[cfg(feature = "candle-cuda")]
+use super::forward_pass::{ForwardPass, KeptTargets};
 use super::raw::{self, ForwardOutputs, LogRatioInputs, LogRatioOutputs, ObjectiveInputs, ObjectiveOutputs, Upstream};
 use super::rewards::{Held, Rewards};
 use super::token_log_prob::{Reference, rows, targets};
@@ -23,14 +25,16 @@ use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{
     CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, DeviceSlice, ValidAsZeroBits,
 };
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+#[cfg(feature = "candle-cuda")]
+use std::mem::take;
+use std::sync::{Arc, OnceLock};
 
 /// Device buffers of a loss, kept between steps: per row (N), per sequence (S) and per group (G), never anything of the
 /// size of the logits.
 #[derive(Default)]
 pub struct CudaWorkspace {
-    /// Partial sums, tickets and the status word of this loss. Behind a lock: reading the report needs it.
-    scratch: Mutex<Scratch>,
+    /// Partial sums, tickets and the status word of this loss.
+    pub(super) scratch: Scratch,
     /// Copies of the ids, for the backward pass: one of the two types.
     targets_u32: Grown<u32>,
     targets_i64: Grown<i64>,
@@ -123,7 +127,7 @@ impl CudaWorkspace {
         let group_losses = download(self.group_losses.get(), stream, groups)?;
         let statistics: Vec<GroupStatistics> =
             download(self.statistics.get(), stream, groups)?.into_iter().map(GroupStatistics::from).collect();
-        let status = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).read_status(stream)?;
+        let status = self.scratch.status.read(stream)?;
         check_status(&status, self.vocab)?;
         let scored: usize = scored_rows.iter().map(|rows| *rows as usize).sum();
         let rows = RowSummary {
@@ -246,8 +250,8 @@ impl PreferenceLoss<Cuda> {
             Rewards::Device(rewards) => rewards.addresses(&stream),
         };
         let target_copy = work.copy_targets(targets, &stream)?;
-        let mut scratch = work.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        scratch.clear_status(&stream)?;
+        let scratch = &mut work.scratch;
+        scratch.status.clear(&stream)?;
 
         let log_probs = address(&mut work.log_probs, &stream, count)?;
         let states = address(&mut work.states, &stream, count)?;
@@ -295,15 +299,14 @@ impl PreferenceLoss<Cuda> {
             sequence_weights: address(&mut work.sequence_weights, &stream, sequences)?,
             statistics: address(&mut work.statistics, &stream, groups)?,
         };
-        stage(cuda, &mut scratch, target_copy, outputs)?;
+        stage(cuda, scratch, target_copy, outputs)?;
         // SAFETY: every buffer of the workspace has the length that its stage takes; the caller's views have those that
         // were checked, and are borrowed until the launches are ordered in the stream; the offsets come from a valid
         // batch.
         unsafe {
-            raw::log_ratios_with(cuda, &mut scratch, ratio_inputs, ratio_outputs)?;
-            raw::objective_with(cuda, &mut scratch, &objective, objective_inputs, objective_outputs)?;
+            raw::log_ratios_with(cuda, &scratch.status, ratio_inputs, ratio_outputs)?;
+            raw::objective_with(cuda, &scratch.status, &objective, objective_inputs, objective_outputs)?;
         }
-        drop(scratch);
         let step = Step::new(inputs);
         self.last_step = Some(step.number());
         Ok(step)
@@ -386,12 +389,30 @@ fn logit_inputs(address: raw::Address, shape: Shape) -> Inputs {
     Inputs { rows, vocab, operands: [Some(Operand::new("logits", address, rows, row_stride)), None, None] }
 }
 
-impl CudaWorkspace {
-    /// The scratch memory, with the status word of this loss.
-    pub(super) fn scratch(&self) -> MutexGuard<'_, Scratch> {
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+#[cfg(feature = "candle-cuda")]
+impl PreferenceLoss<Cuda> {
+    /// Takes what the last forward pass has left for backward passes out of the loss.
+    pub(crate) fn into_forward_pass(mut self) -> Result<ForwardPass> {
+        let options = self.options.logits;
+        let work = &mut self.workspace;
+        let rows = work.batch.as_ref().and_then(|batch| batch.sequence_offsets().last().copied());
+        let targets = if work.target_bytes == 4 {
+            take(&mut work.targets_u32).into_slice().map(KeptTargets::U32)
+        } else {
+            take(&mut work.targets_i64).into_slice().map(KeptTargets::I64)
+        };
+        let (states, row_sequences) = (take(&mut work.states).into_slice(), take(&mut work.row_sequences).into_slice());
+        let sequence_weights = take(&mut work.sequence_weights).into_slice();
+        let (Some(rows), Some(targets), Some(states), Some(row_sequences), Some(sequence_weights)) =
+            (rows, targets, states, row_sequences, sequence_weights)
+        else {
+            return Err(Error::NoForward);
+        };
+        Ok(ForwardPass { rows, vocab: work.vocab, options, targets, states, row_sequences, sequence_weights })
     }
+}
 
+impl CudaWorkspace {
     /// Brings the offsets to the device, unless the batch is the last one's.
     fn place(&mut self, batch: &Batch, stream: &Arc<CudaStream>) -> Result<()> {
         if self.batch.as_ref() != Some(batch) {

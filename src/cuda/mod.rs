@@ -25,7 +25,10 @@ mod arguments;
 mod blas;
 mod context;
 mod driver;
+#[cfg(feature = "candle-cuda")]
+mod forward_pass;
 mod kernels;
+mod lent;
 mod linear;
 mod linear_arguments;
 mod linear_log_prob;
@@ -46,6 +49,8 @@ mod workspace;
 pub use arguments::{DeviceGroupStatistics, Status};
 pub use blas::cublas_present;
 pub use driver::driver_present;
+#[cfg(feature = "candle-cuda")]
+pub(crate) use forward_pass::ForwardPass;
 pub use linear::{Head, Hidden, LinearGradients, RowLosses};
 pub use linear_workspace::LinearChunks;
 pub use log_ratio::{DeviceBatch, LogRatios};
@@ -61,19 +66,24 @@ use context::{CurrentContext, Kept};
 use cudarc::driver::CudaStream;
 use cudarc::driver::sys::CUdevice_attribute;
 use kernels::Kernels;
+use lent::Lender;
 use linear_workspace::LinearScratch;
-use std::sync::{Arc, Mutex};
-use workspace::Scratch;
+use std::sync::{Arc, Mutex, PoisonError};
+use workspace::{Scratch, StatusWord};
 
 /// A CUDA device as a backend: a stream, the kernels of its context, and scratch memory that is kept between calls.
-/// Cheap to clone; clones share the scratch memory, as they share the stream.
+/// Cheap to clone; clones share the scratch memory, as they share the stream. Threads that call clones at the same time get
+/// scratch memory each.
 #[derive(Clone)]
 pub struct Cuda {
     stream: Kept<Arc<CudaStream>>,
     kernels: Arc<Kept<Kernels>>,
-    scratch: Arc<Mutex<Scratch>>,
+    scratch: Arc<Lender<Scratch>>,
+    /// What the device has found wrong in the calls of this backend.
+    status: Arc<StatusWord>,
     /// What the linear stage keeps.
-    linear: Arc<Mutex<LinearScratch>>,
+    linear: Arc<Lender<LinearScratch>>,
+    linear_chunks: Arc<Mutex<LinearChunks>>,
     /// Multiprocessors of the device.
     multiprocessors: usize,
     /// Its compute capability.
@@ -105,7 +115,9 @@ impl Cuda {
             stream: Kept::new(stream.clone()),
             kernels,
             scratch: Arc::default(),
+            status: Arc::default(),
             linear: Arc::default(),
+            linear_chunks: Arc::default(),
             multiprocessors: multiprocessors.max(1) as usize,
             capability,
             token_log_prob_tuning: &tuning::TOKEN_LOG_PROB,
@@ -127,6 +139,29 @@ impl Cuda {
     /// The stream that everything runs on.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// Runs `call` with scratch memory.
+    fn with_scratch<R>(&self, call: impl FnOnce(&mut Scratch) -> R) -> R {
+        self.scratch.with(|| Scratch { status: self.status.clone(), ..Scratch::default() }, call)
+    }
+
+    /// Runs `call` with what the linear stage keeps.
+    fn with_linear_scratch<R>(&self, call: impl FnOnce(&mut LinearScratch) -> R) -> R {
+        let chunks = *self.linear_chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        self.linear.with(LinearScratch::default, |work| {
+            work.chunks = chunks;
+            call(work)
+        })
+    }
+
+    /// How many references to the stream this backend and its memory hold, those that are lent at the moment and clones
+    /// left out.
+    #[cfg(feature = "candle-cuda")]
+    pub(crate) fn stream_references(&self) -> usize {
+        1 + usize::from(self.status.is_made())
+            + self.scratch.sum(Scratch::slices)
+            + self.linear.sum(LinearScratch::stream_references)
     }
 }
 

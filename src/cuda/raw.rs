@@ -9,12 +9,11 @@ use super::context::CurrentContext;
 use super::driver::called;
 use super::kernels::Stage;
 use super::tuning;
-use super::workspace::{Scratch, address};
+use super::workspace::{Scratch, StatusWord, address};
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 use crate::logits::LogitOptions;
-use cudarc::driver::{DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg, sys};
-use std::sync::PoisonError;
+use cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg, sys};
 
 mod linear;
 pub(super) mod linear_log_prob;
@@ -175,9 +174,8 @@ pub unsafe fn token_log_probs(
     outputs: ForwardOutputs,
 ) -> Result<()> {
     let _current = CurrentContext::keep()?;
-    let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: the caller's promise.
-    unsafe { token_log_probs_with(cuda, &mut scratch, logits, targets, options, outputs) }
+    cuda.with_scratch(|scratch| unsafe { token_log_probs_with(cuda, scratch, logits, targets, options, outputs) })
 }
 
 /// [`token_log_probs`] with scratch memory, and a status word, of the caller's.
@@ -208,7 +206,7 @@ pub(super) unsafe fn token_log_probs_with(
         partials = address(&mut scratch.partials, stream, 4 * logits.rows * slices)?;
         tickets = address(&mut scratch.tickets, stream, logits.rows)?;
     }
-    let status = scratch.status(stream)?.device_ptr_mut(stream).0;
+    let status = scratch.status.address(stream)?;
     let (target_address, target_bytes) = targets.parts();
     let arguments = arguments::TokenLogProb {
         logits: logits.address,
@@ -325,7 +323,7 @@ impl Cuda {
     /// [`Error::Cuda`].
     pub fn unchecked_status(&self) -> Result<Status> {
         let _current = CurrentContext::keep()?;
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).read_status(&self.stream)
+        self.status.read(&self.stream)
     }
 
     /// Clears the status word, in the stream's order.
@@ -334,6 +332,6 @@ impl Cuda {
     /// [`Error::Cuda`].
     pub fn clear_status(&self) -> Result<()> {
         let _current = CurrentContext::keep()?;
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).clear_status(&self.stream)
+        self.status.clear(&self.stream)
     }
 }

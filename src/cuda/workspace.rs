@@ -5,8 +5,8 @@ use super::context::Kept;
 use super::driver::called;
 use super::raw::Address;
 use crate::error::Result;
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, ValidAsZeroBits};
-use std::sync::Arc;
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits, result};
+use std::sync::{Arc, OnceLock};
 
 /// A buffer that grows when it must. What it held is lost when it does.
 pub(super) struct Grown<T> {
@@ -39,6 +39,19 @@ impl<T: DeviceRepr + ValidAsZeroBits> Grown<T> {
     }
 }
 
+#[cfg(feature = "candle-cuda")]
+impl<T> Grown<T> {
+    /// The buffer, taken out.
+    pub(super) fn into_slice(mut self) -> Option<CudaSlice<T>> {
+        self.slice.take()
+    }
+
+    /// Slices that are held: 1 or 0.
+    pub(super) fn slices(&self) -> usize {
+        usize::from(self.slice.is_some())
+    }
+}
+
 /// The address of a buffer of at least `length` elements, for launches in the order of the one stream.
 pub(super) fn address<T: DeviceRepr + ValidAsZeroBits>(
     buffer: &mut Grown<T>,
@@ -48,33 +61,66 @@ pub(super) fn address<T: DeviceRepr + ValidAsZeroBits>(
     Ok(buffer.at_least(stream, length)?.device_ptr_mut(stream).0)
 }
 
-/// What the token log-prob stage needs beside its outputs.
+/// What the token log-prob stage needs besides its outputs.
 #[derive(Default)]
 pub(super) struct Scratch {
     /// State and entropy sum of each slice of each row, `[N, slices]` of four f32, where several blocks share a row.
     pub(super) partials: Grown<f32>,
     /// How many blocks of each row have come, `[N]`; the last one sets it back to 0.
     pub(super) tickets: Grown<u32>,
-    /// What was found wrong.
-    pub(super) status: Grown<Status>,
+    /// Where the calls that use this scratch memory count what they find wrong.
+    pub(super) status: Arc<StatusWord>,
 }
 
-impl Scratch {
-    /// The status word; clear when new.
-    pub(super) fn status(&mut self, stream: &Arc<CudaStream>) -> Result<&mut CudaSlice<Status>> {
-        self.status.at_least(stream, 1)
+/// What the device has found wrong, counted there. Every call is by `&self`, and without a lock: a lock would be held while
+/// reading waits for the device.
+#[derive(Default)]
+pub(super) struct StatusWord(OnceLock<Kept<CudaSlice<Status>>>);
+
+impl StatusWord {
+    /// Its address; clear when new. For launches in the order of the one stream.
+    pub(super) fn address(&self, stream: &Arc<CudaStream>) -> Result<Address> {
+        Ok(self.word(stream)?.device_ptr(stream).0)
     }
 
-    /// Reads the status word. Waits for the stream.
-    pub(super) fn read_status(&mut self, stream: &Arc<CudaStream>) -> Result<Status> {
+    /// Reads it. Waits for the stream.
+    pub(super) fn read(&self, stream: &Arc<CudaStream>) -> Result<Status> {
         let mut read = [Status::CLEAR];
-        called("cuMemcpyDtoHAsync", stream.memcpy_dtoh(self.status(stream)?, &mut read))?;
+        called("cuMemcpyDtoHAsync", stream.memcpy_dtoh(self.word(stream)?, &mut read))?;
         called("cuStreamSynchronize", stream.synchronize())?;
         Ok(read[0])
     }
 
-    /// Clears the status word, in the stream's order and on the device, so that a graph can hold it.
-    pub(super) fn clear_status(&mut self, stream: &Arc<CudaStream>) -> Result<()> {
-        called("cuMemsetD8Async", stream.memset_zeros(self.status(stream)?))
+    /// Clears it, in the stream's order and on the device, so that a graph can hold it.
+    pub(super) fn clear(&self, stream: &Arc<CudaStream>) -> Result<()> {
+        let address = self.address(stream)?;
+        called("cuCtxSetCurrent", stream.context().bind_to_thread())?;
+        // SAFETY: the word is as long as said, lives as long as `self`, and is touched in the order of the stream only.
+        let cleared = unsafe { result::memset_d8_async(address, 0, size_of::<Status>(), stream.cu_stream()) };
+        called("cuMemsetD8Async", cleared)
+    }
+
+    fn word(&self, stream: &Arc<CudaStream>) -> Result<&CudaSlice<Status>> {
+        if let Some(word) = self.0.get() {
+            return Ok(word);
+        }
+        // Not made inside of the cell, where another thread would wait for the driver's call. Of two, one is dropped.
+        let new = called("cuMemAllocAsync", stream.alloc_zeros(1))?;
+        Ok(self.0.get_or_init(|| Kept::new(new)))
+    }
+
+    /// Whether it has been made.
+    #[cfg(feature = "candle-cuda")]
+    pub(super) fn is_made(&self) -> bool {
+        self.0.get().is_some()
+    }
+}
+
+#[cfg(feature = "candle-cuda")]
+impl Scratch {
+    /// Slices that are held, apart from the status word.
+    pub(super) fn slices(&self) -> usize {
+        let Self { partials, tickets, status: _ } = self;
+        partials.slices() + tickets.slices()
     }
 }

@@ -7,11 +7,10 @@ use super::{Address, ForwardOutputs, Upstream};
 use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
 use crate::cuda::linear_workspace::LinearScratch;
-use crate::cuda::workspace::Scratch;
+use crate::cuda::workspace::StatusWord;
 use crate::error::Result;
 use crate::logits::LogitOptions;
 use std::ops::Range;
-use std::sync::PoisonError;
 
 /// Chunks of `length` that together are `0..end`.
 pub(super) fn chunks(end: usize, length: usize) -> impl Iterator<Item = Range<usize>> {
@@ -39,10 +38,10 @@ pub unsafe fn linear_token_log_probs(
     outputs: ForwardOutputs,
 ) -> Result<()> {
     let _current = CurrentContext::keep()?;
-    let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut work = cuda.linear.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: the caller's promise.
-    unsafe { linear_token_log_probs_with(cuda, &mut scratch, &mut work, inputs, options, outputs) }
+    cuda.with_linear_scratch(|work| unsafe {
+        linear_token_log_probs_with(cuda, &cuda.status, work, inputs, options, outputs)
+    })
 }
 
 /// [`linear_token_log_probs`] with a status word of the caller's.
@@ -51,7 +50,7 @@ pub unsafe fn linear_token_log_probs(
 /// As [`linear_token_log_probs`].
 pub(in crate::cuda) unsafe fn linear_token_log_probs_with(
     cuda: &Cuda,
-    scratch: &mut Scratch,
+    status: &StatusWord,
     work: &mut LinearScratch,
     inputs: &LinearInputs,
     options: &LogitOptions,
@@ -61,7 +60,7 @@ pub(in crate::cuda) unsafe fn linear_token_log_probs_with(
     let results = RowResults { log_probs, states, entropies, losses: 0 };
     let columns = work.chunks.columns();
     // SAFETY: the caller's promise.
-    let mut pass = unsafe { Pass::begin(cuda, scratch, work, inputs, options, results)? };
+    let mut pass = unsafe { Pass::begin(cuda, status, work, inputs, options, results)? };
     if pass.count == 0 {
         return Ok(());
     }
@@ -94,11 +93,11 @@ pub unsafe fn linear_token_log_probs_backward(
     gradients: &LinearGradientsAt,
 ) -> Result<()> {
     let _current = CurrentContext::keep()?;
-    let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut work = cuda.linear.lock().unwrap_or_else(PoisonError::into_inner);
     let saved = (states, entropies);
     // SAFETY: the caller's promise.
-    unsafe { backward_with(cuda, &mut scratch, &mut work, inputs, options, saved, upstream, gradients) }
+    cuda.with_linear_scratch(|work| unsafe {
+        backward_with(cuda, &cuda.status, work, inputs, options, saved, upstream, gradients)
+    })
 }
 
 /// [`linear_token_log_probs_backward`] with a status word of the caller's.
@@ -108,7 +107,7 @@ pub unsafe fn linear_token_log_probs_backward(
 #[allow(clippy::too_many_arguments)]
 pub(in crate::cuda) unsafe fn backward_with(
     cuda: &Cuda,
-    scratch: &mut Scratch,
+    status: &StatusWord,
     work: &mut LinearScratch,
     inputs: &LinearInputs,
     options: &LogitOptions,
@@ -123,7 +122,7 @@ pub(in crate::cuda) unsafe fn backward_with(
     }
     let columns = work.chunks.columns();
     // SAFETY: the caller's promise.
-    let mut pass = unsafe { Pass::begin(cuda, scratch, work, inputs, options, RowResults::default())? };
+    let mut pass = unsafe { Pass::begin(cuda, status, work, inputs, options, RowResults::default())? };
     if pass.count == 0 {
         // SAFETY: the caller's promise.
         unsafe { clear_head(cuda, gradients, pass.vocab())? };

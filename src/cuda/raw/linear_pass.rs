@@ -6,13 +6,12 @@ use crate::cuda::blas::Product;
 use crate::cuda::kernels::Stage;
 use crate::cuda::linear_arguments as arguments;
 use crate::cuda::linear_workspace::LinearScratch;
-use crate::cuda::workspace::{Scratch, address};
+use crate::cuda::workspace::{StatusWord, address};
 use crate::cuda::{Cuda, tuning};
 use crate::element::Dtype;
 use crate::error::Result;
 use crate::linear::largest_upstream;
 use crate::logits::LogitOptions;
-use cudarc::driver::DevicePtrMut;
 use std::ops::Range;
 
 /// Where rows that are not gathered get their results; 0: nowhere.
@@ -53,7 +52,7 @@ impl<'a> Pass<'a> {
     /// The inputs are there as they say, and nothing else writes them until the stream has run the call.
     pub(super) unsafe fn begin(
         cuda: &'a Cuda,
-        scratch: &mut Scratch,
+        status: &StatusWord,
         work: &'a mut LinearScratch,
         inputs: &'a LinearInputs,
         options: &'a LogitOptions,
@@ -62,7 +61,7 @@ impl<'a> Pass<'a> {
         inputs.check()?;
         let stream = &cuda.stream;
         work.blas(stream)?;
-        let status = scratch.status(stream)?.device_ptr_mut(stream).0;
+        let status = status.address(stream)?;
         let (rows, count) = (inputs.hidden.rows, inputs.gathered_rows());
         let (width, dtype) = (inputs.hidden.columns, inputs.hidden.dtype);
         let stride = padded(width, dtype);

@@ -8,12 +8,12 @@ use super::linear_pass::{Pass, RowResults};
 use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
 use crate::cuda::linear_arguments::{RowLossArguments, UpstreamOfRows};
+use crate::cuda::linear_workspace::LinearScratch;
 use crate::cuda::workspace::address;
 use crate::element::Dtype;
 use crate::error::Result;
 use crate::logits::LogitOptions;
 use crate::row_loss::RowLoss;
-use std::sync::PoisonError;
 
 /// What the row loss writes, beside the gradients.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +47,23 @@ pub unsafe fn linear_row_loss(
     inputs.check()?;
     loss.check(inputs.hidden.rows, |_| inputs.hidden.rows)?;
     gradients.check(inputs)?;
-    let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut work = cuda.linear.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: the caller's promise.
+    cuda.with_linear_scratch(|work| unsafe { with_scratch(cuda, work, inputs, options, loss, outputs, gradients) })
+}
+
+/// [`linear_row_loss`] with scratch memory, of arguments that have been checked.
+///
+/// # Safety
+/// As [`linear_row_loss`].
+unsafe fn with_scratch(
+    cuda: &Cuda,
+    work: &mut LinearScratch,
+    inputs: &LinearInputs,
+    options: &LogitOptions,
+    loss: &RowLoss<Address>,
+    outputs: RowLossesAt,
+    gradients: &LinearGradientsAt,
+) -> Result<()> {
     let stream = &cuda.stream;
     let results = RowResults {
         log_probs: outputs.log_probs,
@@ -59,7 +74,7 @@ pub unsafe fn linear_row_loss(
     let row_gradients = address(&mut work.row_gradients, stream, inputs.hidden.rows)?;
     let at_once = work.chunks.rows(inputs.weight.rows.max(1));
     // SAFETY: the caller's promise.
-    let mut pass = unsafe { Pass::begin(cuda, &mut scratch, &mut work, inputs, options, results)? };
+    let mut pass = unsafe { Pass::begin(cuda, &cuda.status, work, inputs, options, results)? };
     let (count, vocab) = (pass.count, pass.vocab());
     let of_loss = arguments(loss, outputs, row_gradients, options);
     let upstream = UpstreamOfRows {

@@ -1,12 +1,10 @@
 //! Log-ratios over device addresses.
 
-use super::{Address, Cuda, Scratch, Targets, launch};
+use super::{Address, Cuda, StatusWord, Targets, launch};
 use crate::cuda::arguments;
 use crate::cuda::context::CurrentContext;
 use crate::cuda::kernels::Stage;
 use crate::error::{Error, Result};
-use cudarc::driver::DevicePtrMut;
-use std::sync::PoisonError;
 
 /// What the log-ratio stage reads: `[N]` per row, `[S]` per sequence; 0 where allowed.
 #[derive(Clone, Copy, Debug)]
@@ -53,9 +51,8 @@ pub struct LogRatioOutputs {
 /// As 2. to 4. of [`token_log_probs`](super::token_log_probs); the offsets ascend from 0 to N.
 pub unsafe fn log_ratios(cuda: &Cuda, inputs: LogRatioInputs, outputs: LogRatioOutputs) -> Result<()> {
     let _current = CurrentContext::keep()?;
-    let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: the caller's promise.
-    unsafe { log_ratios_with(cuda, &mut scratch, inputs, outputs) }
+    unsafe { log_ratios_with(cuda, &cuda.status, inputs, outputs) }
 }
 
 /// [`log_ratios`] with a status word of the caller's.
@@ -64,7 +61,7 @@ pub unsafe fn log_ratios(cuda: &Cuda, inputs: LogRatioInputs, outputs: LogRatioO
 /// As [`log_ratios`].
 pub(in crate::cuda) unsafe fn log_ratios_with(
     cuda: &Cuda,
-    scratch: &mut Scratch,
+    status: &StatusWord,
     inputs: LogRatioInputs,
     outputs: LogRatioOutputs,
 ) -> Result<()> {
@@ -74,7 +71,7 @@ pub(in crate::cuda) unsafe fn log_ratios_with(
     let Ok(sequences) = i32::try_from(inputs.sequences) else {
         return Err(Error::OffsetRange { what: "sequence offsets", index: inputs.sequences });
     };
-    let status = scratch.status(&cuda.stream)?.device_ptr_mut(&cuda.stream).0;
+    let status = status.address(&cuda.stream)?;
     let (targets, target_bytes) = inputs.targets.parts();
     let arguments = arguments::LogRatio {
         log_probs: inputs.log_probs,

@@ -1,13 +1,11 @@
 //! The objective over device addresses.
 
-use super::{Address, Cuda, Scratch, launch};
+use super::{Address, Cuda, StatusWord, launch};
 use crate::cuda::arguments;
 use crate::cuda::context::CurrentContext;
 use crate::cuda::kernels::Stage;
 use crate::error::{Error, Result};
 use crate::objective::{Divergence, Objective, Target};
-use cudarc::driver::DevicePtrMut;
-use std::sync::PoisonError;
 
 /// Rewards, or log q, on the device: which of the two types, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,9 +95,8 @@ pub unsafe fn objective(
     outputs: ObjectiveOutputs,
 ) -> Result<()> {
     let _current = CurrentContext::keep()?;
-    let mut scratch = cuda.scratch.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: the caller's promise.
-    unsafe { objective_with(cuda, &mut scratch, objective, inputs, outputs) }
+    unsafe { objective_with(cuda, &cuda.status, objective, inputs, outputs) }
 }
 
 /// [`objective`] with a status word of the caller's.
@@ -108,7 +105,7 @@ pub unsafe fn objective(
 /// As [`objective`].
 pub(in crate::cuda) unsafe fn objective_with(
     cuda: &Cuda,
-    scratch: &mut Scratch,
+    status: &StatusWord,
     objective: &Objective,
     inputs: ObjectiveInputs,
     outputs: ObjectiveOutputs,
@@ -139,7 +136,7 @@ pub(in crate::cuda) unsafe fn objective_with(
         coefficients: outputs.coefficients,
         sequence_weights: outputs.sequence_weights,
         statistics: outputs.statistics,
-        status: scratch.status(&cuda.stream)?.device_ptr_mut(&cuda.stream).0,
+        status: status.address(&cuda.stream)?,
         beta_policy: objective.beta_policy(),
         beta_reward,
         label_smoothing,
