@@ -4,7 +4,7 @@
 //! own, without a gradient, over the same logits.
 
 use std::cell::RefCell;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice};
@@ -13,15 +13,15 @@ use candle_core::{
 };
 use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 
+use super::row_layout::RowLayout;
 use super::{LossInputs, cpu, result_shape};
-use crate::cuda::{Cuda, Logits, LogitsMut, Reference, RowGradients, SavedRows, TokenLogProbs};
+use crate::cuda::{Cuda, ForwardPass, Logits, LogitsMut, Reference, RowGradients, SavedRows, TokenLogProbs};
 use crate::element::Element;
 use crate::logits::LogitOptions;
 use crate::loss::PreferenceLoss;
 use crate::loss_options::LossOptions;
 use crate::report::Report;
 use crate::stages::{self, SoftmaxState};
-use crate::step::Step;
 use crate::targets;
 
 /// Runs `$run` with the slices of the two storages, whatever their types: logits of f32, f16 or bf16, ids of u32 or
@@ -39,7 +39,7 @@ macro_rules! by_types {
         }
     };
 }
-/// `[N]`, or `[2, N]` with the entropies, of logits `[N, V]`.
+/// `[N]`, or `[2, N]` with the entropies, of logits `[.., V]`.
 pub(super) fn token_log_probs(
     device: &CudaDevice,
     logits: &Tensor,
@@ -47,12 +47,12 @@ pub(super) fn token_log_probs(
     options: &LogitOptions,
     entropy: bool,
 ) -> Result<Tensor> {
-    let (rows, vocab) = logits.dims2()?;
+    let RowLayout { rows, columns: vocab, .. } = RowLayout::of_operand("logits", logits.layout())?;
     let targets = placed_targets(device, rows, vocab, targets)?;
     logits.apply_op1(TokenLogProbOp { targets, options: *options, entropy, states: OnceLock::new() })
 }
 
-/// The loss of logits `[N, V]`, and its report, for which this waits.
+/// The loss of logits `[.., V]`, and its report, for which this waits.
 pub(super) fn preference_loss(
     device: &CudaDevice,
     logits: &Tensor,
@@ -60,21 +60,22 @@ pub(super) fn preference_loss(
     options: LossOptions,
 ) -> Result<(Tensor, Report)> {
     let LossInputs { targets, batch, reference, rewards } = inputs;
-    let (count, vocab) = logits.dims2()?;
+    let RowLayout { rows: count, columns: vocab, .. } = RowLayout::of_operand("logits", logits.layout())?;
     let targets = placed_targets(device, count, vocab, targets)?;
     let reference = placed_reference(device, reference)?;
     let mut loss = PreferenceLoss::new(backend(device)?, options);
-    let step = {
+    {
         let ((logits, layout), (ids, ids_layout)) = (logits.storage_and_layout(), targets.storage_and_layout());
         let (logits, ids) = (cuda_storage(&logits)?, cuda_storage(&ids)?);
         by_types!(logits, ids, |logits, ids| {
             let (logits, ids) = (rows(logits, layout)?, elements(ids, ids_layout));
-            loss.forward(&logits, &ids, batch, &reference.view(), rewards).map_err(Error::wrap)
-        })?
-    };
+            // The step ties a backward pass of the loss to this pass; here the pass itself is taken out.
+            loss.forward(&logits, &ids, batch, &reference.view(), rewards).map(drop).map_err(Error::wrap)
+        })?;
+    }
     let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
-    let value = report.loss as f32;
-    Ok((logits.apply_op1(LossOp { value, step, loss: Mutex::new(loss) })?, report))
+    let op = LossOp { value: report.loss as f32, pass: loss.into_forward_pass().map_err(Error::wrap)? };
+    Ok((logits.apply_op1(op)?, report))
 }
 
 /// A reference on the device: how many numbers, and where.
@@ -113,28 +114,39 @@ pub(super) fn unexpected_types(what: &str, rows: &CudaStorage, ids: &CudaStorage
     }
 }
 
-/// The backend of a device's stream, kept from one operation to the next with its kernels and scratch memory.
-///
-/// By thread, because candle's default stream is one per thread: scratch memory that two threads share would be written
-/// by two streams at once.
+thread_local! {
+    /// The backends of the streams that this thread has used.
+    ///
+    /// By thread, because candle's default stream is one per thread: scratch memory that two threads share would be
+    /// written by two streams at once.
+    static BACKENDS: RefCell<Vec<Cuda>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The backend of a device's stream, kept from one operation to the next with its kernels and scratch memory: until the
+/// stream has no other user (no device, no tensor) and this thread makes its next operation on any CUDA device, or ends.
 pub(super) fn backend(device: &CudaDevice) -> Result<Cuda> {
-    thread_local! {
-        static BACKENDS: RefCell<Vec<Cuda>> = const { RefCell::new(Vec::new()) };
-    }
     let stream = device.cuda_stream();
-    BACKENDS.with_borrow_mut(|backends| {
-        let same = |cuda: &&Cuda| {
-            let known = cuda.stream();
-            known.cu_stream() == stream.cu_stream() && known.context().cu_ctx() == stream.context().cu_ctx()
-        };
-        // A backend keeps its stream open, so no other can have taken the address.
-        if let Some(cuda) = backends.iter().find(same) {
-            return Ok(cuda.clone());
-        }
-        let cuda = Cuda::new(&stream).map_err(Error::wrap)?;
-        backends.push(cuda.clone());
-        Ok(cuda)
-    })
+    let same = |cuda: &Cuda| {
+        let known = cuda.stream();
+        known.cu_stream() == stream.cu_stream() && known.context().cu_ctx() == stream.context().cu_ctx()
+    };
+    // What is left over is dropped, which waits for its stream, when the table is no longer borrowed. A backend keeps its
+    // stream open, so no other stream can have taken the address.
+    let (known, _left_over) = BACKENDS.with_borrow_mut(|backends| {
+        let left_over: Vec<Cuda> = backends.extract_if(.., |cuda| !same(cuda) && is_left_over(cuda)).collect();
+        (backends.iter().find(|cuda| same(cuda)).cloned(), left_over)
+    });
+    if let Some(cuda) = known {
+        return Ok(cuda);
+    }
+    let cuda = Cuda::new(&stream).map_err(Error::wrap)?;
+    BACKENDS.with_borrow_mut(|backends| backends.push(cuda.clone()));
+    Ok(cuda)
+}
+
+/// Whether nobody but this backend holds its stream: then nobody can use the stream again.
+fn is_left_over(cuda: &Cuda) -> bool {
+    Arc::strong_count(cuda.stream()) <= cuda.stream_references()
 }
 
 /// The ids on the device as a contiguous `[N]`. Ids that come from the CPU are looked at first.
@@ -179,11 +191,10 @@ pub(super) fn cuda_storage(storage: &Storage) -> Result<&CudaStorage> {
     }
 }
 
-/// The logits `[N, V]` of a tensor with contiguous columns.
+/// The logits `[N, V]` of a tensor whose rows lie at one stride.
 fn rows<'a, T: Element>(data: &'a CudaSlice<T>, layout: &Layout) -> Result<Logits<'a, T>> {
-    let (rows, vocab) = (layout.dims()[0], layout.dims()[1]);
-    let data = data.slice(layout.start_offset()..);
-    Logits::strided(data, rows, vocab, layout.stride()[0].max(vocab)).map_err(Error::wrap)
+    let RowLayout { start, rows, columns, stride } = RowLayout::of_operand("logits", layout)?;
+    Logits::strided(data.slice(start..), rows, columns, stride).map_err(Error::wrap)
 }
 
 /// The elements of a contiguous tensor.
@@ -191,17 +202,18 @@ pub(super) fn elements<'a, T>(data: &'a CudaSlice<T>, layout: &Layout) -> CudaVi
     data.slice(layout.start_offset()..layout.start_offset() + layout.shape().elem_count())
 }
 
-/// A new contiguous `[N, V]` that `write` fills with the gradient of logits of this type.
+/// A new contiguous tensor of `shape` that `write` fills with the gradient of the logits, `[N, V]`.
 fn gradient<T: Element + CudaDType + DeviceRepr>(
     device: &CudaDevice,
     logits: &Logits<'_, T>,
+    shape: &Shape,
     write: impl FnOnce(&mut LogitsMut<'_, T>) -> crate::error::Result<()>,
 ) -> Result<(CudaStorage, Shape)> {
     let (rows, vocab) = (logits.rows(), logits.vocab());
     let mut gradient = unwritten::<T>(device, rows * vocab)?;
     let mut view = LogitsMut::new(gradient.slice_mut(..rows * vocab), vocab).map_err(Error::wrap)?;
     write(&mut view).map_err(Error::wrap)?;
-    Ok((CudaStorage::wrap_cuda_slice(gradient, device.clone()), Shape::from((rows, vocab))))
+    Ok((CudaStorage::wrap_cuda_slice(gradient, device.clone()), shape.clone()))
 }
 
 /// What an operation of this module says on the CPU, where nobody sends it.
@@ -231,7 +243,7 @@ impl CustomOp1 for TokenLogProbOp {
     fn cuda_fwd(&self, logits: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let device = logits.device();
         let cuda = backend(device)?;
-        let count = layout.dims()[0];
+        let count = RowLayout::of_operand("logits", layout)?.rows;
         let shape = result_shape(count, self.entropy);
         let mut values = unwritten::<f32>(device, shape.elem_count())?;
         let mut states = unwritten::<SoftmaxState>(device, count)?;
@@ -281,7 +293,7 @@ impl CustomOp1 for TokenLogProbGradient<'_> {
         let Some(states) = states.get() else { bail!("{}: no forward pass has been made", self.name()) };
         let device = logits.device();
         let cuda = backend(device)?;
-        let count = layout.dims()[0];
+        let count = RowLayout::of_operand("logits", layout)?.rows;
         let (ids, ids_layout) = targets.storage_and_layout();
         let (values, values_layout) = self.values.storage_and_layout();
         let (upstream, upstream_layout) = self.upstream.storage_and_layout();
@@ -295,18 +307,18 @@ impl CustomOp1 for TokenLogProbGradient<'_> {
             RowGradients { log_probs: upstream.slice(..count), entropies: entropy.then(|| upstream.slice(second_row)) };
         by_types!(logits, ids, |logits, ids| {
             let (logits, ids) = (rows(logits, layout)?, elements(ids, ids_layout));
-            gradient(device, &logits, |gradient| {
+            gradient(device, &logits, layout.shape(), |gradient| {
                 cuda.token_log_probs_backward(&logits, &ids, options, &saved, &upstream, gradient)
             })
         })
     }
 }
 
-/// A finished forward pass; the lock is for the backward pass, which sets its loss scale.
+/// A finished forward pass, its value, and what the backward pass needs. Nothing in it changes, so that nothing is locked
+/// while the backward pass calls the driver.
 struct LossOp {
     value: f32,
-    step: Step,
-    loss: Mutex<PreferenceLoss<Cuda>>,
+    pass: ForwardPass,
 }
 
 impl CustomOp1 for LossOp {
@@ -325,14 +337,13 @@ impl CustomOp1 for LossOp {
 
     fn bwd(&self, logits: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
         let loss_scale = f64::from(upstream.to_vec0::<f32>()?);
-        logits.apply_op1_no_bwd(&LossGradient { step: &self.step, loss: &self.loss, loss_scale }).map(Some)
+        logits.apply_op1_no_bwd(&LossGradient { pass: &self.pass, loss_scale }).map(Some)
     }
 }
 
 /// The backward pass of [`LossOp`].
 struct LossGradient<'a> {
-    step: &'a Step,
-    loss: &'a Mutex<PreferenceLoss<Cuda>>,
+    pass: &'a ForwardPass,
     loss_scale: f64,
 }
 
@@ -340,12 +351,13 @@ impl LossGradient<'_> {
     fn run<T: Element + CudaDType + DeviceRepr>(
         &self,
         device: &CudaDevice,
-        logits: &Logits<'_, T>,
+        data: &CudaSlice<T>,
+        layout: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        // What a panic elsewhere left behind is overwritten by the next two lines.
-        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
-        loss.set_loss_scale(self.loss_scale);
-        gradient(device, logits, |gradient| loss.backward(self.step, logits, gradient))
+        let (cuda, logits) = (backend(device)?, rows(data, layout)?);
+        gradient(device, &logits, layout.shape(), |gradient| {
+            self.pass.backward(&cuda, self.loss_scale, &logits, gradient)
+        })
     }
 }
 
@@ -361,9 +373,9 @@ impl CustomOp1 for LossGradient<'_> {
     fn cuda_fwd(&self, logits: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let device = logits.device();
         match &logits.slice {
-            CudaStorageSlice::F32(data) => self.run(device, &rows(data, layout)?),
-            CudaStorageSlice::F16(data) => self.run(device, &rows(data, layout)?),
-            CudaStorageSlice::BF16(data) => self.run(device, &rows(data, layout)?),
+            CudaStorageSlice::F32(data) => self.run(device, data, layout),
+            CudaStorageSlice::F16(data) => self.run(device, data, layout),
+            CudaStorageSlice::BF16(data) => self.run(device, data, layout),
             _ => bail!("logits: dtype {:?} given, f32, f16 or bf16 expected", logits.dtype()),
         }
     }

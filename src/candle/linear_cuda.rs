@@ -1,12 +1,12 @@
 //! The operations from hidden states on CUDA tensors: everything in the order of candle's stream, nothing through the
 //! host.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Error, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Shape, Storage, Tensor, bail};
 use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use half::{bf16, f16};
 
@@ -14,15 +14,17 @@ use super::cuda::{
     backend, cuda_storage, elements, placed_reference, placed_targets, unexpected_types, unwritten, upload,
 };
 use super::linear::{Linear, LinearOp, Pass, Place};
+use super::row_layout::RowLayout;
 use super::{LossInputs, result_shape};
-use crate::cuda::{Cuda, Head, Hidden, LinearGradients, Matrix, MatrixMut, RowGradients, SavedRows, TokenLogProbs};
+use crate::cuda::{
+    Cuda, ForwardPass, Head, Hidden, LinearGradients, Matrix, MatrixMut, RowGradients, SavedRows, TokenLogProbs,
+};
 use crate::element::Element;
 use crate::logits::LogitOptions;
 use crate::loss::PreferenceLoss;
 use crate::loss_options::LossOptions;
 use crate::report::Report;
 use crate::stages::SoftmaxState;
-use crate::step::Step;
 use crate::targets::TokenId;
 
 /// `[N]`, or `[2, N]` with the entropies.
@@ -33,7 +35,8 @@ pub(super) fn token_log_probs(
     options: &LogitOptions,
     entropy: bool,
 ) -> Result<Tensor> {
-    let ids = placed_targets(device, linear.hidden.dim(0)?, linear.weight.dim(0)?, targets)?;
+    let rows = RowLayout::of_operand("hidden", linear.hidden.layout())?.rows;
+    let ids = placed_targets(device, rows, linear.weight.dim(0)?, targets)?;
     let scored_rows = scored_rows(targets)?;
     let states = OnceLock::new();
     let pass = TokenLogProbPass { targets: ids, scored_rows, options: *options, entropy, states };
@@ -47,13 +50,15 @@ pub(super) fn preference_loss(
     inputs: LossInputs<'_>,
     options: LossOptions,
 ) -> Result<(Tensor, Report)> {
-    let targets = placed_targets(device, linear.hidden.dim(0)?, linear.weight.dim(0)?, inputs.targets)?;
+    let rows = RowLayout::of_operand("hidden", linear.hidden.layout())?.rows;
+    let targets = placed_targets(device, rows, linear.weight.dim(0)?, inputs.targets)?;
     let scored_rows = scored_rows(inputs.targets)?;
     let mut loss = PreferenceLoss::new(backend(device)?, options);
     let forward = LossForward { loss: &mut loss, device, inputs, scored_rows };
-    let step = with_tensors([&linear.hidden, &linear.weight], linear.bias.as_ref(), &targets, forward)?;
+    with_tensors([&linear.hidden, &linear.weight], linear.bias.as_ref(), &targets, forward)?;
     let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
-    let pass = LossPass { value: report.loss as f32, targets, scored_rows, step, loss: Mutex::new(loss) };
+    let forward = loss.into_forward_pass().map_err(Error::wrap)?;
+    let pass = LossPass { value: report.loss as f32, targets, scored_rows, forward };
     Ok((LinearOp(OnDevice(pass)).apply(linear)?, report))
 }
 
@@ -108,18 +113,17 @@ where
     I: TokenId + CudaDType + DeviceRepr,
     W: WithTypes,
 {
-    let mut head = Head::new(matrix::<T>(weight)?).map_err(Error::wrap)?;
+    let mut head = Head::new(matrix::<T>("weight", weight)?).map_err(Error::wrap)?;
     if let Some((storage, layout)) = bias {
         head = head.with_bias(elements(storage.as_cuda_slice::<T>()?, layout)).map_err(Error::wrap)?;
     }
-    run.run(&matrix::<T>(hidden)?, &head, &elements(ids.0.as_cuda_slice::<I>()?, ids.1))
+    run.run(&matrix::<T>("hidden", hidden)?, &head, &elements(ids.0.as_cuda_slice::<I>()?, ids.1))
 }
 
-/// `[rows, columns]` with contiguous columns.
-fn matrix<T: Element + CudaDType>((storage, layout): Place<'_>) -> Result<Matrix<'_, T>> {
-    let (rows, columns) = (layout.dims()[0], layout.dims()[1]);
-    let data = storage.as_cuda_slice::<T>()?.slice(layout.start_offset()..);
-    Matrix::strided(data, rows, columns, layout.stride()[0].max(columns)).map_err(Error::wrap)
+/// `[rows, columns]`, of a tensor whose rows lie at one stride.
+fn matrix<'a, T: Element + CudaDType>(what: &str, (storage, layout): Place<'a>) -> Result<Matrix<'a, T>> {
+    let RowLayout { start, rows, columns, stride } = RowLayout::of_operand(what, layout)?;
+    Matrix::strided(storage.as_cuda_slice::<T>()?.slice(start..), rows, columns, stride).map_err(Error::wrap)
 }
 
 /// As [`with_types`], for tensors.
@@ -220,7 +224,7 @@ impl Way for TokenLogProbPass {
         weight: Place<'_>,
         bias: Option<Place<'_>>,
     ) -> Result<(CudaSlice<f32>, Shape)> {
-        let count = hidden.1.dims()[0];
+        let count = RowLayout::of_operand("hidden", hidden.1)?.rows;
         let shape = result_shape(count, self.entropy);
         let mut values = unwritten::<f32>(device, shape.elem_count())?;
         let mut states = unwritten::<SoftmaxState>(device, count)?;
@@ -278,28 +282,27 @@ struct LossForward<'a> {
 }
 
 impl WithTypes for LossForward<'_> {
-    type Output = Step;
+    type Output = ();
 
     fn run<T: Element + CudaDType + DeviceRepr, I: TokenId + CudaDType + DeviceRepr>(
         self,
         states: &Matrix<'_, T>,
         head: &Head<'_, T>,
         ids: &CudaView<'_, I>,
-    ) -> Result<Step> {
+    ) -> Result<()> {
         let LossInputs { batch, reference, rewards, .. } = self.inputs;
         let placed = placed_reference(self.device, reference)?;
         let hidden = hidden(states, self.scored_rows);
-        self.loss.forward_linear(hidden, head, ids, batch, &placed.view(), rewards).map_err(Error::wrap)
+        self.loss.forward_linear(hidden, head, ids, batch, &placed.view(), rewards).map(drop).map_err(Error::wrap)
     }
 }
 
-/// A finished forward pass; the lock is for the backward pass, which sets its loss scale.
+/// A finished forward pass, its value, and what the backward pass needs; nothing is locked, as in `LossOp` of `cuda`.
 struct LossPass {
     value: f32,
     targets: Tensor,
     scored_rows: Option<usize>,
-    step: Step,
-    loss: Mutex<PreferenceLoss<Cuda>>,
+    forward: ForwardPass,
 }
 
 impl Way for LossPass {
@@ -321,16 +324,15 @@ impl Way for LossPass {
 
     fn backward<T: Element + CudaDType + DeviceRepr, I: TokenId + CudaDType + DeviceRepr>(
         &self,
-        _: &CudaDevice,
+        device: &CudaDevice,
         (states, head, _): (&Matrix<'_, T>, &Head<'_, T>, &CudaView<'_, I>),
         _: &Tensor,
         upstream: &Tensor,
         gradients: LinearGradients<'_, T, T>,
     ) -> Result<()> {
-        // What a panic elsewhere left behind is overwritten by the next two lines.
-        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
-        loss.set_loss_scale(f64::from(upstream.to_vec0::<f32>()?));
-        loss.backward_linear(&self.step, hidden(states, self.scored_rows), head, gradients).map_err(Error::wrap)
+        let (cuda, loss_scale) = (backend(device)?, f64::from(upstream.to_vec0::<f32>()?));
+        let hidden = hidden(states, self.scored_rows);
+        self.forward.backward_linear(&cuda, loss_scale, &hidden, head, gradients).map_err(Error::wrap)
     }
 }
 

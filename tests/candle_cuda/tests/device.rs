@@ -105,6 +105,30 @@ fn any_thread_may_compute() {
     });
 }
 
+/// What a loss keeps for its backward pass is not locked, and each thread has a backend of its own.
+#[test]
+fn one_loss_goes_backward_on_several_threads() {
+    let device = cuda_device();
+    let logits = variable(&values(7), &device);
+    let targets = Tensor::new(&TARGETS, &device).expect("targets");
+    let batch = Batch::new(&[0, 2, 3], &[0, 2]).expect("valid");
+    let objective = Objective::exo(Betas { policy: 0.5, reward: 0.5 }).expect("valid");
+    let (loss, _) = preference_loss(logits.as_tensor(), &targets, &batch, Reference::None, &[0.5f32, -0.5], objective)
+        .expect("forward");
+    let gradient = || {
+        let gradients = loss.backward().expect("backward");
+        numbers(gradients.get(&logits).expect("a gradient"))
+    };
+    let expected = gradient();
+    assert!(expected.iter().any(|value| *value != 0.0));
+    device.synchronize().expect("the other threads' streams go on from here");
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| (0..3).for_each(|_| assert!(gradient() == expected)));
+        }
+    });
+}
+
 #[test]
 fn the_preference_loss_is_the_backends() {
     let device = cuda_device();
