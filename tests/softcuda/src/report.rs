@@ -20,6 +20,10 @@ pub struct LaunchReport {
     pub counters: Counters,
     /// What stopped it.
     pub fault: Option<Fault>,
+    /// What it printed: block after block, each block's threads in the order in which they printed. The driver has
+    /// written it to standard output.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub printed: String,
 }
 
 /// What a check found.

@@ -166,8 +166,10 @@ const CALLS: &[Call] = &[
             ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry bad()\n{\n    frobnicate.u32;\n    ret;\n}",
         )
     }),
-    ("PTX of a version to come", CUDA_ERROR_UNSUPPORTED_PTX_VERSION, |_| {
-        load(".version 99.0\n.target sm_80\n.address_size 64\n")
+    ("PTX of a version to come with an instruction to come", CUDA_ERROR_UNSUPPORTED_PTX_VERSION, |_| {
+        load(
+            ".version 99.0\n.target sm_80\n.address_size 64\n.visible .entry bad()\n{\n    frobnicate.u32;\n    ret;\n}",
+        )
     }),
     ("a file that is not there", CUDA_ERROR_FILE_NOT_FOUND, |_| unsafe {
         sys::cuModuleLoad(&mut null_mut(), c"/there/is/no/such/file".as_ptr())

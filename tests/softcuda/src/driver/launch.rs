@@ -5,8 +5,8 @@ use super::error::Code;
 use super::host_memory::read_host;
 use super::limits::{BLOCK_SHAPE, BLOCK_THREADS, GRID_SHAPE, Limits};
 use super::occupancy::{cluster_limit, resident_blocks};
-use super::state::{Function, Handle, state};
-use super::work::{node, submit};
+use super::state::{Function, Handle, State, state};
+use super::work::{Work, node, submit};
 use crate::machine::device::{Device, KernelInfo, Launch, Program};
 use crate::report::LaunchReport;
 use std::io::Write;
@@ -37,12 +37,12 @@ pub(super) struct Attribute {
 /// What a launch asks for, whichever call made it.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
-    grid: [u32; 3],
+    pub(super) grid: [u32; 3],
     pub(super) block: [u32; 3],
     pub(super) dynamic_shared: u32,
-    stream: Handle,
+    pub(super) stream: Handle,
     pub(super) cluster: Option<[u32; 3]>,
-    cooperative: bool,
+    pub(super) cooperative: bool,
 }
 
 /// `CUlaunchAttributeID`.
@@ -166,6 +166,11 @@ fn run(machine: &RwLock<Device>, program: &Arc<Program>, kernel: usize, launch: 
 
 /// Tells everyone who wants to know of a launch; its fault becomes the error.
 pub(super) fn reported(report: &LaunchReport) -> Outcome {
+    if !report.printed.is_empty() {
+        // A closed standard output is the program's own wish.
+        let mut output = std::io::stdout().lock();
+        let _ = output.write_all(report.printed.as_bytes()).and_then(|()| output.flush());
+    }
     if let Some(fault) = &report.fault {
         eprintln!("softcuda: {fault}");
     }
@@ -191,27 +196,39 @@ fn append(file: &Path, report: &LaunchReport) {
     }
 }
 
+/// Checks a launch, and copies its arguments: what is left to do. The shape's stream is not looked at.
+pub(super) fn prepare(
+    state: &mut State,
+    function: Handle,
+    shape: &Shape,
+    pointers: In<u64>,
+    extra: In<u64>,
+) -> Outcome<Work> {
+    let entry = state.function(function)?;
+    let cluster = shape.check(entry, &state.limits())?;
+    let launch = Launch {
+        grid: shape.grid,
+        block: shape.block,
+        cluster,
+        dynamic_shared_bytes: shape.dynamic_shared,
+        cooperative: shape.cooperative,
+        parameters: parameters(entry.info(), pointers, extra)?,
+    };
+    let (program, kernel) = (Arc::clone(&entry.program), entry.kernel);
+    let machine = state.machine();
+    Ok(Arc::new(move || run(&machine, &program, kernel, &launch)))
+}
+
 fn launch(function: Handle, shape: &Shape, pointers: In<u64>, extra: In<u64>) -> Outcome {
-    let (stream, machine, program, kernel, launch) = {
+    let (stream, work) = {
         let mut state = state();
         let stream = state.stream(shape.stream)?;
-        let entry = state.function(function)?;
-        if state.streams[&stream].context != entry.context {
+        if state.streams[&stream].context != state.function(function)?.context {
             return Err(Code::INVALID_HANDLE);
         }
-        let cluster = shape.check(entry, &state.limits())?;
-        let launch = Launch {
-            grid: shape.grid,
-            block: shape.block,
-            cluster,
-            dynamic_shared_bytes: shape.dynamic_shared,
-            cooperative: shape.cooperative,
-            parameters: parameters(entry.info(), pointers, extra)?,
-        };
-        let (program, kernel) = (Arc::clone(&entry.program), entry.kernel);
-        (stream, state.machine(), program, kernel, launch)
+        (stream, prepare(&mut state, function, shape, pointers, extra)?)
     };
-    submit(stream, node::KERNEL, Arc::new(move || run(&machine, &program, kernel, &launch))).map(drop)
+    submit(stream, node::KERNEL, work).map(drop)
 }
 
 entry_points! {

@@ -10,8 +10,9 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::sync::PoisonError;
 
-/// The latest PTX version that is read, major x 10 + minor.
-const PTX_VERSION: u32 = 90;
+/// The latest PTX version of which every instruction is known, or known to be refused. Texts of later versions load as
+/// long as they use nothing else.
+const KNOWN_VERSION: (u32, u32) = (9, 0);
 
 /// First bytes of a fat binary, of the structure that points to one, and of an object file with machine code.
 const FAT_BINARY: u32 = 0xba55_ed50;
@@ -31,6 +32,16 @@ const ERROR_LOG_BYTES: u32 = 6;
 pub(super) struct Failure {
     code: Code,
     log: String,
+}
+
+impl Failure {
+    /// Says why, and gives the error.
+    pub(super) fn code(self) -> Code {
+        if !self.log.is_empty() {
+            eprintln!("softcuda: a module was not loaded: {}", self.log);
+        }
+        self.code
+    }
 }
 
 impl From<Code> for Failure {
@@ -81,23 +92,27 @@ fn directive<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.trim_start().strip_prefix(name)).map(str::trim)
 }
 
-/// Whether PTX of this version and target runs on the device.
-fn check_target(text: &str, capability: (u32, u32)) -> Result<(), Failure> {
-    let version = directive(text, ".version ").and_then(|version| {
-        let (major, minor) = version.split_once('.')?;
-        let digits = minor.split(|letter: char| !letter.is_ascii_digit()).next()?;
-        Some(major.trim().parse::<u32>().ok()? * 10 + digits.parse::<u32>().ok()?)
-    });
-    if let Some(version) = version.filter(|&version| version > PTX_VERSION) {
-        let log = format!(
-            "PTX version {}.{} is later than {}.{}",
-            version / 10,
-            version % 10,
-            PTX_VERSION / 10,
-            PTX_VERSION % 10
-        );
-        return Err(Failure { code: Code::UNSUPPORTED_PTX_VERSION, log });
+/// The version of a PTX text.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = directive(text, ".version ")?.split_once('.')?;
+    let digits = minor.split(|letter: char| !letter.is_ascii_digit()).next()?;
+    Some((major.trim().parse().ok()?, digits.parse().ok()?))
+}
+
+/// What a text is refused with that cannot be read or uses what is not known.
+fn refused(text: &str, error: &crate::ptx::Error) -> Failure {
+    match version(text).filter(|version| *version > KNOWN_VERSION) {
+        None => Failure { code: Code::INVALID_PTX, log: error.to_string() },
+        Some((major, minor)) => {
+            let known = format!("{}.{}", KNOWN_VERSION.0, KNOWN_VERSION.1);
+            let log = format!("{error} (PTX version {major}.{minor} may have it; what is known is {known})");
+            Failure { code: Code::UNSUPPORTED_PTX_VERSION, log }
+        }
     }
+}
+
+/// Whether PTX of this target runs on the device.
+fn check_target(text: &str, capability: (u32, u32)) -> Result<(), Failure> {
     let target = directive(text, ".target ").and_then(|target| target.strip_prefix("sm_"));
     let Some(target) = target else { return Ok(()) };
     let digits: String = target.chars().take_while(char::is_ascii_digit).collect();
@@ -123,6 +138,11 @@ pub(super) struct Image {
 }
 
 impl Image {
+    /// An image that the driver has read; it must outlive the use of this.
+    pub(super) fn of_bytes(bytes: &[u8]) -> Self {
+        Self { start: In::of(bytes), room: bytes.len() }
+    }
+
     /// An image in memory of the caller; only itself tells its size.
     pub(super) fn of_caller(start: In<u8>) -> Self {
         Self { start, room: usize::MAX }
@@ -148,7 +168,7 @@ impl Image {
     }
 
     /// The PTX text for a device.
-    fn text(self, capability: (u32, u32)) -> Result<String, Failure> {
+    pub(super) fn text(self, capability: (u32, u32)) -> Result<String, Failure> {
         let image = if self.magic()? == FAT_BINARY_WRAPPER {
             // Magic, version, then the address of the fat binary.
             let address = self.bytes(16)?[8..].try_into().map(u64::from_le_bytes).map_err(|_| Code::INVALID_IMAGE)?;
@@ -187,7 +207,7 @@ pub(super) fn load(image: Image, options: &Options) -> Outcome<Handle> {
     let loaded = image.text(capability).and_then(|text| {
         check_target(&text, capability)?;
         let machine = machine.read().unwrap_or_else(PoisonError::into_inner);
-        machine.load(&text).map_err(|error| Failure { code: Code::INVALID_PTX, log: error.to_string() })
+        machine.load(&text).map_err(|error| refused(&text, &error))
     });
     match loaded {
         Ok(program) => {
@@ -200,10 +220,7 @@ pub(super) fn load(image: Image, options: &Options) -> Outcome<Handle> {
         }
         Err(failure) => {
             options.put_log(ERROR_LOG, ERROR_LOG_BYTES, &failure.log);
-            if !failure.log.is_empty() {
-                eprintln!("softcuda: a module was not loaded: {}", failure.log);
-            }
-            Err(failure.code)
+            Err(failure.code())
         }
     }
 }
@@ -214,7 +231,7 @@ pub(super) fn load_file(name: Text, options: &Options) -> Outcome<Handle> {
     state().current()?;
     let mut image = std::fs::read(name).map_err(|_| Code::FILE_NOT_FOUND)?;
     image.push(0);
-    load(Image { start: In::of(&image), room: image.len() }, options)
+    load(Image::of_bytes(&image), options)
 }
 
 /// Unloads a module after all work of its context.

@@ -2,9 +2,9 @@
 
 use super::block::BARRIERS;
 use super::meet::barrier_fault;
-use super::program::ASSERT;
 use super::run::Next;
-use super::step::{LaneFault, Launched, Tally, lanes};
+use super::step::{LaneFault, Launched, Step, Tally, lanes};
+use super::system;
 use super::team::Team;
 use super::warp::{Frame, Path, Pending, Wait};
 use super::window;
@@ -48,7 +48,7 @@ pub(super) fn go(
             }
             Ok(Next::Leave(paths))
         }
-        Control::Call(site) => call(team, index, launched, path, active, site),
+        Control::Call(site) => call(team, index, launched, tally, path, active, site),
         Control::Return if !path.calls.is_empty() => give_back(team, index, launched, path, active),
         Control::Return | Control::Exit => exit(team, index, launched, tally, active),
         Control::Trap => Err(LaneFault::new(first, FaultKind::Trap, "trap")),
@@ -94,6 +94,7 @@ fn call(
     team: &mut Team,
     index: usize,
     launched: &Launched,
+    tally: &mut Tally,
     path: &Path,
     active: u32,
     site: u32,
@@ -128,15 +129,6 @@ fn call(
     let mut paths = Vec::new();
     for (function, mask) in groups {
         let callee = &program.functions[function as usize];
-        let Some(entry) = callee.entry else {
-            let kind = if callee.name == ASSERT { FaultKind::Trap } else { FaultKind::InvalidOperation };
-            let message = if callee.name == ASSERT {
-                "an assertion failed".to_owned()
-            } else {
-                format!("{} has no body", callee.name)
-            };
-            return Err(LaneFault::new(mask.trailing_zeros() as usize, kind, message));
-        };
         if call.arguments.len() != callee.parameters.len() || call.results.len() != callee.results.len() {
             let message = format!(
                 "{} takes {} arguments, and gets {}",
@@ -146,6 +138,18 @@ fn call(
             );
             return Err(LaneFault::new(mask.trailing_zeros() as usize, FaultKind::InvalidOperation, message));
         }
+        let Some(entry) = callee.entry else {
+            let Some(system) = callee.system else {
+                let message = format!("{} has no body", callee.name);
+                return Err(LaneFault::new(mask.trailing_zeros() as usize, FaultKind::InvalidOperation, message));
+            };
+            let (warp, blocks, clocks, cluster, _) = team.parts(index);
+            let (place, local_frame) = (path.place, path.frame.local);
+            let mut step = Step { launched, warp, blocks, clocks, cluster, tally, place, local_frame };
+            system::call(system, call, &mut step, mask)?;
+            paths.push(Path { mask, place: path.place + 1, ..path.clone() });
+            continue;
+        };
         let frame = Frame {
             function,
             rows: path.frame.rows + caller.rows as usize,

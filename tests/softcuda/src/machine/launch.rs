@@ -3,6 +3,7 @@
 use super::device::{Device, Launch};
 use super::program::Program;
 use super::step::{Count, Launched, Tally};
+use super::system::Printed;
 use super::team::{Outcome, Random, Team};
 use crate::count::{Class, Counters, Executed};
 use crate::ptx::decode::Arithmetic;
@@ -47,6 +48,7 @@ pub fn run(device: &Device, program: &Program, kernel: usize, launch: &Launch, n
         stop: AtomicBool::new(false),
         workspace,
         number,
+        printed: Printed::default(),
     };
     let blocks = launch.grid.iter().map(|n| u64::from(*n)).product::<u64>();
     let teams = blocks / cluster.iter().map(|n| u64::from(*n)).product::<u64>().max(1);
@@ -84,6 +86,7 @@ pub fn run(device: &Device, program: &Program, kernel: usize, launch: &Launch, n
         dynamic_shared_bytes: launch.dynamic_shared_bytes,
         counters: counters(program, &tallies, launched.memory.finish(), blocks.saturating_mul(threads_of_block)),
         fault,
+        printed: launched.printed.finish(),
     }
 }
 

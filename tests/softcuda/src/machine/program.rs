@@ -1,10 +1,17 @@
 //! A loaded module: decoded functions, variables in device memory, the layout of each kernel's shared memory.
 
 use super::memory::global::GlobalMemory;
+use super::shared_layout::{SharedLayout, place_inner};
+use super::system::{Heap, System};
 use super::window;
-use crate::ptx::decode::code::{CallSite, Code, Decoded, Target, place_in_frame};
+use crate::ptx::decode::call::spill;
+use crate::ptx::decode::code::{CallSite, Code, Decoded, Operation, Target, place_in_frame};
+use crate::ptx::decode::memory::{Access, Memory};
 use crate::ptx::decode::scope::{Binding, Frame, Scope};
+use crate::ptx::decode::special::Special;
+use crate::ptx::decode::wmma::Wmma;
 use crate::ptx::syntax::{Error, Function, Initial, Module, Statement, Variable};
+use crate::ptx::target::{DIRECTIVES, Platform};
 use crate::ptx::types::Space;
 use std::collections::{HashMap, HashSet};
 
@@ -15,6 +22,8 @@ pub struct FunctionCode {
     pub name: String,
     /// Its first instruction; `None` for a function that is only declared.
     pub entry: Option<u32>,
+    /// What the system does for a function without a body.
+    pub system: Option<System>,
     /// Its registers and constants.
     pub frame: Frame,
     /// Offset and size in the frame of each parameter (of a device function).
@@ -63,8 +72,12 @@ pub struct Program {
     pub tables: Vec<Vec<u32>>,
     /// Call sites.
     pub calls: Vec<CallSite>,
+    /// `wmma` instructions.
+    pub wmma: Vec<Wmma>,
     /// Kernels and device functions in the order of the text.
     pub functions: Vec<FunctionCode>,
+    /// The heap of `malloc`, where the module declares it.
+    pub heap: Option<Heap>,
     kernels: Vec<KernelInfo>,
     globals: Vec<(String, u64, u64)>,
     lines: Vec<String>,
@@ -74,6 +87,12 @@ impl Program {
     /// The index of a kernel.
     pub fn kernel(&self, name: &str) -> Option<usize> {
         self.kernels.iter().position(|kernel| kernel.name == name)
+    }
+
+    /// Whether it asks where the system's part of shared memory lies.
+    pub fn uses_reserved_shared(&self) -> bool {
+        let specials = self.functions.iter().flat_map(|function| &function.frame.specials);
+        specials.into_iter().any(|(_, special)| matches!(special, Special::ReservedShared(_)))
     }
 
     /// The kernels, in order.
@@ -86,9 +105,9 @@ impl Program {
         self.globals.iter().find(|global| global.0 == name).map(|global| (global.1, global.2))
     }
 
-    /// Addresses of all its variables.
+    /// Addresses of all that it has in device memory: its variables and its heap.
     pub fn global_addresses(&self) -> impl Iterator<Item = u64> {
-        self.globals.iter().map(|global| global.1)
+        self.globals.iter().map(|global| global.1).chain(self.heap.iter().map(Heap::base))
     }
 
     /// A line of the PTX text, without its margins.
@@ -109,8 +128,9 @@ pub fn link(text: &str, module: &Module, memory: &GlobalMemory) -> Result<Progra
         names.insert(function.name.clone(), Binding::Function(index as u32));
     }
     let placed = place_variables(module, memory, &mut names, &mut program)?;
-    if let Err(error) =
-        initialise(&placed, memory, &names).and_then(|()| decode(module, &functions, &names, &mut program))
+    if let Err(error) = initialise(&placed, memory, &names)
+        .and_then(|()| decode(module, &functions, &names, &mut program))
+        .and_then(|()| place_heap(memory, &mut program))
     {
         for address in program.global_addresses() {
             // The module is refused as a whole; what it had placed goes back.
@@ -150,10 +170,11 @@ fn place_variables<'a>(
         let elements = variable.elements.unwrap_or(variable.initial.len() as u64);
         let size = elements.saturating_mul(u64::from(variable.ty.bytes())).max(1);
         if variable.external {
-            return Err(Error::new(
-                variable.line,
-                format!("{} is extern: linking several modules is not supported", variable.name),
-            ));
+            // Another of the texts that were linked defines it.
+            if module.variables.iter().any(|other| !other.external && other.name == variable.name) {
+                continue;
+            }
+            return Err(Error::new(variable.line, format!("{} is extern, and nothing defines it", variable.name)));
         }
         let address = if constant { memory.allocate_constant(size) } else { memory.allocate(size) };
         let Some(address) = address else {
@@ -199,34 +220,14 @@ fn initialise(
     Ok(())
 }
 
-/// Shared memory of one kernel, or of all device functions together.
-#[derive(Clone, Debug)]
-struct SharedLayout {
-    end: u32,
-    align: u32,
-    most: u32,
-}
-
-impl SharedLayout {
-    fn new(start: u32) -> Self {
-        Self { end: start, align: 16, most: 0 }
+/// Makes the heap, if there is a function that takes from it.
+fn place_heap(memory: &GlobalMemory, program: &mut Program) -> Result<(), Error> {
+    if program.functions.iter().any(|function| function.system == Some(System::Allocate)) {
+        let base = memory.allocate(Heap::BYTES);
+        let base = base.ok_or_else(|| Error::new(0, format!("no memory left for a heap of {} bytes", Heap::BYTES)))?;
+        program.heap = Some(Heap::new(base));
     }
-
-    fn place(&mut self, variable: &Variable) -> Result<u64, Error> {
-        let align = variable.align.max(1);
-        self.align = self.align.max(align);
-        let offset = self.end.next_multiple_of(align);
-        let bytes = u32::try_from(variable.bytes()).unwrap_or(u32::MAX);
-        self.end = offset.saturating_add(bytes);
-        self.most = self.most.max(self.end);
-        if self.end > 1 << 20 {
-            return Err(Error::new(
-                variable.line,
-                format!("{}: more shared memory than any device has", variable.name),
-            ));
-        }
-        Ok(u64::from(offset))
-    }
+    Ok(())
 }
 
 fn decode(
@@ -235,7 +236,14 @@ fn decode(
     names: &HashMap<String, Binding>,
     program: &mut Program,
 ) -> Result<(), Error> {
-    let mut code = Code::default();
+    let platform = Platform::of(module);
+    let mut code = Code::new(platform);
+    for function in functions {
+        for (directive, line) in &function.directives {
+            let rows = DIRECTIVES.iter().filter(|row| row.0 == directive);
+            platform.need(rows, *line, || format!(".{directive}"))?;
+        }
+    }
     let constant_bytes =
         module.variables.iter().filter(|v| v.space == Space::Const).map(Variable::bytes).sum::<u64>() as u32;
     // Variables that device functions use have one place in every kernel, before the kernel's own.
@@ -260,16 +268,37 @@ fn decode(
     for (index, function) in functions.iter().enumerate().filter(|(_, f)| !f.is_entry) {
         let mut scope = Scope::new(common_names.clone());
         scope.open();
-        let mut place = |variables: &[Variable]| -> Result<Vec<_>, Error> {
-            variables.iter().map(|v| Ok((place_in_frame(v, &mut scope)?, v.bytes()))).collect()
+        // In the frame those in .param; those in .reg are loaded from there and stored to there.
+        let mut place = |variables: &[Variable], accesses: &mut Vec<Access>| -> Result<Vec<_>, Error> {
+            let mut places = Vec::new();
+            for variable in variables {
+                if !variable.in_register {
+                    places.push((place_in_frame(variable, &mut scope)?, variable.bytes()));
+                    continue;
+                }
+                scope.declare(variable.ty, &variable.name, None)?;
+                let Some(Binding::Register(reg, ty)) = scope.find(&variable.name) else {
+                    return Err(Error::new(variable.line, format!("{}: predicates are not passed", variable.name)));
+                };
+                let (access, at) = spill(reg, ty, &mut scope)?;
+                accesses.push(access);
+                places.push(at);
+            }
+            Ok(places)
         };
-        let (results, parameters) = (place(&function.returns)?, place(&function.parameters)?);
+        let (mut stored, mut loaded) = (Vec::new(), Vec::new());
+        let (results, parameters) = (place(&function.returns, &mut stored)?, place(&function.parameters, &mut loaded)?);
+        code.epilogue = stored.into_iter().map(|access| Operation::Memory(Memory::Store(access))).collect();
+        code.prologue = loaded.into_iter().map(|access| Operation::Memory(Memory::Load(access))).collect();
         let entry = code.instructions.len() as u32;
         if let Some(body) = &function.body {
             code.append(body, &mut scope, &mut |variable| common.place(variable), function.line)?;
         }
         let known = &mut program.functions[index];
         (known.entry, known.frame) = (function.body.as_ref().map(|_| entry), scope.frame);
+        if function.body.is_none() {
+            known.system = System::named(&function.name, &parameters, &results);
+        }
         (known.parameters, known.results) = (parameters, results);
     }
     for (index, function) in functions.iter().enumerate().filter(|(_, f)| f.is_entry) {
@@ -282,20 +311,19 @@ fn decode(
     for call in &code.calls {
         if let Target::Function(index) = call.target {
             let callee = &program.functions[index as usize];
-            if callee.entry.is_none() && callee.name != ASSERT {
-                return Err(Error::new(0, format!("function {} is called and has no body", callee.name)));
+            if callee.entry.is_none() && callee.system.is_none() {
+                let message = format!("function {} is called and has no body", callee.name);
+                return Err(Error::new(functions[index as usize].line, message));
             }
         }
     }
     (program.instructions, program.tables, program.calls) = (code.instructions, code.tables, code.calls);
+    program.wmma = code.wmma;
     Ok(())
 }
 
 /// The most bytes of a kernel's parameters, since PTX 8.1.
 const MOST_PARAMETER_BYTES: u32 = 32764;
-
-/// The one system function that is known: a failed `assert`.
-pub const ASSERT: &str = "__assertfail";
 
 fn bind_shared(variable: &Variable, address: u64, names: &mut HashMap<String, Binding>) {
     let binding = Binding::Variable { space: Space::Shared, address, of_kernel: true, size: variable.bytes() };
@@ -341,6 +369,9 @@ fn kernel(
     let mut parameters = Vec::new();
     let mut end = 0_u32;
     for variable in &function.parameters {
+        if variable.in_register {
+            return Err(Error::new(variable.line, "parameters of a kernel are not in .reg"));
+        }
         let offset = end.next_multiple_of(variable.align.max(1));
         let size = u32::try_from(variable.bytes()).unwrap_or(u32::MAX);
         end = offset.saturating_add(size);
@@ -358,8 +389,6 @@ fn kernel(
     }
     let entry = code.instructions.len() as u32;
     code.append(body, &mut scope, &mut |variable| layout.place(variable), function.line)?;
-    let target: u32 =
-        module.target.trim_start_matches("sm_").trim_end_matches(char::is_alphabetic).parse().unwrap_or(0);
     let info = KernelInfo {
         name: function.name.clone(),
         parameters,
@@ -374,23 +403,10 @@ fn kernel(
         required_threads: function.required_threads,
         required_cluster: function.required_cluster,
         ptx_version: module.version.0.saturating_mul(10).saturating_add(module.version.1),
-        target,
+        target: code.platform.target.map_or(0, |target| target.number),
         ..KernelInfo::default()
     };
     Ok((scope.frame, entry, info))
-}
-
-fn place_inner(body: &[Statement], layout: &mut SharedLayout) -> Result<(), Error> {
-    for statement in body {
-        match statement {
-            Statement::Variable(variable) if variable.space == Space::Shared => {
-                layout.place(variable)?;
-            }
-            Statement::Scope(inner) => place_inner(inner, layout)?,
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 fn has_calls(body: &[Statement]) -> bool {

@@ -283,6 +283,10 @@ fn perform(
             whole_warp(step.warp, active)?;
             execute::matrix::execute(matrix, &mut step.warp.registers);
         }
+        Operation::Wmma(wmma) => {
+            whole_warp(step.warp, active)?;
+            execute::wmma::execute(&launched.program.wmma[*wmma as usize], &mut step)?;
+        }
         Operation::Fragment(fragment) => {
             whole_warp(step.warp, active)?;
             execute::fragment::execute(fragment, &mut step)?;

@@ -5,6 +5,7 @@ use super::memory::Refusal;
 use super::memory::launch::LaunchMemory;
 use super::program::{KernelInfo, Program};
 use super::registers::LANES;
+use super::system::Printed;
 use super::warp::Warp;
 use super::window;
 use crate::check::clock::TeamClocks;
@@ -42,6 +43,8 @@ pub struct Launched<'a> {
     pub workspace: u64,
     /// Number of the launch.
     pub number: u64,
+    /// What `printf` has printed.
+    pub printed: Printed,
 }
 
 /// Executions of one instruction.

@@ -8,6 +8,7 @@ use super::registers::{LANES, Registers};
 use super::run::{Progress, run_warp};
 use super::step::{Launched, Tally, lanes};
 use super::warp::{Frame, Path, Specials, Wait, Warp};
+use super::window;
 use crate::check::clock::TeamClocks;
 use crate::report::Fault;
 use std::sync::atomic::Ordering;
@@ -75,7 +76,18 @@ impl Team {
         let clusters: [u32; 3] = std::array::from_fn(|i| launch.grid[i] / shape[i]);
         let first: [u32; 3] = coordinates(number, clusters);
         let size: u32 = shape.iter().product();
-        let shared_bytes = launched.kernel.static_shared_bytes + launch.dynamic_shared_bytes;
+        let own_bytes = launched.kernel.static_shared_bytes + launch.dynamic_shared_bytes;
+        // The module's cooperative groups meet in the system's part, which begins as zeros.
+        let meeting = launched.program.uses_reserved_shared();
+        let meeting = meeting.then(|| own_bytes.next_multiple_of(window::SHARED_UNIT));
+        let shared_bytes = meeting.map_or(own_bytes, |start| start + window::MEETING_SHARED);
+        let new_shared = || {
+            let mut shared = SharedMemory::new(shared_bytes, &launched.checks);
+            if let Some(start) = meeting {
+                shared.zero(start, window::MEETING_SHARED);
+            }
+            shared
+        };
         let mut blocks = Vec::new();
         let mut specials = Vec::new();
         let mut linears = Vec::new();
@@ -89,7 +101,7 @@ impl Team {
             blocks.push(Block {
                 linear,
                 index,
-                shared: SharedMemory::new(shared_bytes, &launched.checks),
+                shared: new_shared(),
                 barriers: std::array::from_fn(|_| BlockBarrier::default()),
                 live: threads,
                 exited: 0,

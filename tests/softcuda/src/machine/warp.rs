@@ -10,10 +10,7 @@ use super::execute::local::LocalMemory;
 use super::program::Program;
 use super::registers::{LANES, Reg, Registers};
 use super::window;
-use crate::ptx::decode::scope::Special;
-
-/// Shared memory is allocated in units of so many bytes, since sm_80.
-const SHARED_UNIT: u32 = 128;
+use crate::ptx::decode::special::{ReservedShared, Special};
 
 /// Where a function's registers and variables lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,13 +163,23 @@ impl Specials {
                 [own, own | (own - 1), own - 1, !(own - 1), !(own | (own - 1))][which as usize]
             }
             Special::DynamicShared => self.shared.1,
-            Special::TotalShared => (self.shared.0 + self.shared.1).next_multiple_of(SHARED_UNIT),
+            Special::TotalShared => (self.shared.0 + self.shared.1).next_multiple_of(window::SHARED_UNIT),
             Special::AggregateShared => {
-                (self.shared.0 + self.shared.1).next_multiple_of(SHARED_UNIT) + window::RESERVED_SHARED
+                (self.shared.0 + self.shared.1).next_multiple_of(window::SHARED_UNIT) + window::RESERVED_SHARED
+            }
+            Special::ReservedShared(asked) => {
+                let begin = window::RESERVED_SHARED + self.shared.0 + self.shared.1;
+                let begin = begin.next_multiple_of(window::SHARED_UNIT);
+                match asked {
+                    ReservedShared::Begin => begin,
+                    ReservedShared::End => begin + window::MEETING_SHARED,
+                    ReservedShared::Bytes => window::MEETING_SHARED,
+                    ReservedShared::Place(place) => begin + u32::from(place) * window::MEETING_SHARED / 2,
+                }
             }
             Special::Environment(1) => (self.workspace >> 32) as u32,
             Special::Environment(2) => self.workspace as u32,
-            Special::Environment(_) => 0,
+            Special::Environment(_) | Special::GraphExecution => 0,
         };
         u64::from(word)
     }

@@ -20,6 +20,13 @@ pub const SIZE: u64 = 1 << 32;
 /// block's addresses.
 pub const RESERVED_SHARED: u32 = 1024;
 
+/// Bytes of a block's shared memory in which cooperative groups meet (`%reserved_smem_offset_begin` to `_end`). They lie
+/// after the kernel's own, as on sm_86, and only where a module asks for them.
+pub const MEETING_SHARED: u32 = 1024;
+
+/// Shared memory is allocated in units of so many bytes, since sm_80.
+pub const SHARED_UNIT: u32 = 128;
+
 /// The window of a space that has one.
 pub fn of(space: Space) -> Option<u64> {
     match space {

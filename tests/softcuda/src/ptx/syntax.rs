@@ -23,6 +23,8 @@ pub struct Variable {
     pub name: String,
     /// Where it lives.
     pub space: Space,
+    /// A formal parameter in `.reg`; its space is `.param` all the same.
+    pub in_register: bool,
     /// The type of an element.
     pub ty: Type,
     /// Alignment in bytes.
@@ -75,6 +77,8 @@ pub struct Function {
     pub required_threads: Option<[u32; 3]>,
     /// `.reqnctapercluster`: the cluster's shape, fixed at compile time.
     pub required_cluster: Option<[u32; 3]>,
+    /// The directives between the parameters and the body, with their lines.
+    pub directives: Vec<(String, u32)>,
     /// `None` for a declaration.
     pub body: Option<Vec<Statement>>,
     /// The line of its name.
@@ -94,6 +98,15 @@ pub enum Statement {
         name: String,
         /// `Some(n)`: the registers `name0` .. `name{n-1}`.
         count: Option<u32>,
+    },
+    /// `.reg .v2 .ty name;`: the registers `name.x` and so on, which `name` means together.
+    VectorRegister {
+        /// The type of each.
+        ty: Type,
+        /// The name.
+        name: String,
+        /// 2 or 4.
+        lanes: u32,
     },
     /// A variable in `.shared`, `.local`, `.param`, `.global` or `.const`.
     Variable(Variable),

@@ -6,8 +6,8 @@ use softcuda::Settings;
 use softcuda::machine::device::{Device, Launch};
 use softcuda::report::LaunchReport;
 
-/// What stands before every module.
-pub(crate) const HEADER: &str = ".version 9.0\n.target sm_90\n.address_size 64\n";
+/// What stands before every module: the target that has most instructions.
+pub(crate) const HEADER: &str = ".version 9.0\n.target sm_100a\n.address_size 64\n";
 
 /// The registers that every body has, and which of them [`per_thread`] fills and stores.
 const REGISTERS: &str = "    .reg .pred %p<12>;

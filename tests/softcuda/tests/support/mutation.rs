@@ -195,7 +195,7 @@ pub(crate) fn lines_kernel(lines: &[(&str, &str)]) -> String {
 }
 
 const PROLOGUE: &str = r".version 9.0
-.target sm_50
+.target sm_100a
 .address_size 64
 .global .align 16 .b8 variable[64];
 .const .align 4 .u32 constant[4] = {1, 2, 3, 4};

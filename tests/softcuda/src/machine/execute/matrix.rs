@@ -142,27 +142,46 @@ fn product<T: Copy>(
     sum
 }
 
-fn floats(operation: &Matrix, registers: &mut Registers) {
-    let factors = match operation.a_type {
-        Type::F16 => factors(operation, registers, |_, bits| f64::from(f32::from_bits(lanes::f32_of_f16(bits as u32)))),
-        Type::Bf16 => factors(operation, registers, |_, bits| f64::from(f32::from_bits((bits as u32) << 16))),
+/// The value of a floating-point factor of at most 32 bits.
+pub(super) fn factor(ty: Type, bits: u64) -> f64 {
+    match ty {
+        Type::F16 => f64::from(f32::from_bits(lanes::f32_of_f16(bits as u32))),
+        Type::Bf16 => f64::from(f32::from_bits((bits as u32) << 16)),
         // The low bits of a tf32 register are not looked at.
-        Type::Tf32 => factors(operation, registers, |_, bits| f64::from(f32::from_bits(bits as u32 & 0xffff_e000))),
-        _ => factors(operation, registers, |ty, bits| Format::of(ty).decode(bits)),
-    };
+        Type::Tf32 => f64::from(f32::from_bits(bits as u32 & 0xffff_e000)),
+        _ => Format::of(ty).decode(bits),
+    }
+}
+
+/// A sum of products and the accumulator's element, rounded to the result's type. Both are f32 or f16.
+pub(super) fn finish_float(sum: f64, (c_type, bits): (Type, u64), d_type: Type) -> u64 {
+    let c = if c_type == Type::F32 { f64::from(f32::from_bits(bits as u32)) } else { format::F16.decode(bits) };
+    if d_type == Type::F32 {
+        let value = (sum + c) as f32;
+        u64::from(if value.is_nan() { lanes::NAN } else { value.to_bits() })
+    } else {
+        format::F16.encode(sum + c, Rounding::NearestEven)
+    }
+}
+
+/// The value of an integer factor.
+pub(super) fn integer_factor(ty: Type, bits: u64) -> i64 {
+    if ty == Type::S8 { i64::from(bits as i8) } else { i64::from(bits as u8) }
+}
+
+/// An integer sum as s32: limited, or cut.
+pub(super) fn finish_integer(sum: i64, saturate: bool) -> u64 {
+    let sum = if saturate { sum.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) } else { sum };
+    u64::from(sum as i32 as u32)
+}
+
+fn floats(operation: &Matrix, registers: &mut Registers) {
+    let factors = factors(operation, registers, factor);
     let sum = product(operation, &factors, |_, _| 0.0, |a: f64, b, sum| sum + a * b);
     let c = accumulator(operation, registers);
-    let single = operation.accumulator == Type::F32;
+    let ty = operation.accumulator;
     let result = std::array::from_fn(|row: usize| {
-        std::array::from_fn(|column: usize| {
-            let (bits, sum) = (c[row][column], sum[row][column]);
-            if single {
-                let value = (sum + f64::from(f32::from_bits(bits as u32))) as f32;
-                u64::from(if value.is_nan() { lanes::NAN } else { value.to_bits() })
-            } else {
-                format::F16.encode(sum + format::F16.decode(bits), Rounding::NearestEven)
-            }
-        })
+        std::array::from_fn(|column: usize| finish_float(sum[row][column], (ty, c[row][column]), ty))
     });
     store(operation, registers, &result);
 }
@@ -175,16 +194,10 @@ fn doubles(operation: &Matrix, registers: &mut Registers) {
 }
 
 fn integers(operation: &Matrix, registers: &mut Registers) {
-    let decode = |ty: Type, bits: u64| if ty == Type::S8 { i64::from(bits as i8) } else { i64::from(bits as u8) };
-    let factors = factors(operation, registers, decode);
+    let factors = factors(operation, registers, integer_factor);
     let c = accumulator(operation, registers);
     let start = |row: usize, column: usize| i64::from(c[row][column] as i32);
     // 32 products below 2^16 and an s32: far from the ends of i64.
     let sum = product(operation, &factors, start, |a, b, sum| sum + a * b);
-    let saturate = operation.saturate;
-    let finish = |value: i64| {
-        let value = if saturate { value.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) } else { value };
-        u64::from(value as i32 as u32)
-    };
-    store(operation, registers, &sum.map(|line| line.map(finish)));
+    store(operation, registers, &sum.map(|line| line.map(|sum| finish_integer(sum, operation.saturate))));
 }

@@ -13,6 +13,7 @@ pub mod matrix;
 pub mod memory;
 pub mod select;
 pub mod warp;
+pub mod wmma;
 
 use super::registers::Registers;
 use crate::ptx::decode::Arithmetic;

@@ -52,6 +52,14 @@ impl SharedMemory {
         self.data.len() as u32
     }
 
+    /// Marks bytes as written, with zeros: the system's, before the block begins.
+    pub fn zero(&mut self, start: u32, bytes: u32) {
+        let (start, end) = (start as usize, (start + bytes) as usize);
+        self.data[start..end].fill(0);
+        bits::set(&mut self.initialized, start, end - start);
+        self.touched = self.touched.max(end);
+    }
+
     /// Uninitialised again, for the next block.
     pub fn reset(&mut self) {
         let touched = self.touched;

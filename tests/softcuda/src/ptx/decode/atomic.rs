@@ -1,7 +1,7 @@
 //! `atom` and `red`.
 
 use super::super::syntax::{Error, Instruction, Operand};
-use super::super::types::Type;
+use super::super::types::{Space, Type};
 use super::address::{self, Address};
 use super::memory::{MOST_ELEMENTS, Order, take_cache_hints, take_order};
 use super::modifiers::Modifiers;
@@ -74,10 +74,17 @@ pub fn decode(instruction: &Instruction, modifiers: &mut Modifiers, scope: &mut 
     let Some(combine) = modifiers.take_with(|word| COMBINES.iter().find(|row| row.0 == word).map(|row| row.1)) else {
         return Err(modifiers.error("names no operation"));
     };
-    modifiers.take("noftz");
+    let keeps_subnormals = modifiers.take("noftz");
     let count =
         modifiers.take_with(|word| ["v2", "v4", "v8"].iter().position(|v| *v == word)).map_or(1, |power| 2 << power);
     let ty = modifiers.take_type()?;
+    if keeps_subnormals != matches!(ty, Type::F16 | Type::F16x2 | Type::Bf16 | Type::Bf16x2) {
+        let needs = if keeps_subnormals { "takes no .noftz with" } else { "needs .noftz with" };
+        return Err(modifiers.error(&format!("{needs} .{}", ty.name())));
+    }
+    if count > 1 && !matches!(space, Space::Generic | Space::Global) {
+        return Err(modifiers.error("vectors are for global memory"));
+    }
     let takes = match combine {
         Combine::And | Combine::Or | Combine::Xor => matches!(ty, Type::B32 | Type::B64),
         Combine::Exchange => matches!(ty, Type::B32 | Type::B64 | Type::B128),

@@ -1,6 +1,7 @@
 //! The decoded form of a whole function: instructions whose branches are indices.
 
 use super::super::syntax::{Error, Instruction, Operand, Statement, Variable};
+use super::super::target::Platform;
 use super::super::types::{Space, Type};
 use super::asynchronous::{self, Asynchronous};
 use super::atomic::{self, Atomic};
@@ -11,6 +12,7 @@ use super::memory::{self, Memory};
 use super::modifiers::Modifiers;
 use super::scope::{Binding, Condition, Scope};
 use super::warp::{self, Collective};
+use super::wmma::{self, Wmma};
 use super::{Arithmetic, arithmetic};
 use crate::count::Class;
 use crate::machine::registers::Reg;
@@ -46,6 +48,8 @@ pub enum Operation {
     Asynchronous(Asynchronous),
     /// Matrix products.
     Matrix(Matrix),
+    /// Matrix products with fragments of their own: the number of the instruction, which is large.
+    Wmma(u32),
     /// Matrix fragments to and from shared memory.
     Fragment(Fragment),
     /// Where to go next.
@@ -111,6 +115,16 @@ pub struct Code {
     pub tables: Vec<Vec<u32>>,
     /// Call sites.
     pub calls: Vec<CallSite>,
+    /// `wmma` instructions.
+    pub wmma: Vec<Wmma>,
+    /// What the module may use.
+    pub platform: Platform,
+    /// Before the first instruction of the function that is read: parameters in registers are loaded from the frame.
+    pub prologue: Vec<Operation>,
+    /// Before each of its `ret`: results in registers are stored to the frame.
+    pub epilogue: Vec<Operation>,
+    /// Around the call that is read: arguments and results in registers.
+    pub(super) around_call: (Vec<Operation>, Vec<Operation>),
 }
 
 /// Opcodes without an effect here. `setmaxnreg` moves registers between warps; `griddepcontrol` orders kernels that run
@@ -118,7 +132,7 @@ pub struct Code {
 const NOTHING: &[&str] = &["pmevent", "griddepcontrol", "setmaxnreg", "brkpt"];
 
 /// Opcodes of `matrix`.
-const MATRIX: &[&str] = &["mma", "wmma", "wgmma", "tcgen05"];
+const MATRIX: &[&str] = &["mma", "wgmma", "tcgen05"];
 
 /// Labels of each scope of one function, and the branches to resolve.
 #[derive(Default)]
@@ -162,6 +176,11 @@ pub fn place_in_frame(variable: &Variable, scope: &mut Scope) -> Result<u64, Err
 }
 
 impl Code {
+    /// Nothing yet, of a module for this platform.
+    pub fn new(platform: Platform) -> Self {
+        Self { platform, ..Self::default() }
+    }
+
     /// Decodes a body and appends it; `shared` places the `.shared` variables that it declares. A `ret` is added at its
     /// end.
     ///
@@ -175,6 +194,8 @@ impl Code {
         last_line: u32,
     ) -> Result<(), Error> {
         let mut labels = Labels::default();
+        let frame = |operation| Decoded { operation, guard: None, class: Class::Local, line: last_line };
+        self.instructions.extend(std::mem::take(&mut self.prologue).into_iter().map(frame));
         self.statements(body, scope, shared, &mut labels, &mut Vec::new())?;
         let control = |control| Decoded {
             operation: Operation::Control(control),
@@ -182,6 +203,7 @@ impl Code {
             class: Class::Control,
             line: last_line,
         };
+        self.instructions.extend(std::mem::take(&mut self.epilogue).into_iter().map(frame));
         self.instructions.push(control(Control::Return));
         for (place, name, scopes) in &labels.branches {
             let Some(target) = labels.find(name, scopes) else {
@@ -220,6 +242,7 @@ impl Code {
                     }
                 }
                 Statement::Register { ty, name, count } => scope.declare(*ty, name, *count)?,
+                Statement::VectorRegister { ty, name, lanes } => scope.declare_vector(*ty, name, *lanes)?,
                 Statement::Variable(variable) => match variable.space {
                     Space::Local | Space::Param => {
                         place_in_frame(variable, scope)?;
@@ -248,8 +271,21 @@ impl Code {
                             Some(Condition { predicate: condition.predicate, negated: guard.negated })
                         }
                     };
+                    let expanded = scope.expand(instruction);
+                    let instruction = expanded.as_ref().unwrap_or(instruction);
                     let (operation, class) = self.operation(instruction, scope, labels, scopes)?;
-                    self.instructions.push(Decoded { operation, guard, class, line: instruction.line });
+                    // After the decoder, so that what is not supported at all is refused as that.
+                    self.platform.check(instruction, scope)?;
+                    let line = instruction.line;
+                    let frame =
+                        |operation: &Operation| Decoded { operation: *operation, guard, class: Class::Local, line };
+                    let (mut before, after) = std::mem::take(&mut self.around_call);
+                    if operation == Operation::Control(Control::Return) {
+                        before.clone_from(&self.epilogue);
+                    }
+                    self.instructions.extend(before.iter().map(frame));
+                    self.instructions.push(Decoded { operation, guard, class, line });
+                    self.instructions.extend(after.iter().map(frame));
                 }
                 Statement::Scope(inner) => self.statements(inner, scope, shared, labels, scopes)?,
                 Statement::BranchTargets { name, targets } => {
@@ -297,6 +333,9 @@ impl Code {
             (Operation::Asynchronous(asynchronous), asynchronous.class())
         } else if fragment::OPCODES.contains(&name) {
             (Operation::Fragment(fragment::decode(instruction, words, scope)?), Class::Matrix)
+        } else if name == "wmma" {
+            self.wmma.push(wmma::decode(instruction, words, scope)?);
+            (Operation::Wmma(self.wmma.len() as u32 - 1), Class::Matrix)
         } else if MATRIX.contains(&name) {
             (Operation::Matrix(matrix::decode(instruction, words, scope)?), Class::Matrix)
         } else {
@@ -356,39 +395,6 @@ impl Code {
             }
             name => Err(scope.error(format!("instruction {name} ({}) is not supported", instruction.opcode.join(".")))),
         }
-    }
-
-    /// `call (results), target, (arguments), prototype`: the lists may be missing.
-    fn call(&mut self, instruction: &Instruction, scope: &mut Scope) -> Result<Control, Error> {
-        let frame = |operand: &Operand| -> Result<(u64, u64), Error> {
-            match operand {
-                Operand::Name(name) => match scope.find(name) {
-                    Some(Binding::Variable { space: Space::Param, address, of_kernel: false, size }) => {
-                        Ok((address, size))
-                    }
-                    _ => Err(scope.error(format!("{name}: only .param variables are passed"))),
-                },
-                other => Err(scope.error(format!("{other:?}: only .param variables are passed"))),
-            }
-        };
-        let list = |operand: &Operand| match operand {
-            Operand::List(list) => list.iter().map(frame).collect::<Result<Vec<_>, _>>(),
-            _ => Ok(Vec::new()),
-        };
-        let place = instruction.operands.iter().position(|operand| !matches!(operand, Operand::List(_)));
-        let Some(Operand::Name(target)) = place.and_then(|place| instruction.operands.get(place)) else {
-            return Err(scope.error("call without a target"));
-        };
-        let place = place.unwrap_or(0);
-        let results = if place == 0 { Vec::new() } else { list(&instruction.operands[0])? };
-        let arguments = instruction.operands.get(place + 1).map_or(Ok(Vec::new()), list)?;
-        let target = match scope.find(target) {
-            Some(Binding::Function(index)) => Target::Function(index),
-            Some(Binding::Register(reg, _)) => Target::Register(reg),
-            _ => return Err(scope.error(format!("{target} is not a function"))),
-        };
-        self.calls.push(CallSite { target, arguments, results });
-        Ok(Control::Call(self.calls.len() as u32 - 1))
     }
 }
 

@@ -127,7 +127,7 @@ const FORMS: &[Form] = &[
 /// Decodes `mma.sync.aligned`.
 ///
 /// # Errors
-/// Another matrix instruction (`wmma`, `wgmma`, `tcgen05`, sparse `mma`), a shape or type that does not exist or is not
+/// Another matrix instruction (`wgmma`, `tcgen05`, sparse `mma`), a shape or type that does not exist or is not
 /// supported, wrong operands.
 pub fn decode(instruction: &Instruction, modifiers: &mut Modifiers, scope: &mut Scope) -> Result<Matrix, Error> {
     let name = instruction.opcode.first().map_or("", AsRef::as_ref);

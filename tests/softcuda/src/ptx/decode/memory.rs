@@ -2,7 +2,7 @@
 
 use super::super::syntax::{Error, Instruction, Operand};
 use super::super::types::{Space, Type};
-use super::address::{self, Address};
+use super::address::{self, Address, Base};
 use super::modifiers::Modifiers;
 use super::scope::Scope;
 use crate::count::Class;
@@ -58,6 +58,21 @@ pub struct Access {
     pub order: Order,
     /// `ld.global.nc`, which may be served from a cache that does not see this kernel's writes.
     pub read_only: bool,
+}
+
+impl Access {
+    /// The access of a register's place in the thread's frame.
+    pub fn in_frame(reg: Reg, ty: Type, offset: u64) -> Self {
+        Self {
+            address: Address { base: Base::Frame, offset: offset as i64, space: Space::Local },
+            element_bits: ty.bytes() * 8,
+            count: 1,
+            registers: [reg; MOST_ELEMENTS],
+            extend_to: 0,
+            order: Order::Weak,
+            read_only: false,
+        }
+    }
 }
 
 /// An operation on memory or on addresses.
@@ -243,8 +258,10 @@ fn access(
     if ty == Type::Pred {
         return Err(modifiers.error("predicates are not in memory"));
     }
-    if ty.bits() / 8 * count > 32 {
-        return Err(modifiers.error("more than 32 bytes a lane"));
+    // 32 bytes a lane: eight words or four doubles, of global memory.
+    let widest = if matches!(space, Space::Generic | Space::Global) && ty != Type::B128 { 32 } else { 16 };
+    if ty.bits() / 8 * count > widest {
+        return Err(modifiers.error(&format!("more than {widest} bytes a lane")));
     }
     scope.expect_operands(instruction, 2..=2 + usize::from(policy))?;
     let (address_place, value_place) = if load { (1, 0) } else { (0, 1) };

@@ -5,6 +5,7 @@ pub mod address;
 pub mod asynchronous;
 pub mod atomic;
 pub mod barrier;
+pub mod call;
 pub mod code;
 pub mod convert;
 pub mod float;
@@ -16,7 +17,9 @@ pub mod memory;
 pub mod modifiers;
 pub mod scope;
 pub mod select;
+pub mod special;
 pub mod warp;
+pub mod wmma;
 
 use super::syntax::{Error, Instruction};
 use super::types::Type;
@@ -87,7 +90,7 @@ pub fn arithmetic(instruction: &Instruction, scope: &mut Scope) -> Result<Option
         } else {
             Arithmetic::Integer(integer::decode(instruction, &mut modifiers, scope)?)
         }
-    } else if INTEGER.contains(&name) || LOGIC.contains(&name) {
+    } else if INTEGER.contains(&name) || LOGIC.contains(&name) || integer::video::OPCODES.contains(&name) {
         Arithmetic::Integer(integer::decode(instruction, words, scope)?)
     } else {
         return Ok(None);

@@ -2,105 +2,13 @@
 
 use super::super::syntax::{Error, Instruction, Operand};
 use super::super::types::{Space, Type};
+use super::special::{Special, special};
 use crate::machine::registers::{Pred, Reg, Width};
 use crate::machine::window;
 use std::collections::HashMap;
 
-/// A special register whose value a thread cannot see changing: filled in when a frame is entered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Special {
-    /// `%tid`, axis 0 to 2.
-    Thread(u8),
-    /// `%ntid`.
-    Threads(u8),
-    /// `%ctaid`.
-    Block(u8),
-    /// `%nctaid`.
-    Blocks(u8),
-    /// `%clusterid`.
-    Cluster(u8),
-    /// `%nclusterid`.
-    Clusters(u8),
-    /// `%cluster_ctaid`.
-    ClusterBlock(u8),
-    /// `%cluster_nctaid`.
-    ClusterBlocks(u8),
-    /// `%cluster_ctarank`.
-    ClusterRank,
-    /// `%cluster_nctarank`.
-    ClusterSize,
-    /// `%is_explicit_cluster`: a predicate in PTX, 0 or 1 here.
-    ExplicitCluster,
-    /// `%laneid`.
-    Lane,
-    /// `%warpid`.
-    Warp,
-    /// `%nwarpid`.
-    Warps,
-    /// `%smid`.
-    Multiprocessor,
-    /// `%nsmid`.
-    Multiprocessors,
-    /// `%gridid`.
-    Grid,
-    /// `%lanemask_eq` (0), `_le` (1), `_lt` (2), `_ge` (3), `_gt` (4).
-    LaneMask(u8),
-    /// `%dynamic_smem_size`.
-    DynamicShared,
-    /// `%aggr_smem_size`: with what the system keeps.
-    AggregateShared,
-    /// `%total_smem_size`: static and dynamic.
-    TotalShared,
-    /// `%envreg`, 0 to 31: 1 and 2 are the high and low half of the address of a cooperative grid's workspace.
-    Environment(u8),
-}
-
-/// Special registers by name; the vector ones have `.x`, `.y`, `.z` after it.
-const SPECIALS: &[(&str, Special)] = &[
-    ("%cluster_ctarank", Special::ClusterRank),
-    ("%cluster_nctarank", Special::ClusterSize),
-    ("%is_explicit_cluster", Special::ExplicitCluster),
-    ("%laneid", Special::Lane),
-    ("%warpid", Special::Warp),
-    ("%nwarpid", Special::Warps),
-    ("%smid", Special::Multiprocessor),
-    ("%nsmid", Special::Multiprocessors),
-    ("%gridid", Special::Grid),
-    ("%lanemask_eq", Special::LaneMask(0)),
-    ("%lanemask_le", Special::LaneMask(1)),
-    ("%lanemask_lt", Special::LaneMask(2)),
-    ("%lanemask_ge", Special::LaneMask(3)),
-    ("%lanemask_gt", Special::LaneMask(4)),
-    ("%dynamic_smem_size", Special::DynamicShared),
-    ("%total_smem_size", Special::TotalShared),
-    ("%aggr_smem_size", Special::AggregateShared),
-];
-
-/// A special register's value along an axis.
-type OnAxis = fn(u8) -> Special;
-
-/// Special registers with an axis, by their stem.
-const AXIS_SPECIALS: &[(&str, OnAxis)] = &[
-    ("%tid", Special::Thread),
-    ("%ntid", Special::Threads),
-    ("%ctaid", Special::Block),
-    ("%nctaid", Special::Blocks),
-    ("%clusterid", Special::Cluster),
-    ("%nclusterid", Special::Clusters),
-    ("%cluster_ctaid", Special::ClusterBlock),
-    ("%cluster_nctaid", Special::ClusterBlocks),
-];
-
-fn special(name: &str) -> Option<Special> {
-    if let Some(number) = name.strip_prefix("%envreg") {
-        return number.parse().ok().filter(|number| *number < 32).map(Special::Environment);
-    }
-    if let Some((stem, axis)) = name.rsplit_once('.') {
-        let axis = ["x", "y", "z"].iter().position(|letter| *letter == axis)?;
-        return AXIS_SPECIALS.iter().find(|row| row.0 == stem).map(|row| (row.1)(axis as u8));
-    }
-    SPECIALS.iter().find(|row| row.0 == name).map(|row| row.1)
-}
+/// The names of a vector's registers, as places and as colours.
+const VECTOR_PLACES: [(char, char); 4] = [('x', 'r'), ('y', 'g'), ('z', 'b'), ('w', 'a')];
 
 /// What a name stands for.
 #[derive(Clone, Debug)]
@@ -124,6 +32,8 @@ pub enum Binding {
     },
     /// A function, by its index in the module.
     Function(u32),
+    /// A vector of so many registers, whose names are this one with `.x`, `.y`, `.z`, `.w`.
+    Vector(u32),
 }
 
 /// The registers of a function, as they are counted while it is decoded.
@@ -159,6 +69,7 @@ pub struct Scope {
     families: Vec<(usize, String, u32, u32, Type)>,
     constants: HashMap<(u64, Width), Reg>,
     specials: HashMap<Special, Reg>,
+    has_vectors: bool,
     /// The registers so far.
     pub frame: Frame,
     /// The line of the instruction being decoded.
@@ -219,6 +130,42 @@ impl Scope {
         Ok(())
     }
 
+    /// Declares `.reg .v2 .ty name`: registers by the names of their places, and the vector.
+    ///
+    /// # Errors
+    /// As [`Scope::declare`]; a vector of predicates.
+    pub fn declare_vector(&mut self, ty: Type, name: &str, lanes: u32) -> Result<(), Error> {
+        if ty == Type::Pred {
+            return Err(self.error(format!("{name}: there are no vectors of predicates")));
+        }
+        for (place, color) in VECTOR_PLACES.iter().take(lanes as usize) {
+            self.declare(ty, &format!("{name}.{place}"), None)?;
+            if let Some(binding) = self.find(&format!("{name}.{place}")) {
+                self.bind(&format!("{name}.{color}"), binding);
+            }
+        }
+        self.bind(name, Binding::Vector(lanes));
+        self.has_vectors = true;
+        Ok(())
+    }
+
+    /// The instruction with its vector registers written out, `{v.x, v.y}`; `None` if there are none.
+    pub fn expand(&self, instruction: &Instruction) -> Option<Instruction> {
+        if !self.has_vectors {
+            return None;
+        }
+        let mut expanded = instruction.clone();
+        for operand in &mut expanded.operands {
+            if let Operand::Name(name) = operand
+                && let Some(Binding::Vector(lanes)) = self.find(name)
+            {
+                let places = VECTOR_PLACES.iter().take(lanes as usize);
+                *operand = Operand::Vector(places.map(|(place, _)| Operand::Name(format!("{name}.{place}"))).collect());
+            }
+        }
+        Some(expanded)
+    }
+
     /// A new register of this type that no name reaches.
     pub fn scratch(&mut self, ty: Type) -> Reg {
         let reg = Reg { row: self.frame.rows, width: Width::of_bits(ty.bits()) };
@@ -267,7 +214,8 @@ impl Scope {
         if let Some(reg) = self.specials.get(&special) {
             return *reg;
         }
-        let width = if special == Special::Grid { Width::Long } else { Width::Word };
+        let long = matches!(special, Special::Grid | Special::GraphExecution);
+        let width = if long { Width::Long } else { Width::Word };
         let reg = Reg { row: self.frame.rows, width };
         self.frame.rows += width.rows();
         self.frame.specials.push((reg, special));

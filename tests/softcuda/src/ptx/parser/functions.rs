@@ -29,6 +29,7 @@ pub(super) fn function(cursor: &mut Cursor) -> Result<Function, Error> {
         max_threads: None,
         required_threads: None,
         required_cluster: None,
+        directives: Vec::new(),
         body: None,
         line,
     };
@@ -49,6 +50,7 @@ pub(super) fn function(cursor: &mut Cursor) -> Result<Function, Error> {
 
 /// The directives between the parameters and the body.
 fn performance_directive(cursor: &mut Cursor, word: &str, function: &mut Function) -> Result<(), Error> {
+    function.directives.push((word.to_owned(), cursor.line()));
     let slot = match word {
         "maxntid" => &mut function.max_threads,
         "reqntid" => &mut function.required_threads,

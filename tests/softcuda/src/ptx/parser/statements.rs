@@ -98,13 +98,21 @@ fn directive(cursor: &mut Cursor, found: &mut Vec<Statement>) -> Result<(), Erro
     }
 }
 
+/// The most registers of `.reg .v2 .b32 %v<n>`, each of which has a declaration of its own.
+const MOST_VECTORS: u32 = 1 << 12;
+
 /// `.reg .b32 %a, %b<5>;`
 fn registers(cursor: &mut Cursor, found: &mut Vec<Statement>) -> Result<(), Error> {
     cursor.next();
+    let lanes = match cursor.peek() {
+        Token::Directive("v2") => Some(2),
+        Token::Directive("v4") => Some(4),
+        _ => None,
+    };
+    if lanes.is_some() {
+        cursor.next();
+    }
     let ty = match cursor.peek() {
-        Token::Directive(word @ ("v2" | "v4" | "v8")) => {
-            return Err(cursor.error(format!(".reg .{word}: vector registers are not supported")));
-        }
         Token::Directive(word) => Type::parse(word),
         _ => None,
     };
@@ -117,7 +125,15 @@ fn registers(cursor: &mut Cursor, found: &mut Vec<Statement>) -> Result<(), Erro
             count = Some(cursor.number32("the number of registers")?);
             cursor.mark('>')?;
         }
-        found.push(Statement::Register { ty, name, count });
+        match (lanes, count) {
+            (None, count) => found.push(Statement::Register { ty, name, count }),
+            (Some(lanes), None) => found.push(Statement::VectorRegister { ty, name, lanes }),
+            (Some(lanes), Some(count)) if count <= MOST_VECTORS => {
+                let each = |index| Statement::VectorRegister { ty, name: format!("{name}{index}"), lanes };
+                found.extend((0..count).map(each));
+            }
+            _ => return Err(cursor.error(format!("{name:.60}: more than {MOST_VECTORS} vectors"))),
+        }
         if cursor.takes(';') {
             return Ok(());
         }

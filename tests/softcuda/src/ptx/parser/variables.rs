@@ -51,12 +51,17 @@ pub(super) fn parameters(cursor: &mut Cursor) -> Result<Vec<Variable>, Error> {
     }
     loop {
         match cursor.peek() {
-            Token::Directive("reg") => return Err(cursor.error("parameters in .reg are not supported")),
+            Token::Directive("reg") => {}
             Token::Directive(word) if Space::parse(word) == Some(Space::Param) => {}
             _ => return Err(cursor.expected("'.param'")),
         }
+        let in_register = cursor.peek() == Token::Directive("reg");
         let prefix = prefix(cursor)?;
-        found.push(declarator(cursor, prefix, false)?);
+        let variable = declarator(cursor, prefix, false)?;
+        if in_register && variable.elements != Some(1) {
+            return Err(cursor.error(format!("{:.60}: arrays and vectors in .reg are not passed", variable.name)));
+        }
+        found.push(Variable { in_register, ..variable });
         if cursor.takes(')') {
             return Ok(found);
         }
@@ -69,6 +74,8 @@ pub(super) fn parameters(cursor: &mut Cursor) -> Result<Vec<Variable>, Error> {
 /// The space, and then in any order the alignment, the attributes, the vector and the type.
 fn prefix(cursor: &mut Cursor) -> Result<Prefix, Error> {
     let space = match cursor.peek() {
+        // Only parameters, which are passed in the frame.
+        Token::Directive("reg") => Some(Space::Param),
         Token::Directive(word) => Space::parse(word),
         _ => None,
     };
@@ -148,7 +155,7 @@ fn declarator(cursor: &mut Cursor, prefix: Prefix, external: bool) -> Result<Var
         }
     }
     let Prefix { space, ty, align, .. } = prefix;
-    Ok(Variable { name, space, ty, align, elements, external, initial, line })
+    Ok(Variable { name, space, in_register: false, ty, align, elements, external, initial, line })
 }
 
 /// The extents of an array, outermost first; a vector is one more.

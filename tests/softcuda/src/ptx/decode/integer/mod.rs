@@ -2,6 +2,7 @@
 
 mod forms;
 mod operands;
+pub mod video;
 
 pub(in crate::ptx::decode) use operands::{destination, source};
 
@@ -228,6 +229,8 @@ pub enum Operation {
     Lookup(u8, Option<NonZero>),
     /// `dp4a`, `dp2a`.
     Dot(Dot),
+    /// `vadd`, `vabsdiff4`, ...
+    Video(video::Video),
 }
 
 /// An integer instruction.
@@ -258,6 +261,7 @@ pub fn decode(instruction: &Instruction, modifiers: &mut Modifiers, scope: &mut 
     let name = instruction.opcode.first().map_or("", AsRef::as_ref);
     match name {
         "lop3" => return lookup(instruction, modifiers, scope),
+        name if video::OPCODES.contains(&name) => return video::decode(instruction, name, modifiers, scope),
         "dp4a" | "dp2a" => return dot(instruction, name, modifiers, scope),
         _ => {}
     }
