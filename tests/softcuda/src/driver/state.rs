@@ -2,6 +2,7 @@
 
 use super::entry::Outcome;
 use super::error::Code;
+use super::link::Linking;
 use super::work::Work;
 use crate::machine::device::{Device, Program};
 use crate::report::{Fault, LaunchReport};
@@ -34,6 +35,7 @@ pub(super) struct State {
     pub(super) modules: HashMap<Handle, Module>,
     pub(super) functions: HashMap<Handle, Function>,
     pub(super) libraries: HashMap<Handle, Library>,
+    pub(super) linkings: HashMap<Handle, Linking>,
     pub(super) pools: HashMap<Handle, Pool>,
     /// The default pool and the current pool of each ordinal.
     pub(super) device_pools: HashMap<u32, (Handle, Handle)>,
@@ -245,6 +247,7 @@ impl State {
             modules: HashMap::new(),
             functions: HashMap::new(),
             libraries: HashMap::new(),
+            linkings: HashMap::new(),
             pools: HashMap::new(),
             device_pools: HashMap::new(),
             captures: HashMap::new(),
