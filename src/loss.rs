@@ -135,8 +135,11 @@ impl<B: Backend> PreferenceLoss<B> {
         self
     }
 
-    /// What the next backward passes multiply the gradient with: 1 at first; the upstream gradient, or a loss scale
-    /// against underflow in f16. The report is not scaled.
+    /// What the next backward passes multiply the gradient by: 1 at first; the upstream gradient, or a loss scale against
+    /// underflow in f16. The report is not scaled.
+    ///
+    /// A scale that is not finite, or with which a row's coefficient no longer fits f32 (also once divided by the
+    /// temperature), gives that row a gradient of NaN, which is what dynamic loss scaling looks for.
     pub fn set_loss_scale(&mut self, loss_scale: f64) {
         self.loss_scale = loss_scale;
     }
