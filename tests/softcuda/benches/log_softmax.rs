@@ -52,7 +52,13 @@ impl Prepared {
 }
 
 fn interpret(criterion: &mut Criterion) {
-    let none = Checks { uninitialized: false, races: false, divergent_barriers: false, read_only_loads: false };
+    let none = Checks {
+        uninitialized: false,
+        races: false,
+        divergent_barriers: false,
+        read_only_loads: false,
+        ..Checks::default()
+    };
     for kernel in ["log_sum_exp_bf16", "log_softmax_bf16"] {
         let mut group = criterion.benchmark_group(format!("{kernel}/{ROWS}x{VOCABULARY}"));
         group.sampling_mode(SamplingMode::Flat).sample_size(10);

@@ -33,7 +33,7 @@ pub enum FaultKind {
     OutOfBounds,
     /// An access to memory that was freed.
     UseAfterFree,
-    /// A read of bytes that nobody has written.
+    /// The use of a value that nobody has written.
     Uninitialized,
     /// An address that is not a multiple of the access's width.
     Misaligned,
@@ -80,11 +80,11 @@ pub struct Fault {
     pub address: Option<u64>,
     /// What happened, in words.
     pub message: String,
-    /// The other access of a race.
+    /// The other access of a race; the load of a value that nobody wrote.
     pub other: Option<OtherAccess>,
 }
 
-/// The earlier of two racing accesses.
+/// The earlier of two accesses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OtherAccess {
     /// Whether it wrote.

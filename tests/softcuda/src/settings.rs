@@ -51,10 +51,19 @@ impl Default for Settings {
 #[serde(default)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Checks {
-    /// Reads of bytes that nobody has written.
+    /// Values that nobody has written, where they are used: a branch, an address, a store to global or shared memory, an
+    /// atomic.
     pub uninitialized: bool,
+    /// Loads of bytes that nobody has written, whether or not the value is used; part of `uninitialized`.
+    pub uninitialized_loads: bool,
     /// Accesses of two threads to the same bytes, one of them a write, that nothing orders.
     pub races: bool,
+    /// Of these, two stores of the same bytes: replicated layouts, as Triton's, store every copy. Without it, `races`
+    /// passes over them.
+    pub equal_stores: bool,
+    /// Of these, plain reads of what other threads write by compare-and-swap: the first read of the loop in the CUDA
+    /// programming guide. Without it, `races` passes over them.
+    pub compare_and_swap_reads: bool,
     /// Aligned barriers that part of a warp reaches, and barriers that threads leave without reaching.
     pub divergent_barriers: bool,
     /// `ld.global.nc` of bytes that the same kernel has written.
@@ -63,6 +72,14 @@ pub struct Checks {
 
 impl Default for Checks {
     fn default() -> Self {
-        Self { uninitialized: true, races: true, divergent_barriers: true, read_only_loads: true }
+        Self {
+            uninitialized: true,
+            uninitialized_loads: false,
+            races: true,
+            equal_stores: true,
+            compare_and_swap_reads: true,
+            divergent_barriers: true,
+            read_only_loads: true,
+        }
     }
 }

@@ -34,8 +34,9 @@ AFTER:
 }
 
 #[test]
-fn a_barrier_that_some_warps_never_reach_is_found() {
-    let kernel = |condition: &str, mark: &str| {
+fn a_barrier_of_all_threads_does_not_wait_for_those_that_have_exited() {
+    // PTX ISA, `exit`: "If the exiting threads are holding up the barrier, the barrier is released."
+    let kernel = |condition: &str, barrier: &str, mark: &str| {
         format!(
             r".visible .entry some_warps()
 {{
@@ -44,17 +45,21 @@ fn a_barrier_that_some_warps_never_reach_is_found() {
     mov.u32 %r1, %tid.x;
     setp.ge.u32 %p1, %r1, {condition};
     @%p1 ret;
-    bar.sync 0; {mark}
+    {barrier} {mark}
     ret;
 }}
 "
         )
     };
-    let text = kernel("32", "// FAULT");
+    for threads in ["32", "16", "128"] {
+        let text = kernel(threads, "bar.sync 0;", "");
+        let report = Planted { block: 128, ..Planted::new(&text, vec![]) }.is_clean();
+        assert_eq!(report.counters.block_barriers, 1);
+    }
+    // A barrier with a count waits for as many.
+    let text = kernel("32", "bar.sync 0, 128;", "// FAULT");
     let fault = Planted { block: 128, ..Planted::new(&text, vec![]) }.has(FaultKind::DivergentBarrier);
     assert_eq!(fault.thread, [0; 3], "{fault}");
-    let text = kernel("128", "");
-    Planted { block: 128, ..Planted::new(&text, vec![]) }.is_clean();
 }
 
 #[test]

@@ -85,8 +85,10 @@ fn freed_memory_is_found() {
 
 #[test]
 fn uninitialised_global_bytes_are_found_to_the_byte() {
-    let text = copy(0, 0, "// FAULT", "");
-    Planted::new(&text, vec![Argument::Fresh(128), Argument::Fresh(128)]).has(FaultKind::Uninitialized);
+    // Where the value is used; the load is the other access.
+    let text = copy(0, 0, "// OTHER", "// FAULT");
+    let fault = Planted::new(&text, vec![Argument::Fresh(128), Argument::Fresh(128)]).has(FaultKind::Uninitialized);
+    assert_eq!(fault.other.map(|other| other.line), planted::line_of(&text, "// OTHER"));
 
     // The kernel writes bytes 0, 1 and 3 of a word and reads the whole word.
     let partial = |byte: u32, mark: &str| {
@@ -104,7 +106,8 @@ fn uninitialised_global_bytes_are_found_to_the_byte() {
     st.global.u8 [%rd1+1], %r1;
     st.global.u8 [%rd1+{byte}], %r1;
     st.global.u8 [%rd1+3], %r1;
-    ld.global.u32 %r2, [%rd1]; {mark}
+    ld.global.u32 %r2, [%rd1];
+    st.global.u32 [%rd1+4], %r2; {mark}
 DONE:
     ret;
 }}
@@ -136,8 +139,8 @@ fn uninitialised_shared_and_local_bytes_are_found() {
     mov.u64 %rd3, place;
     add.s64 %rd3, %rd3, %rd2;
     {store}
-    ld.{space}.u32 %r2, [%rd3]; {mark}
-    st.global.u32 [%rd1], %r2;
+    ld.{space}.u32 %r2, [%rd3];
+    st.global.u32 [%rd1], %r2; {mark}
     ret;
 }}
 "
@@ -312,7 +315,9 @@ fn local_memory_is_aligned_and_new_in_every_call() {
     st.local.u32 [place], %r1;
     st.local.u32 [place+4], %r1;
 READ:
-    ld.local.u32 %r2, [place+{offset}]; {mark}{mark_of_call}
+    ld.local.u32 %r2, [place+{offset}]; {mark}
+    setp.eq.u32 %p, %r2, 7;
+    @%p ret; {mark_of_call}
     ret;
 }}
 .visible .entry calls()

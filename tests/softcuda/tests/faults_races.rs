@@ -59,11 +59,18 @@ fn lanes_of_one_warp_race_too() {
         "st.shared.u32 [%r4], 0;\n    bar.warp.sync -1;\n    st.shared.u32 [%r4], %r1; // OTHER",
     );
     Planted::new(&text, vec![Argument::Fresh(256)]).has(FaultKind::Race);
-    // Shuffles and matches make lanes meet, and order no memory.
-    for meeting in ["shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;", "match.any.sync.b32 %r5, %r1, -1;"] {
-        let text = text.replace("// OTHER", &format!("// OTHER\n    {meeting}"));
-        Planted::new(&text, vec![Argument::Fresh(256)]).has(FaultKind::Race);
+    // Shuffles, reductions and matches order the lanes that take part in them, and no others.
+    for meeting in [
+        "shfl.sync.bfly.b32 %r5, %r1, 1, 31, -1;",
+        "match.any.sync.b32 %r5, %r1, -1;",
+        "redux.sync.add.s32 %r5, %r1, -1;",
+    ] {
+        let met = text.replace("// OTHER", &format!("// OTHER\n    {meeting}"));
+        Planted::new(&met, vec![Argument::Fresh(256)]).is_clean();
     }
+    let halves = "and.b32 %r5, %r1, 16;\n    shl.b32 %r5, 0xffff, %r5;\n    shfl.sync.bfly.b32 %r0, %r1, 1, 31, %r5;";
+    let met = text.replace("// OTHER", &format!("// OTHER\n    {halves}"));
+    Planted::new(&met, vec![Argument::Fresh(256)]).has(FaultKind::Race);
     Planted::new(&within("bar.warp.sync -1;"), vec![Argument::Fresh(256)]).is_clean();
 }
 
@@ -171,115 +178,6 @@ fn neighbouring_bytes_do_not_race() {
     Planted { grid: 4, ..Planted::new(text, vec![Argument::Fresh(128)]) }.is_clean();
 }
 
-/// Each block writes its word; the last to count itself reads all.
-fn last_block(fence: &str) -> String {
-    format!(
-        r".visible .entry last_block(.param .u64 partial, .param .u64 counter, .param .u64 out)
-{{
-    .reg .b32 %r<8>;
-    .reg .b64 %rd<8>;
-    .reg .pred %p<4>;
-    ld.param.u64 %rd1, [partial];
-    ld.param.u64 %rd2, [counter];
-    ld.param.u64 %rd3, [out];
-    mov.u32 %r1, %tid.x;
-    setp.ne.u32 %p1, %r1, 0;
-    @%p1 bra DONE;
-    mov.u32 %r2, %ctaid.x;
-    mov.u32 %r3, %nctaid.x;
-    mul.wide.u32 %rd4, %r2, 4;
-    add.s64 %rd5, %rd1, %rd4;
-    st.global.u32 [%rd5], %r2; // OTHER
-    {fence}
-    atom.global.add.u32 %r4, [%rd2], 1;
-    sub.u32 %r5, %r3, 1;
-    setp.ne.u32 %p2, %r4, %r5;
-    @%p2 bra DONE;
-    mov.u32 %r6, 0;
-    mov.u32 %r7, 0;
-SUM:
-    mul.wide.u32 %rd4, %r6, 4;
-    add.s64 %rd5, %rd1, %rd4;
-    ld.global.u32 %r4, [%rd5]; // FAULT
-    add.u32 %r7, %r7, %r4;
-    add.u32 %r6, %r6, 1;
-    setp.lt.u32 %p3, %r6, %r3;
-    @%p3 bra SUM;
-    st.global.u32 [%rd3], %r7;
-DONE:
-    ret;
-}}
-"
-    )
-}
-
-#[test]
-fn a_missing_fence_before_the_ticket_is_found() {
-    let arguments = || vec![words(8), Argument::Bytes(vec![0; 4]), Argument::Fresh(4)];
-    let text = last_block("");
-    Planted { grid: 8, ..Planted::new(&text, arguments()) }.has(FaultKind::Race);
-    for fence in ["membar.gl;", "fence.acq_rel.gpu;", "fence.sc.gpu;"] {
-        let text = last_block(fence);
-        let planted = Planted { grid: 8, ..Planted::new(&text, arguments()) };
-        planted.is_clean();
-        let (_, addresses, device) = planted.run(&softcuda::Settings::default());
-        let mut sum = [0; 4];
-        device.memory.read(addresses[2], &mut sum).expect("read");
-        assert_eq!(u32::from_le_bytes(sum), 28);
-    }
-}
-
-#[test]
-fn a_flag_passed_with_release_and_acquire_orders_two_blocks() {
-    let kernel = |set: &str, get: &str| {
-        format!(
-            r".visible .entry flag(.param .u64 data, .param .u64 flag)
-{{
-    .reg .b32 %r<4>;
-    .reg .b64 %rd<3>;
-    .reg .pred %p<4>;
-    ld.param.u64 %rd1, [data];
-    ld.param.u64 %rd2, [flag];
-    mov.u32 %r1, %tid.x;
-    setp.ne.u32 %p1, %r1, 0;
-    @%p1 bra DONE;
-    mov.u32 %r2, %ctaid.x;
-    setp.ne.u32 %p2, %r2, 0;
-    @%p2 bra READER;
-    st.global.u32 [%rd1], 42; // OTHER
-    {set} [%rd2], 1;
-    bra DONE;
-READER:
-    {get} %r3, [%rd2];
-    setp.eq.u32 %p3, %r3, 0;
-    @%p3 bra READER;
-    ld.global.u32 %r3, [%rd1]; // FAULT
-DONE:
-    ret;
-}}
-"
-        )
-    };
-    let run = |text: &str| {
-        Planted { grid: 2, ..Planted::new(text, vec![words(1), Argument::Bytes(vec![0; 4])]) }.has(FaultKind::Race)
-    };
-    run(&kernel("st.relaxed.gpu.global.u32", "ld.acquire.gpu.global.u32"));
-    run(&kernel("st.volatile.global.u32", "ld.volatile.global.u32"));
-    // A fence between the proxies of one thread is none between threads.
-    run(&kernel("fence.proxy.async;\n    st.relaxed.gpu.global.u32", "ld.acquire.gpu.global.u32"));
-    run(&kernel("red.relaxed.gpu.global.add.u32", "ld.acquire.gpu.global.u32"));
-    for (set, get) in [
-        ("st.release.gpu.global.u32", "ld.acquire.gpu.global.u32"),
-        ("membar.gl;\n    st.volatile.global.u32", "ld.volatile.global.u32"),
-        ("fence.acq_rel.gpu;\n    st.relaxed.gpu.global.u32", "ld.acquire.gpu.global.u32"),
-        ("red.release.gpu.global.add.u32", "ld.acquire.gpu.global.u32"),
-        ("atom.acq_rel.gpu.global.exch.b32 %r3,", "ld.acquire.gpu.global.u32"),
-    ] {
-        let text = kernel(set, get);
-        Planted { grid: 2, ..Planted::new(&text, vec![words(1), Argument::Bytes(vec![0; 4])]) }.is_clean();
-    }
-}
-
 #[test]
 fn blocks_of_a_cluster_are_ordered_by_its_barrier() {
     let kernel = |barrier: &str| {
@@ -360,49 +258,6 @@ SECOND:
     Planted { block: 64, ..Planted::new(&text, vec![words(32)]) }.has(FaultKind::Race);
     let text = kernel("bar.sync 1, 64;", ["", ""]);
     Planted { block: 64, ..Planted::new(&text, vec![words(32)]) }.is_clean();
-}
-
-#[test]
-fn a_flag_in_shared_memory_orders_two_warps() {
-    let kernel = |set: &str, get: &str| {
-        format!(
-            r".visible .entry shared_flag()
-{{
-    .shared .align 4 .b8 data[4];
-    .shared .align 4 .b8 flag[4];
-    .reg .b32 %r<3>;
-    .reg .pred %p<4>;
-    mov.u32 %r1, %tid.x;
-    setp.ne.u32 %p1, %r1, 0;
-    @!%p1 st.shared.u32 [data], 0;
-    @!%p1 st.shared.u32 [flag], 0;
-    bar.sync 0;
-    setp.eq.u32 %p2, %r1, 32;
-    @%p2 bra READER;
-    @%p1 bra DONE;
-    st.shared.u32 [data], 42; // OTHER
-    {set} [flag], 1;
-    bra DONE;
-READER:
-    {get} %r2, [flag];
-    setp.eq.u32 %p3, %r2, 0;
-    @%p3 bra READER;
-    ld.shared.u32 %r2, [data]; // FAULT
-DONE:
-    ret;
-}}
-"
-        )
-    };
-    let text = kernel("st.volatile.shared.u32", "ld.volatile.shared.u32");
-    Planted { block: 64, ..Planted::new(&text, vec![]) }.has(FaultKind::Race);
-    for (set, get) in [
-        ("membar.cta;\n    st.volatile.shared.u32", "ld.volatile.shared.u32"),
-        ("st.release.cta.shared.u32", "ld.acquire.cta.shared.u32"),
-    ] {
-        let text = kernel(set, get);
-        Planted { block: 64, ..Planted::new(&text, vec![]) }.is_clean();
-    }
 }
 
 #[test]

@@ -4,7 +4,6 @@ mod support;
 
 use cudarc::driver::PushKernelArg;
 use cudarc::nvrtc::Ptx;
-use softcuda::{Checks, Settings};
 use support::compile::compile;
 use support::device::{Device, function, shape};
 use support::random::Random;
@@ -13,10 +12,6 @@ use support::random::Random;
 fn block_scan() {
     let device = Device::new();
     // Unoptimised code copies empty objects as the byte that they occupy and nobody writes: not a fault of the program.
-    if let Some(control) = softcuda::control() {
-        let checks = Checks { uninitialized: false, ..Checks::default() };
-        control.configure(&Settings { checks, ..Settings::default() });
-    }
     let values = Random::new(42).integers(512, -1000, 1000);
     let on_device = device.upload(&values);
     let module = device.module_of(Ptx::from_src(compile("cub_block", &["-G"])));

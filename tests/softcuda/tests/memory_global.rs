@@ -7,7 +7,7 @@ use softcuda::report::FaultKind;
 use softcuda::settings::Checks;
 
 fn who(clocks: &TeamClocks, thread: usize) -> Who<'_> {
-    Who { thread, clocks, instruction: 1, strong: false, read_only: false }
+    Who::weak(thread, clocks, 1)
 }
 
 fn refused<T: std::fmt::Debug>(result: Result<T, Refusal>, kind: FaultKind, words: &str) {
@@ -313,7 +313,7 @@ fn host_threads_hammer_one_page() {
                     let lane = who(&clocks, round as usize % 32);
                     launch.atomic(&lane, base, 4, &mut |old| Some(old + 1)).expect("atomics do not race");
                     // Sixteen bytes of one value are never seen half written.
-                    let strong = Who { strong: true, ..lane };
+                    let strong = Who { scope: Some(softcuda::check::scope::MemoryScope::Device), ..lane };
                     launch.store(&strong, base + 64, &[(round % 200) as u8; 16]).expect("strong");
                     let mut read = [0; 16];
                     launch.load(&strong, base + 64, &mut read).expect("strong");

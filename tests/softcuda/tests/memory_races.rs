@@ -1,7 +1,7 @@
-//! The race detector: planted races, their repaired twins, and random programs judged by a detector that keeps
-//! everything.
+//! The race detector: planted races and their repaired twins.
 
-use softcuda::check::clock::{Knowledge, TeamClocks};
+use softcuda::check::clock::TeamClocks;
+use softcuda::check::scope::{Fence, MemoryScope};
 use softcuda::machine::memory::Refusal;
 use softcuda::machine::memory::global::{GlobalMemory, LaunchMemory, Who};
 use softcuda::machine::memory::shared::SharedMemory;
@@ -9,11 +9,15 @@ use softcuda::report::FaultKind;
 use softcuda::settings::Checks;
 
 fn who(clocks: &TeamClocks, thread: usize, instruction: u32) -> Who<'_> {
-    Who { thread, clocks, instruction, strong: false, read_only: false }
+    Who::weak(thread, clocks, instruction)
 }
 
 fn strong(clocks: &TeamClocks, thread: usize, instruction: u32) -> Who<'_> {
-    Who { strong: true, ..who(clocks, thread, instruction) }
+    scoped(clocks, thread, instruction, MemoryScope::Device)
+}
+
+fn scoped(clocks: &TeamClocks, thread: usize, instruction: u32, scope: MemoryScope) -> Who<'_> {
+    Who { scope: Some(scope), ..who(clocks, thread, instruction) }
 }
 
 /// (the later access wrote?, the earlier one wrote, its block, thread and instruction)
@@ -92,9 +96,11 @@ fn atomics_race_with_plain_accesses_only() {
         assert_eq!(old, thread as u128);
     }
     memory.load(&strong(&clocks, 5, 4), 0, &mut [0; 4]).expect("volatile");
-    // The last atomic was thread 63's own: the others' are still in the way.
-    assert_eq!(race(memory.load(&who(&clocks, 63, 5), 0, &mut [0; 4])), (true, 4, 0, 3));
-    assert_eq!(race(memory.store(&who(&clocks, 63, 5), 0, &[0; 4])), (true, 4, 0, 3));
+    assert_eq!(race(memory.load(&who(&clocks, 62, 5), 0, &mut [0; 4])), (true, 4, 63, 3));
+    assert_eq!(race(memory.store(&who(&clocks, 62, 5), 0, &[0; 4])), (true, 4, 63, 3));
+    // Thread 63's atomic has read what all others left, through theirs: they are ordered before what it does next.
+    memory.load(&who(&clocks, 63, 5), 0, &mut [0; 4]).expect("observed");
+    assert_eq!(race(memory.atomic(&who(&clocks, 5, 6), 0, 4, &mut Some).map(drop)), (false, 4, 63, 5));
     clocks.join(&ALL);
     let mut sum = [0; 4];
     memory.load(&who(&clocks, 63, 6), 0, &mut sum).expect("a barrier is between");
@@ -154,33 +160,162 @@ fn an_unchecked_device_finds_no_race() {
     memory.store(&who(&clocks, 33, 2), 0, &[1; 4]).expect("not checked");
 }
 
-/// Block 0 writes data and a flag, block 1 reads the flag and the data.
-fn message(fence: bool, release: bool) -> Result<(), Refusal> {
+/// Block 0 writes data and a flag, block 1 reads the flag and the data; (scope of the flag's accesses, fence, whether
+/// the flag's access releases or acquires) of either.
+fn message(
+    writer: (MemoryScope, Option<Fence>, bool),
+    reader: (MemoryScope, Option<Fence>, bool),
+) -> Result<(), Refusal> {
     let memory = GlobalMemory::new(1 << 20);
     let base = memory.allocate(64).expect("room");
     memory.fill(base, &[0], 64).expect("in bounds");
     let launch = memory.begin_launch(&Checks::default());
-    let (mut writer, mut reader) = (TeamClocks::new(&[0], 32), TeamClocks::new(&[1], 32));
-    launch.store(&who(&writer, 0, 1), base, &[1; 16])?;
-    if fence {
-        writer.fence(0);
+    let (mut first, mut second) = (TeamClocks::new(&[0], 32), TeamClocks::new(&[1], 32));
+    launch.store(&who(&first, 0, 1), base, &[1; 16])?;
+    if let Some(fence) = writer.1 {
+        first.fence(0, fence);
     }
-    if let Some(knowledge) = writer.publish(0, release) {
-        launch.publish_at(base + 32, knowledge);
+    if let Some(message) = first.publish(0, writer.0, writer.2) {
+        launch.publish_at(base + 32, &message);
     }
-    launch.store(&strong(&writer, 0, 2), base + 32, &[1; 4])?;
-    launch.load(&strong(&reader, 9, 3), base + 32, &mut [0; 4])?;
-    if let Some(knowledge) = launch.knowledge_at(base + 32) {
-        reader.acquire(9, &knowledge);
+    launch.store(&scoped(&first, 0, 2, writer.0), base + 32, &[1; 4])?;
+    launch.load(&scoped(&second, 9, 3, reader.0), base + 32, &mut [0; 4])?;
+    if let Some(found) = launch.message_at(base + 32, second.reader(9, reader.0)) {
+        second.read_flag(9, &found, reader.2);
     }
-    launch.load(&who(&reader, 9, 4), base, &mut [0; 16])
+    if let Some(fence) = reader.1 {
+        second.fence(9, fence);
+    }
+    launch.load(&who(&second, 9, 4), base, &mut [0; 16])
 }
 
 #[test]
 fn flags_in_global_memory() {
-    message(true, false).expect("fence and relaxed flag");
-    message(false, true).expect("released flag");
-    assert_eq!(race(message(false, false)), (true, 0, 0, 1), "the fence is missing");
+    use MemoryScope::{Block, Device, System};
+    let fence = |scope| Some(Fence::of(scope));
+    let right = [(Device, fence(Device), false), (System, fence(Device), false), (Device, None, true)];
+    for writer in right {
+        for reader in right {
+            message(writer, reader).expect("a release pattern and an acquire pattern");
+        }
+    }
+    for wrong in [(Device, None, false), (Device, fence(Block), false)] {
+        assert_eq!(race(message(wrong, right[0])), (true, 0, 0, 1), "{wrong:?} does not release");
+        assert_eq!(race(message(right[0], wrong)), (true, 0, 0, 1), "{wrong:?} does not acquire");
+    }
+    for narrow in [(Block, fence(Device), false), (Block, None, true)] {
+        assert_eq!(race(message(narrow, right[0])), (true, 0, 0, 2), "the flag itself: {narrow:?}");
+        assert_eq!(race(message(right[0], narrow)), (true, 0, 0, 2), "the flag itself: {narrow:?}");
+    }
+}
+
+/// Two blocks count with atomics of these scopes.
+fn count(first: MemoryScope, second: MemoryScope) -> Result<(), Refusal> {
+    let (launch, address, here) = global();
+    let there = TeamClocks::new(&[9], 64);
+    launch.atomic(&scoped(&here, 0, 1, first), address, 4, &mut |old| Some(old + 1))?;
+    launch.atomic(&scoped(&here, 33, 2, first), address, 4, &mut |old| Some(old + 1)).expect("the same block");
+    launch.atomic(&scoped(&there, 0, 3, second), address, 4, &mut |old| Some(old + 1)).map(drop)
+}
+
+#[test]
+fn atomics_of_a_block_race_with_those_of_another() {
+    use MemoryScope::{Block, Cluster, Device, System};
+    count(Device, System).expect("both scopes hold both blocks");
+    for (first, second) in [(Block, Device), (Device, Block), (Block, Block), (Cluster, Device), (System, Cluster)] {
+        assert_eq!(race(count(first, second)), (true, 4, 33, 2), "{first:?} {second:?}");
+    }
+    // Two blocks of one cluster.
+    let (launch, address, _) = global();
+    let cluster = TeamClocks::new(&[4, 5], 64);
+    launch.atomic(&scoped(&cluster, 0, 1, Cluster), address, 4, &mut Some).expect("first");
+    launch.atomic(&scoped(&cluster, 64, 2, Device), address, 4, &mut Some).expect("one cluster");
+    assert_eq!(race(launch.atomic(&scoped(&cluster, 5, 3, Block), address, 4, &mut Some).map(drop)), (true, 5, 0, 2));
+}
+
+#[test]
+fn a_ticket_counter_may_be_reset_by_who_drew_the_last() {
+    let (launch, address, first) = global();
+    let mut second = TeamClocks::new(&[9], 64);
+    let third = TeamClocks::new(&[11], 64);
+    for clocks in [&first, &third, &second] {
+        launch.atomic(&who(clocks, 0, 1), address, 4, &mut |old| Some(old + 1)).expect("atomics do not race");
+    }
+    assert_eq!(race(launch.store(&who(&third, 0, 2), address, &[0; 4])), (true, 9, 0, 1), "not the last");
+    assert_eq!(race(launch.store(&who(&second, 40, 2), address, &[0; 4])), (true, 9, 0, 1), "another thread");
+    second.join(&ALL);
+    launch.store(&who(&second, 40, 2), address, &[0; 4]).expect("behind the last, by a barrier");
+}
+
+#[test]
+fn a_flag_that_was_seen_may_be_reset_by_who_saw_it() {
+    for shared_flag in [false, true] {
+        let (global, address, first) = global();
+        let (mut shared, _) = shared();
+        let mut second = TeamClocks::new(&[9], 64);
+        let mut access = |who: &Who, writes: bool| match (shared_flag, writes) {
+            (false, false) => global.load(who, address, &mut [0; 4]),
+            (false, true) => global.store(who, address, &[1; 4]),
+            (true, false) => shared.load(who, 0, &mut [0; 4]),
+            (true, true) => shared.store(who, 0, &[1; 4]),
+        };
+        access(&strong(&first, 3, 1), true).expect("the first");
+        assert_eq!(race(access(&who(&second, 5, 2), false)), (true, 4, 3, 1), "a plain read");
+        for _ in 0..3 {
+            access(&strong(&second, 5, 3), false).expect("strong ones do not race");
+        }
+        access(&who(&second, 5, 4), false).expect("it has seen the write");
+        assert_eq!(race(access(&who(&second, 6, 4), false)), (true, 4, 3, 1), "its neighbour has not");
+        second.join(&[(0, u32::MAX)]);
+        access(&who(&second, 6, 5), false).expect("behind one that saw it");
+        second.join(&[(0, u32::MAX)]);
+        access(&who(&second, 7, 6), true).expect("the reset");
+        assert_eq!(race(access(&strong(&first, 3, 1), true)), (true, 9, 7, 6), "nothing orders the next round");
+    }
+}
+
+#[test]
+fn equal_bytes_may_be_stored_twice_if_the_settings_say_so() {
+    let checks = Checks { equal_stores: false, ..Checks::default() };
+    for lenient in [false, true] {
+        let mut memory = SharedMemory::new(64, &if lenient { checks } else { Checks::default() });
+        let clocks = TeamClocks::new(&[0], 64);
+        memory.store(&who(&clocks, 0, 1), 4, &[7; 4]).expect("first");
+        memory.store(&who(&clocks, 0, 1), 0, &[5; 4]).expect("first");
+        // Only the word that both store must be equal.
+        let again = memory.store(&who(&clocks, 33, 2), 0, &[5; 16]).map_err(|refusal| refusal.message);
+        assert!(again.is_err(), "bytes 4 to 7 differ");
+        let again = memory.store(&who(&clocks, 34, 2), 0, &[5, 5, 5, 5, 7, 7, 7, 7]).map_err(|refusal| refusal.message);
+        match again {
+            Ok(()) => assert!(lenient),
+            Err(message) => assert!(!lenient && message.contains("equal_stores"), "{message}"),
+        }
+        assert!(race(memory.load(&who(&clocks, 50, 3), 4, &mut [0; 4])).0, "a read is not excused");
+    }
+}
+
+#[test]
+fn plain_reads_of_swapped_words_pass_if_the_settings_say_so() {
+    for lenient in [false, true] {
+        let memory = GlobalMemory::new(1 << 20);
+        let address = memory.allocate(4).expect("memory");
+        memory.write(address, &[7; 4]).expect("write");
+        let launch = memory.begin_launch(&Checks { compare_and_swap_reads: !lenient, ..Checks::default() });
+        let [first, second] = [0, 1].map(|block| TeamClocks::new(&[block], 64));
+        let mut results = Vec::new();
+        for clocks in [&first, &second] {
+            results.push(launch.load(&who(clocks, 0, 1), address, &mut [0; 4]));
+            let swapper = Who { compare_and_swap: true, ..who(clocks, 0, 2) };
+            results.push(launch.atomic(&swapper, address, 4, &mut |old| Some(old + 1)).map(drop));
+        }
+        let messages: Vec<_> = results.into_iter().filter_map(Result::err).map(|refusal| refusal.message).collect();
+        assert_eq!(messages.is_empty(), lenient, "{messages:?}");
+        assert!(messages.iter().all(|message| message.contains("compare_and_swap_reads")), "{messages:?}");
+        // Another atomic, or a plain write, is not excused.
+        let other = TeamClocks::new(&[2], 64);
+        race(launch.atomic(&who(&other, 0, 3), address, 4, &mut |old| Some(old + 1)).map(drop));
+        race(launch.store(&who(&second, 0, 5), address, &[0; 4]));
+    }
 }
 
 #[test]
@@ -199,194 +334,4 @@ fn global_memory_remembers_readers_of_several_blocks() {
     let (wrote, block, _, instruction) = race(launch.store(&who(&teams[0], 0, 2), base + 4, &[0; 4]));
     assert!(!wrote && block != 0 && instruction == 1);
     assert!(!race(launch.store(&who(&teams[19], 0, 2), base + 4, &[0; 4])).0);
-}
-
-// Random programs.
-
-/// One of two teams of one block each, with what a detector needs that forgets nothing.
-const BLOCKS: [u32; 2] = [3, 8];
-const THREADS: usize = 40;
-const TOTAL: usize = 2 * THREADS;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit
-    }
-}
-
-/// The plain definition: full vectors, all accesses kept.
-#[derive(Clone)]
-struct Reference {
-    now: Vec<[u32; TOTAL]>,
-    fenced: Vec<[u32; TOTAL]>,
-    history: Vec<(usize, u32, std::ops::Range<usize>, bool, bool)>,
-}
-
-fn raise(mine: &mut [u32; TOTAL], theirs: &[u32; TOTAL]) {
-    mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| *mine = (*mine).max(*theirs));
-}
-
-impl Reference {
-    fn new() -> Self {
-        let now = (0..TOTAL).map(|thread| std::array::from_fn(|other| u32::from(other == thread))).collect();
-        Self { now, fenced: vec![[0; TOTAL]; TOTAL], history: Vec::new() }
-    }
-
-    fn join(&mut self, threads: &[usize]) {
-        for views in [&mut self.now, &mut self.fenced] {
-            let mut all = [0; TOTAL];
-            for &thread in threads {
-                raise(&mut all, &views[thread]);
-            }
-            for &thread in threads {
-                views[thread] = all;
-            }
-        }
-        for &thread in threads {
-            self.now[thread][thread] += 1;
-        }
-    }
-
-    fn access(&mut self, thread: usize, range: std::ops::Range<usize>, writes: bool, strong: bool) -> bool {
-        let races = self.history.iter().any(|(other, clock, bytes, wrote, was_strong)| {
-            *other != thread
-                && bytes.start < range.end
-                && range.start < bytes.end
-                && (writes || *wrote)
-                && !(strong && *was_strong)
-                && self.now[thread][*other] < *clock
-        });
-        self.history.push((thread, self.now[thread][thread], range, writes, strong));
-        races
-    }
-}
-
-enum Memory {
-    Shared(SharedMemory),
-    Global(LaunchMemory, u64),
-}
-
-impl Memory {
-    fn access(&mut self, who: &Who, at: usize, width: usize, kind: usize) -> Result<(), Refusal> {
-        let (mut read, written) = ([0; 16], [0; 16]);
-        match (self, kind) {
-            (Self::Shared(memory), 0) => memory.load(who, at as u32, &mut read[..width]),
-            (Self::Shared(memory), 1) => memory.store(who, at as u32, &written[..width]),
-            (Self::Shared(memory), _) => memory.atomic(who, at as u32, width as u32, &mut Some).map(drop),
-            (Self::Global(memory, base), 0) => memory.load(who, *base + at as u64, &mut read[..width]),
-            (Self::Global(memory, base), 1) => memory.store(who, *base + at as u64, &written[..width]),
-            (Self::Global(memory, base), _) => memory.atomic(who, *base + at as u64, width as u32, &mut Some).map(drop),
-        }
-    }
-}
-
-/// Runs random operations until the first race; returns at which step the reference found it and at which the detector.
-fn random_program(seed: u64, is_shared: bool) -> (Option<usize>, Option<usize>) {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let checks = Checks { uninitialized: false, ..Checks::default() };
-    let device = GlobalMemory::new(1 << 20);
-    let mut memory = if is_shared {
-        Memory::Shared(SharedMemory::new(64, &checks))
-    } else {
-        let base = device.allocate(64).expect("room");
-        Memory::Global(device.begin_launch(&checks), base)
-    };
-    let mut teams = BLOCKS.map(|block| TeamClocks::new(&[block], THREADS as u32));
-    let mut reference = Reference::new();
-    let mut flags: [(Option<Knowledge>, [u32; TOTAL]); 3] = std::array::from_fn(|_| (None, [0; TOTAL]));
-    // Programs that synchronise much run long before they race; few bytes and threads make accesses meet.
-    let (bytes, sync, active) = ([4, 8, 16][random.below(3)], random.below(10), 1 + random.below(TOTAL));
-    let weak = random.below(4);
-    for step in 0..300 {
-        let thread = random.below(active) * (TOTAL / active) % TOTAL;
-        let (team, local) = (thread / THREADS, thread % THREADS);
-        if random.below(12) < sync {
-            match random.below(6) {
-                0 => {
-                    reference.join(&(0..THREADS).map(|local| team * THREADS + local).collect::<Vec<_>>());
-                    teams[team].join(&[(0, u32::MAX), (32, 0xff)]);
-                }
-                1 => {
-                    let mask = (random.below(1 << 31) as u32) | 1 << (local % 32);
-                    let mask = if local < 32 { mask } else { mask & 0xff };
-                    let lanes = (0..32).filter(|lane| mask >> lane & 1 != 0);
-                    let first = local / 32 * 32;
-                    reference.join(&lanes.map(|lane| team * THREADS + first + lane).collect::<Vec<_>>());
-                    teams[team].join(&[(first, mask)]);
-                }
-                2 => {
-                    reference.fenced[thread] = reference.now[thread];
-                    reference.now[thread][thread] += 1;
-                    teams[team].fence(local);
-                }
-                3 => {
-                    let (flag, release) = (random.below(3), random.below(2) == 0);
-                    let known = if release { &reference.now } else { &reference.fenced }[thread];
-                    raise(&mut flags[flag].1, &known);
-                    if release {
-                        reference.now[thread][thread] += 1;
-                    }
-                    match (teams[team].publish(local, release), &mut flags[flag].0) {
-                        (Some(knowledge), Some(record)) => record.learn(&knowledge),
-                        (Some(knowledge), record) => *record = Some(knowledge),
-                        (None, _) => {}
-                    }
-                }
-                _ => {
-                    let flag = random.below(3);
-                    if let Some(knowledge) = &flags[flag].0 {
-                        teams[team].acquire(local, knowledge);
-                    }
-                    raise(&mut reference.now[thread], &flags[flag].1);
-                }
-            }
-            continue;
-        }
-        let width = [1, 2, 4, 4, 4, 8, 16][random.below(7)];
-        let at = random.below(bytes.max(width) / width) * width;
-        let kind = [0, 0, 1, 2][random.below(4)];
-        let is_strong = kind == 2 || random.below(4) >= weak;
-        let expected = reference.access(thread, at..at + width, kind != 0, is_strong);
-        // Every instruction is one of its own: nothing is excused as one store of one warp.
-        let who = Who { strong: is_strong, ..who(&teams[team], local, step as u32) };
-        let found = memory.access(&who, at, width, kind);
-        if let Err(refusal) = &found {
-            assert_eq!(refusal.kind, FaultKind::Race, "{refusal:?}");
-            let other = refusal.other.as_ref().expect("the other access");
-            let index = BLOCKS.iter().position(|&block| block == other.block).expect("a block") * THREADS;
-            assert_ne!(index + other.thread as usize, thread);
-        }
-        if expected || found.is_err() {
-            return (expected.then_some(step), found.is_err().then_some(step));
-        }
-    }
-    (None, None)
-}
-
-#[test]
-fn shared_memory_finds_each_race_at_once_and_no_other() {
-    let mut late = 0;
-    for seed in 0..4_000 {
-        let (expected, found) = random_program(seed, true);
-        assert_eq!(expected, found, "seed {seed}");
-        late += usize::from(expected.is_some_and(|step| step > 20));
-    }
-    assert!(late > 200, "the programs test something: {late}");
-}
-
-#[test]
-fn global_memory_finds_nearly_each_race_and_no_other() {
-    let (mut races, mut missed) = (0, 0);
-    for seed in 0..4_000 {
-        let (expected, found) = random_program(seed, false);
-        assert!(found.is_none() || expected == found, "seed {seed}: a race that is none");
-        races += usize::from(expected.is_some());
-        missed += usize::from(expected.is_some() && found.is_none());
-    }
-    assert!(missed * 50 < races, "{missed} of {races} missed");
 }

@@ -1,6 +1,7 @@
 //! Shared memory: the checks other than races, and asynchronous copies.
 
 use softcuda::check::clock::TeamClocks;
+use softcuda::check::scope::MemoryScope;
 use softcuda::machine::memory::Refusal;
 use softcuda::machine::memory::global::Who;
 use softcuda::machine::memory::shared::SharedMemory;
@@ -10,7 +11,7 @@ use softcuda::settings::Checks;
 const ALL: [(usize, u32); 2] = [(0, u32::MAX), (32, u32::MAX)];
 
 fn who(clocks: &TeamClocks, thread: usize) -> Who<'_> {
-    Who { thread, clocks, instruction: 1, strong: false, read_only: false }
+    Who::weak(thread, clocks, 1)
 }
 
 fn refused<T: std::fmt::Debug>(result: Result<T, Refusal>, kind: FaultKind, words: &str) {
@@ -110,14 +111,17 @@ fn atomics_read_modify_and_write() {
 fn flags_carry_knowledge() {
     let (mut memory, mut clocks) = shared();
     memory.store(&who(&clocks, 0), 0, &[1; 4]).expect("first");
-    assert!(memory.knowledge_at(8).is_none());
-    let knowledge = clocks.publish(0, true).expect("a release");
-    memory.publish_at(8, knowledge);
-    assert!(memory.knowledge_at(12).is_none());
-    let knowledge = memory.knowledge_at(8).expect("published");
-    clocks.acquire(50, &knowledge);
+    let at = |memory: &SharedMemory, clocks: &TeamClocks, offset| {
+        memory.message_at(offset, clocks.reader(50, MemoryScope::Block))
+    };
+    assert!(at(&memory, &clocks, 8).is_none());
+    let message = clocks.publish(0, MemoryScope::Block, true).expect("a release");
+    memory.publish_at(8, &message);
+    assert!(at(&memory, &clocks, 12).is_none());
+    let found = at(&memory, &clocks, 8).expect("published");
+    clocks.read_flag(50, &found, true);
     memory.load(&who(&clocks, 50), 0, &mut [0; 4]).expect("ordered by the flag");
     refused(memory.load(&who(&clocks, 51), 0, &mut [0; 4]), FaultKind::Race, "");
     memory.reset();
-    assert!(memory.knowledge_at(8).is_none());
+    assert!(at(&memory, &clocks, 8).is_none());
 }

@@ -105,11 +105,14 @@ fn shape() -> impl Strategy<Value = Shape> {
 fn settings() -> impl Strategy<Value = Settings> {
     let budget = prop_oneof![8 => Just(1 << 16), 1 => 0..200_u64];
     let memory = prop_oneof![8 => Just(1 << 26), 1 => 0..20_000_u64];
-    let checks = any::<[bool; 4]>().prop_map(|on| Checks {
+    let checks = any::<[bool; 7]>().prop_map(|on| Checks {
         uninitialized: on[0],
         races: on[1],
         divergent_barriers: on[2],
         read_only_loads: on[3],
+        equal_stores: on[4],
+        compare_and_swap_reads: on[5],
+        uninitialized_loads: on[6],
     });
     let checks = prop_oneof![Just(Checks::default()), checks, Just(no_checks())];
     (any::<(u32, u32)>(), memory, prop::option::of(any::<u64>()), budget, 0..4_usize, checks, any::<bool>()).prop_map(
@@ -129,7 +132,13 @@ fn settings() -> impl Strategy<Value = Settings> {
 }
 
 fn no_checks() -> Checks {
-    Checks { uninitialized: false, races: false, divergent_barriers: false, read_only_loads: false }
+    Checks {
+        uninitialized: false,
+        races: false,
+        divergent_barriers: false,
+        read_only_loads: false,
+        ..Checks::default()
+    }
 }
 
 /// The launch that the driver would accept and that is nearest to the wish; `None`: there is none.

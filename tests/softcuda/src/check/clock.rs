@@ -10,93 +10,29 @@
 //! rows of one table, and threads whose views are the same share a row. What is known of other teams arrives through
 //! flags in memory and is a persistent map.
 //!
-//! Flags: a release operation publishes everything that its thread knows. A relaxed (or volatile, or atomic) write
-//! publishes only what the thread knew at its last fence: without the fence the device may make the flag visible before
-//! the data, and with the flag's reader ordered only behind what was fenced, that missing `__threadfence` is reported
-//! as a race on the data. What threads have fenced travels through barriers like the rest (threads write and fence, the
-//! block meets, one thread sets the flag: a common and working pattern).
+//! Flags (PTX ISA, "Release and Acquire Patterns"): a release operation publishes all that its thread knows; a relaxed,
+//! volatile or atomic write what the thread knew at its last fence ([`TeamClocks::publish`]). An acquire operation
+//! learns what was published; any other strong read only remembers it, and a later fence learns it
+//! ([`TeamClocks::read_flag`]). Both sides count as far as their scopes reach: with a `__threadfence_block` on either
+//! side, a flag orders nothing between blocks.
 //!
-//! Reading is lenient: any relaxed, volatile or atomic read of a flag acquires what was published there at once,
-//! without asking for the fence that the PTX memory model wants behind it. Kernels in the field leave it out where a
-//! branch or barrier follows; devices do not reorder there.
+//! What was fenced and what was read travel through barriers like the rest: threads write and fence, the block meets,
+//! one thread draws a ticket, the block meets, all fence and read. The manual derives that for `fence.sc`, which is what
+//! `__threadfence` is: the ticket was read, so the order of the fences cannot be the other one. `fence.acq_rel` counts
+//! as much here.
 //!
-//! Limits: scopes are not told apart (a fence of block scope counts as one of device scope). Blocks are told apart
-//! modulo 2^28. A clock stops at 2^26 - 1: a thread with that many synchronisations may have races missed. None of
-//! these reports a race that is not there.
+//! Limits: blocks are told apart modulo 2^28. A clock stops at 2^26 - 1: a thread with that many synchronisations may
+//! have races missed. None of these reports a race that is not there.
 
+pub use super::epoch::Epoch;
+use super::epoch::{BLOCK_MASK, LATEST};
+use super::flags::{LEVELS, Message, Reader};
 use super::known::BlockMap;
+use super::rows::{NOTHING, Rows, View, merge};
+use super::scope::{Fence, MemoryScope};
+use std::sync::Arc;
 
-const CLOCK_BITS: u32 = 26;
-const THREAD_BITS: u32 = 10;
-pub(super) const BLOCK_BITS: u32 = 28;
-const LATEST: u32 = (1 << CLOCK_BITS) - 1;
-const BLOCK_MASK: u32 = (1 << BLOCK_BITS) - 1;
-
-/// A point in the life of a thread: its block's linear index, its linear index in the block, its clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(transparent)]
-pub struct Epoch(u64);
-
-impl Epoch {
-    /// No thread at no time.
-    pub const NONE: Self = Self(0);
-
-    fn new(block: u32, thread: u32, clock: u32) -> Self {
-        let block = u64::from(block & BLOCK_MASK);
-        Self(((block << THREAD_BITS) | u64::from(thread)) << CLOCK_BITS | u64::from(clock))
-    }
-
-    /// Whether this is [`Epoch::NONE`].
-    #[inline]
-    pub fn is_none(self) -> bool {
-        self.0 == 0
-    }
-
-    /// The block's linear index in the grid (its low 28 bits).
-    #[inline]
-    pub fn block(self) -> u32 {
-        (self.0 >> (CLOCK_BITS + THREAD_BITS)) as u32
-    }
-
-    /// The thread's linear index in the block.
-    #[inline]
-    pub fn thread(self) -> u32 {
-        (self.0 >> CLOCK_BITS) as u32 & ((1 << THREAD_BITS) - 1)
-    }
-
-    /// The clock.
-    #[inline]
-    pub fn clock(self) -> u32 {
-        self.0 as u32 & LATEST
-    }
-
-    /// Whether both are of the same thread.
-    #[inline]
-    pub fn is_same_thread(self, other: Self) -> bool {
-        (self.0 ^ other.0) >> CLOCK_BITS == 0
-    }
-
-    /// Whether both are of the same warp of the same block.
-    #[inline]
-    pub fn is_same_warp(self, other: Self) -> bool {
-        (self.0 ^ other.0) >> (CLOCK_BITS + 5) == 0
-    }
-
-    /// The same clock with the first thread of the warp.
-    #[inline]
-    #[must_use]
-    pub fn of_warp(self) -> Self {
-        Self(self.0 & !(31 << CLOCK_BITS))
-    }
-
-    /// The lane in the warp, from 0.
-    #[inline]
-    pub fn lane(self) -> u32 {
-        (self.0 >> CLOCK_BITS) as u32 & 31
-    }
-}
-
-/// What a flag carries from its writer to its readers: clocks of threads, by block. Cheap to clone.
+/// Clocks of threads, by block. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Knowledge(BlockMap);
 
@@ -107,82 +43,19 @@ impl Knowledge {
     }
 }
 
-/// What a thread knows of the others.
-#[derive(Clone, Debug)]
-struct View {
-    /// Its own clock, which stands in place of its entry in the row.
-    clock: u32,
-    /// The row of [`Rows`] with the clocks of the team's threads.
-    row: u32,
-    /// The other teams.
-    far: BlockMap,
-}
+/// What strong reads found, by the least reach of the fence that learns it.
+type Pending = Arc<[BlockMap; LEVELS]>;
 
 #[derive(Clone, Debug)]
 struct Thread {
     /// Block and thread of its epochs, with clock 0.
     identity: Epoch,
     now: View,
-    /// What was behind the last fence.
-    fenced: View,
-}
-
-/// A table of shared, reference-counted rows of clocks, one clock per thread of the team.
-#[derive(Clone, Debug, Default)]
-struct Rows {
-    width: usize,
-    clocks: Vec<u32>,
-    references: Vec<u32>,
-    free: Vec<u32>,
-}
-
-/// The row of threads that know nothing. It is never written or freed.
-const NOTHING: u32 = 0;
-
-impl Rows {
-    fn row(&self, row: u32) -> &[u32] {
-        &self.clocks[row as usize * self.width..][..self.width]
-    }
-
-    fn row_mut(&mut self, row: u32) -> &mut [u32] {
-        &mut self.clocks[row as usize * self.width..][..self.width]
-    }
-
-    fn give_back(&mut self, row: u32) {
-        if row != NOTHING {
-            self.references[row as usize] -= 1;
-            if self.references[row as usize] == 0 {
-                self.free.push(row);
-            }
-        }
-    }
-
-    fn retain(&mut self, row: u32) {
-        if row != NOTHING {
-            self.references[row as usize] += 1;
-        }
-    }
-
-    /// A copy with this many references.
-    fn copy(&mut self, row: u32, references: u32) -> u32 {
-        let copy = self.free.pop().unwrap_or_else(|| {
-            self.clocks.resize(self.clocks.len() + self.width, 0);
-            self.references.push(0);
-            self.references.len() as u32 - 1
-        });
-        let from = row as usize * self.width;
-        self.clocks.copy_within(from..from + self.width, copy as usize * self.width);
-        self.references[copy as usize] = references;
-        copy
-    }
-
-    /// Takes into `row` the later clocks of `other`.
-    fn learn(&mut self, row: u32, other: u32) {
-        let (row, other) = (row as usize * self.width, other as usize * self.width);
-        for index in 0..self.width {
-            self.clocks[row + index] = self.clocks[row + index].max(self.clocks[other + index]);
-        }
-    }
+    /// What was behind the last fence, by how far it reached. The first two are only kept once a fence has reached less
+    /// far than the device.
+    fenced: [View; LEVELS],
+    /// What it has read and not acquired.
+    pending: Option<Pending>,
 }
 
 /// The clocks of a team. A thread is named by its index in the team: block in the team x threads of a block + linear
@@ -196,6 +69,10 @@ pub struct TeamClocks {
     rows: Rows,
     /// Whether any thread has fenced: until then there is nothing to carry through barriers but `now`.
     any_fence: bool,
+    /// Whether any fence reached less far than the device.
+    any_narrow_fence: bool,
+    /// Whether any thread may have read what it has not acquired.
+    any_pending: bool,
 }
 
 impl TeamClocks {
@@ -207,6 +84,8 @@ impl TeamClocks {
             threads: Vec::new(),
             rows: Rows::default(),
             any_fence: false,
+            any_narrow_fence: false,
+            any_pending: false,
         };
         clocks.reset(blocks);
         clocks
@@ -216,7 +95,7 @@ impl TeamClocks {
     pub fn reset(&mut self, blocks: &[u32]) {
         self.blocks.clear();
         self.blocks.extend(blocks.iter().map(|block| block & BLOCK_MASK));
-        self.any_fence = false;
+        (self.any_fence, self.any_narrow_fence, self.any_pending) = (false, false, false);
         self.rows.width = blocks.len() * self.threads_per_block as usize;
         self.rows.clocks.clear();
         self.rows.clocks.resize(self.rows.width, 0);
@@ -230,7 +109,8 @@ impl TeamClocks {
             (0..per_block).map(move |thread| Thread {
                 identity: Epoch::new(block, thread, 0),
                 now: view(1),
-                fenced: view(0),
+                fenced: [view(0), view(0), view(0)],
+                pending: None,
             })
         }));
     }
@@ -239,7 +119,7 @@ impl TeamClocks {
     #[inline]
     pub fn epoch(&self, thread: usize) -> Epoch {
         let state = &self.threads[thread];
-        Epoch(state.identity.0 | u64::from(state.now.clock))
+        state.identity.at(state.now.clock)
     }
 
     /// The index in the team of the block's first thread, if the block is one of the team's.
@@ -247,6 +127,28 @@ impl TeamClocks {
     fn place(&self, block: u32) -> Option<usize> {
         let index = self.blocks.iter().position(|&of_team| of_team == block)?;
         Some(index * self.threads_per_block as usize)
+    }
+
+    /// The narrowest scope that holds the thread and a block.
+    #[inline]
+    pub fn scope_with(&self, thread: usize, block: u32) -> MemoryScope {
+        if self.threads[thread].identity.block() == block {
+            MemoryScope::Block
+        } else if self.blocks.contains(&block) {
+            MemoryScope::Cluster
+        } else {
+            MemoryScope::Device
+        }
+    }
+
+    /// How far a scope reaches: an index into what is kept by level.
+    fn level(&self, scope: MemoryScope) -> usize {
+        match scope {
+            MemoryScope::Block => 0,
+            // A block without a cluster is one of its own.
+            MemoryScope::Cluster => usize::from(self.blocks.len() > 1),
+            MemoryScope::Device | MemoryScope::System => 2,
+        }
     }
 
     /// Whether accesses with this epoch are ordered before the thread's next one.
@@ -286,40 +188,117 @@ impl TeamClocks {
     pub fn join(&mut self, groups: &[(usize, u32)]) {
         merge(&mut self.threads, &mut self.rows, groups, |thread| &mut thread.now);
         if self.any_fence {
-            merge(&mut self.threads, &mut self.rows, groups, |thread| &mut thread.fenced);
+            for level in self.fence_levels() {
+                merge(&mut self.threads, &mut self.rows, groups, |thread| &mut thread.fenced[level]);
+            }
+        }
+        if self.any_pending {
+            self.share_pending(groups);
         }
         for thread in members(groups) {
             advance(&mut self.threads[thread].now);
         }
     }
 
-    /// A fence: the thread's relaxed writes publish, from here on, what it knows now.
-    pub fn fence(&mut self, thread: usize) {
+    fn fence_levels(&self) -> std::ops::Range<usize> {
+        if self.any_narrow_fence { 0..LEVELS } else { LEVELS - 1..LEVELS }
+    }
+
+    fn share_pending(&mut self, groups: &[(usize, u32)]) {
+        let mut all: Option<Pending> = None;
+        for thread in members(groups) {
+            let Some(theirs) = &self.threads[thread].pending else { continue };
+            match &mut all {
+                None => all = Some(theirs.clone()),
+                Some(all) if Arc::ptr_eq(all, theirs) => {}
+                Some(all) => {
+                    let all = Arc::make_mut(all);
+                    all.iter_mut().zip(theirs.iter()).for_each(|(all, theirs)| all.learn(theirs));
+                }
+            }
+        }
+        if all.is_some() {
+            members(groups).for_each(|thread| self.threads[thread].pending.clone_from(&all));
+        }
+    }
+
+    /// A fence: what the thread has read from flags it has learnt from here on, and its relaxed writes publish what it
+    /// knows now.
+    pub fn fence(&mut self, thread: usize, fence: Fence) {
+        let level = self.level(fence.scope);
+        if fence.acquires
+            && let Some(mut pending) = self.threads[thread].pending.take()
+        {
+            for found in &pending[..=level] {
+                self.acquire(thread, &Knowledge(found.clone()));
+            }
+            if pending[level + 1..].iter().any(|left| !left.is_empty()) {
+                Arc::make_mut(&mut pending)[..=level].fill(BlockMap::default());
+                self.threads[thread].pending = Some(pending);
+            }
+        }
+        if !fence.releases {
+            return;
+        }
+        if level + 1 < LEVELS && !std::mem::replace(&mut self.any_narrow_fence, true) {
+            for thread in &mut self.threads {
+                for narrow in 0..LEVELS - 1 {
+                    self.rows.retain(thread.fenced[LEVELS - 1].row);
+                    thread.fenced[narrow] = thread.fenced[LEVELS - 1].clone();
+                }
+            }
+        }
+        let levels = self.fence_levels();
         let state = &mut self.threads[thread];
-        self.rows.retain(state.now.row);
-        self.rows.give_back(state.fenced.row);
-        state.fenced = state.now.clone();
+        for reached in &mut state.fenced[levels.start..=level] {
+            self.rows.retain(state.now.row);
+            self.rows.give_back(reached.row);
+            *reached = state.now.clone();
+        }
         advance(&mut state.now);
         self.any_fence = true;
     }
 
-    /// What a write to a flag carries: with `release` all that the thread knows, otherwise (a relaxed, volatile or
-    /// atomic write) what the thread knew at its last fence, or `None` when neither it nor a thread that it met at a
-    /// barrier has fenced.
-    pub fn publish(&mut self, thread: usize, release: bool) -> Option<Knowledge> {
-        self.publish_lanes(thread, 1, release)
-    }
-
-    /// What lanes of a warp carry together, as when they arrive at a barrier: far cheaper than one after the other.
-    /// `first`: the warp's first thread.
-    pub fn publish_lanes(&mut self, first: usize, lanes: u32, release: bool) -> Option<Knowledge> {
+    /// What a strong write of this scope carries: with `release` all that the thread knows, otherwise (a relaxed,
+    /// volatile or atomic write) what the thread knew at its last fence, as far as that reached; `None` when neither it
+    /// nor a thread that it met at a barrier has fenced.
+    pub fn publish(&mut self, thread: usize, scope: MemoryScope, release: bool) -> Option<Message> {
         if !release && !self.any_fence {
             return None;
         }
-        let of_lane = |lane: u32| {
-            let state = &self.threads[first + lane as usize];
-            (first + lane as usize, if release { &state.now } else { &state.fenced })
-        };
+        let level = self.level(scope);
+        let mut message = Message::from(self.reader(thread, scope));
+        if release {
+            message.known[..=level].fill(self.gather(thread, 1, |thread| &thread.now));
+            advance(&mut self.threads[thread].now);
+        } else if self.any_narrow_fence {
+            for (level, known) in message.known[..=level].iter_mut().enumerate() {
+                *known = self.gather(thread, 1, |thread| &thread.fenced[level]);
+            }
+        } else {
+            message.known[..=level].fill(self.gather(thread, 1, |thread| &thread.fenced[LEVELS - 1]));
+        }
+        message.known.iter().any(Option::is_some).then_some(message)
+    }
+
+    /// What lanes of a warp carry together when they arrive at a barrier: all that they know with `release`, otherwise
+    /// what they knew at their last fence that reached the cluster. `first`: the warp's first thread.
+    pub fn publish_lanes(&mut self, first: usize, lanes: u32, release: bool) -> Option<Knowledge> {
+        if release {
+            let known = self.gather(first, lanes, |thread| &thread.now);
+            each_lane(lanes).for_each(|lane| advance(&mut self.threads[first + lane as usize].now));
+            return known;
+        }
+        if !self.any_fence {
+            return None;
+        }
+        let level = if self.any_narrow_fence { self.level(MemoryScope::Cluster) } else { LEVELS - 1 };
+        self.gather(first, lanes, |thread| &thread.fenced[level])
+    }
+
+    /// What lanes of a warp know together by their views: far cheaper than one after the other.
+    fn gather(&self, first: usize, lanes: u32, view: impl Fn(&Thread) -> &View) -> Option<Knowledge> {
+        let of_lane = |lane: u32| (first + lane as usize, view(&self.threads[first + lane as usize]));
         let says_nothing = |view: &View| view.clock == 0 && view.row == NOTHING && view.far.is_empty();
         let mut views = each_lane(lanes).map(of_lane).filter(|(_, view)| !says_nothing(view));
         let (_, one) = views.next()?;
@@ -341,10 +320,34 @@ impl TeamClocks {
                 known.insert(block, clocks.into());
             }
         }
-        if release {
-            each_lane(lanes).for_each(|lane| advance(&mut self.threads[first + lane as usize].now));
-        }
         Some(Knowledge(known))
+    }
+
+    /// Who reads or writes a flag with an operation of this scope.
+    pub fn reader(&self, thread: usize, scope: MemoryScope) -> Reader {
+        let block = self.threads[thread].identity.block();
+        Reader { block, team: self.blocks.first().copied().unwrap_or(block), level: self.level(scope) }
+    }
+
+    /// A strong read has found a message: with `acquire` the thread learns it, otherwise its next fence does.
+    pub fn read_flag(&mut self, thread: usize, found: &Message, acquire: bool) {
+        if acquire {
+            found.known.iter().flatten().for_each(|known| self.acquire(thread, known));
+            return;
+        }
+        let pending = &mut self.threads[thread].pending;
+        let mut after = pending.as_deref().cloned().unwrap_or_default();
+        for (after, found) in after.iter_mut().zip(&found.known) {
+            if let Some(found) = found {
+                after.learn(&found.0);
+            }
+        }
+        // Loops that wait read the same again and again: nothing new is nothing to keep, and is shared as it was.
+        let is_same = pending.as_deref().is_some_and(|before| before.iter().zip(&after).all(|(a, b)| a.is_same(b)));
+        if !is_same {
+            *pending = Some(Arc::new(after));
+            self.any_pending = true;
+        }
     }
 
     /// Lanes of a warp learn what was published. `first`: the warp's first thread.
@@ -409,62 +412,6 @@ fn each_lane(mut lanes: u32) -> impl Iterator<Item = u32> {
     })
 }
 
-fn members(groups: &[(usize, u32)]) -> impl Iterator<Item = usize> {
+pub(super) fn members(groups: &[(usize, u32)]) -> impl Iterator<Item = usize> {
     groups.iter().flat_map(|&(first, lanes)| each_lane(lanes).map(move |lane| first + lane as usize))
-}
-
-/// Makes one view of several: all members share a row afterwards, which holds their own clocks too.
-fn merge(
-    threads: &mut [Thread],
-    rows: &mut Rows,
-    groups: &[(usize, u32)],
-    view: impl Fn(&mut Thread) -> &mut View + Copy,
-) {
-    let Some(first) = members(groups).next() else { return };
-    let View { row: shared, mut far, .. } = view(&mut threads[first]).clone();
-    let (mut count, mut is_one_row, mut is_one_far, mut is_done) = (0, true, true, true);
-    for thread in members(groups) {
-        let View { clock, row, far: theirs } = view(&mut threads[thread]);
-        count += 1;
-        is_one_row &= *row == shared;
-        is_one_far &= theirs.is_same(&far);
-        is_done &= rows.row(shared)[thread] >= *clock;
-    }
-    if is_one_row && is_one_far && is_done {
-        return;
-    }
-    if !is_one_far {
-        for thread in members(groups) {
-            let theirs = &view(&mut threads[thread]).far;
-            if !theirs.is_same(&far) {
-                far.learn(theirs);
-            }
-        }
-    }
-    let mut target = shared;
-    if !is_one_row || shared == NOTHING || rows.references[shared as usize] != count {
-        target = rows.copy(shared, count);
-        let mut merged = vec![shared];
-        for thread in members(groups) {
-            let row = view(&mut threads[thread]).row;
-            // Threads of a warp mostly share a row: the last one is the likely one.
-            if merged.last() != Some(&row) && !merged.contains(&row) {
-                merged.push(row);
-                rows.learn(target, row);
-            }
-        }
-        for thread in members(groups) {
-            let view = view(&mut threads[thread]);
-            rows.give_back(view.row);
-            view.row = target;
-        }
-    }
-    for thread in members(groups) {
-        let view = view(&mut threads[thread]);
-        let entry = &mut rows.row_mut(target)[thread];
-        *entry = (*entry).max(view.clock);
-        if !is_one_far {
-            view.far = far.clone();
-        }
-    }
 }

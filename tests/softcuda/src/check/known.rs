@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 const BITS: u32 = 4;
 const WAYS: usize = 1 << BITS;
-const TOP: u32 = super::clock::BLOCK_BITS - BITS;
+const TOP: u32 = super::epoch::BLOCK_BITS - BITS;
 
 /// Block -> clocks of its threads, shared copy-on-write.
 #[derive(Clone, Debug, Default)]

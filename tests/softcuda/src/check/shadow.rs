@@ -7,66 +7,47 @@
 //! two wrote, one of the two is weak, and clocks do not order them. Since reads are kept as well as writes, a race is
 //! found whichever of its accesses ran first.
 //!
-//! Strong accesses (atomic, volatile, relaxed, acquire, release, mbarrier) do not conflict with each other, and do not
-//! order each other either. So a strong write that follows unordered strong accesses keeps them as entries: a weak
-//! access may come that is ordered behind the last of them only.
+//! Strong accesses (atomic, volatile, relaxed, acquire, release, mbarrier) whose scopes hold each other's thread are
+//! *morally strong*: they do not conflict, and do not order each other either. So a strong write that follows unordered
+//! strong accesses keeps them as entries: a weak access may come that is ordered behind the last of them only.
 //!
 //! An access supersedes an earlier one of its own thread, or one that is ordered before it, if whatever conflicts with
-//! the earlier one conflicts with it as well: it is weak or the earlier is strong, it writes or the earlier did not.
+//! the earlier one conflicts with it as well: its scope is no wider (a weak one has none), it writes or the earlier did
+//! not.
+//!
+//! A write that was *observed* is ordered before what follows its observer (PTX ISA, "Causality Order", second clause):
+//! the block that draws the last ticket may reset the counter with a plain store. An atomic that reads the last write
+//! takes its place: whoever is ordered behind the atomic is ordered behind that write, and whoever is not conflicts with
+//! the atomic (not if their scopes hold each other and not that write's: such a race is missed). A strong load that
+//! reads it is kept with a mark ([`SAW`]) until the next write. What an observed write has superseded counts as observed
+//! with it, which the manual does not say: the value is gone.
 //!
 //! Shared memory keeps all entries. Global memory keeps at most [`GLOBAL_ENTRIES`] per cell, of different blocks before
 //! of the same block. A race is missed there only if more than that many warps access the word, unordered among each
 //! other, and the conflicting access that follows is ordered behind all that were kept and not behind one that was left
 //! out.
 
+pub use super::accessor::Accessor;
+use super::accessor::{Entry, KIND, SAW, SCOPE, WROTE};
 use super::clock::Epoch;
-use crate::machine::memory::{Earlier, Who};
+use crate::machine::memory::Earlier;
 
 /// The most entries of a cell of global memory.
 pub const GLOBAL_ENTRIES: usize = 4;
 
-const STRONG: u32 = 1 << 31;
-const WROTE: u32 = 1 << 30;
-const INSTRUCTION: u32 = WROTE - 1;
 const SPLIT: u32 = 1 << 31;
-
-/// Accesses of lanes of one warp, all with the same clock, kind and instruction.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-struct Entry {
-    /// Of the warp's first thread.
-    epoch: Epoch,
-    lanes: u32,
-    /// Instruction index, [`STRONG`], [`WROTE`].
-    word: u32,
-}
-
-impl Entry {
-    fn is_strong(self) -> bool {
-        self.word & STRONG != 0
-    }
-
-    fn wrote(self) -> bool {
-        self.word & WROTE != 0
-    }
-
-    fn earlier(self, lane: u32) -> Earlier {
-        let (block, thread) = (self.epoch.block(), self.epoch.thread() + lane);
-        Earlier { wrote: self.wrote(), block, thread, instruction: self.word & INSTRUCTION }
-    }
-}
 
 /// The race state of a word, or of a byte. All zeros: never accessed.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Cell {
-    write: Epoch,
-    /// Instruction index and [`STRONG`].
-    write_word: u32,
+    pub(super) write: Epoch,
+    /// Instruction index, [`SCOPE`], [`SWAPPED`].
+    pub(super) write_word: u32,
     /// 0; or the list of further entries, plus 1; or [`SPLIT`] with the index of four cells, and then nothing else here
     /// counts.
     more: u32,
-    entry: Entry,
+    pub(super) entry: Entry,
 }
 
 /// What cells of one region need beyond their fixed size.
@@ -103,80 +84,8 @@ impl Side {
         }
     }
 
-    fn list(&self, cell: &Cell) -> &[Entry] {
+    pub(super) fn list(&self, cell: &Cell) -> &[Entry] {
         if cell.more == 0 { &[] } else { &self.lists[cell.more as usize - 1] }
-    }
-}
-
-/// The one who accesses, prepared for many cells.
-#[derive(Clone, Copy, Debug)]
-pub struct Accessor<'a> {
-    who: &'a Who<'a>,
-    epoch: Epoch,
-    warp: Epoch,
-    bit: u32,
-    /// Instruction index and [`STRONG`].
-    word: u32,
-    limit: usize,
-    is_same_value: bool,
-}
-
-impl<'a> Accessor<'a> {
-    /// `limit`: the most entries of a cell.
-    #[inline]
-    pub fn new(who: &'a Who<'a>, limit: usize) -> Self {
-        let epoch = who.clocks.epoch(who.thread);
-        let word = (who.instruction & INSTRUCTION) | if who.strong { STRONG } else { 0 };
-        Self { who, epoch, warp: epoch.of_warp(), bit: 1 << epoch.lane(), word, limit, is_same_value: false }
-    }
-
-    /// The same, writing what lanes of its warp have just written with the same instruction. Lanes of one warp that
-    /// store one value to one address have a defined outcome, and kernels rely on it; any other two writes that nothing
-    /// orders are a race, equal values or not.
-    #[must_use]
-    pub fn with_same_value(self) -> Self {
-        Self { is_same_value: true, ..self }
-    }
-
-    /// Whether the refused write and the earlier one are one instruction of one warp.
-    pub fn is_same_instruction(&self, earlier: &Earlier) -> bool {
-        earlier.wrote
-            && earlier.block == self.epoch.block()
-            && earlier.thread / 32 == self.epoch.thread() / 32
-            && earlier.instruction == self.word & INSTRUCTION
-    }
-
-    fn is_strong(&self) -> bool {
-        self.word & STRONG != 0
-    }
-
-    #[inline]
-    fn has_seen(&self, epoch: Epoch) -> bool {
-        self.epoch.is_same_thread(epoch) || self.who.clocks.has_seen(self.who.thread, epoch)
-    }
-
-    #[inline]
-    fn first_unseen(&self, entry: Entry) -> Option<u32> {
-        self.who.clocks.first_unseen(self.who.thread, entry.epoch, entry.lanes)
-    }
-
-    /// The last write, if it conflicts with an access of ours.
-    #[inline]
-    fn conflict_with_write(&self, cell: &Cell) -> Option<Earlier> {
-        if cell.write.is_none() || self.has_seen(cell.write) || self.word & cell.write_word & STRONG != 0 {
-            return None;
-        }
-        let earlier = Earlier {
-            wrote: true,
-            block: cell.write.block(),
-            thread: cell.write.thread(),
-            instruction: cell.write_word & INSTRUCTION,
-        };
-        (!(self.is_same_value && self.is_same_instruction(&earlier))).then_some(earlier)
-    }
-
-    fn own_entry(&self, wrote: bool) -> Entry {
-        Entry { epoch: self.warp, lanes: self.bit, word: self.word | if wrote { WROTE } else { 0 } }
     }
 }
 
@@ -201,6 +110,38 @@ pub fn access<const WRITES: bool>(
         }
         one::<WRITES>(cell, side, accessor).map_err(|earlier| (0, earlier))
     })
+}
+
+/// A store that was refused, word by word: where it changes nothing (`same`, of a range of its bytes), equal bytes may
+/// excuse it.
+///
+/// # Errors
+/// The first conflict that stays, and whether the bytes of its word stay as they are.
+#[cold]
+pub fn store_again(
+    cells: &mut [Cell],
+    start: usize,
+    bytes: usize,
+    side: &mut Side,
+    accessor: &Accessor,
+    (byte, earlier): Conflict,
+    same: &dyn Fn(std::ops::Range<usize>) -> bool,
+) -> Result<(), (usize, bool, Earlier)> {
+    let of_word = |byte: usize| (byte / 4 * 4).max(start)..(byte / 4 * 4 + 4).min(start + bytes);
+    let is_same = |word: std::ops::Range<usize>| same(word.start - start..word.end - start);
+    if !accessor.may_excuse_same_value(&earlier) {
+        return Err((byte, is_same(of_word(byte)), earlier));
+    }
+    let mut at = start;
+    while at < start + bytes {
+        let word = of_word(at);
+        let is_same = is_same(word.clone());
+        let accessor = if is_same { accessor.with_same_value() } else { *accessor };
+        access::<true>(cells, word.start, word.len(), side, &accessor)
+            .map_err(|(byte, earlier)| (byte, is_same, earlier))?;
+        at = word.end;
+    }
+    Ok(())
 }
 
 /// Calls for each word with the mask of the bytes that are accessed.
@@ -261,52 +202,57 @@ fn split(cell: &mut Cell, side: &mut Side) {
 /// Makes one cell of four that hold nothing but the same last write.
 fn collapse(cell: &mut Cell, side: &mut Side, accessor: &Accessor) {
     side.free_splits.push(cell.more & !SPLIT);
-    *cell = Cell { write: accessor.epoch, write_word: accessor.word, ..Cell::default() };
+    *cell = Cell { write: accessor.epoch, write_word: accessor.write_word(), ..Cell::default() };
 }
 
 /// An access to all that one cell stands for.
 #[inline]
 fn one<const WRITES: bool>(cell: &mut Cell, side: &mut Side, accessor: &Accessor) -> Result<(), Earlier> {
-    if let Some(earlier) = accessor.conflict_with_write(cell) {
-        return Err(earlier);
+    // Whether the last write is a strong one that does not conflict, and that only its being read orders before us.
+    let mut is_concurrent = false;
+    if !cell.write.is_none() && !accessor.has_seen(cell.write) {
+        is_concurrent = accessor.is_morally_strong(cell.write, cell.write_word);
+        if !is_concurrent && let Some(earlier) = accessor.conflict_with_write::<WRITES>(cell, side) {
+            return Err(earlier);
+        }
     }
+    let saw = if is_concurrent && !WRITES { SAW } else { 0 };
     let has_entries = cell.entry.lanes != 0 || cell.more != 0;
     if WRITES {
-        let is_write_superseded = cell.write.is_none()
-            || !accessor.is_strong()
-            || (cell.write_word & STRONG != 0 && accessor.has_seen(cell.write));
-        if !has_entries && is_write_superseded {
+        if !has_entries && accessor.supersedes_write(cell, is_concurrent) {
             cell.write = accessor.epoch;
-            cell.write_word = accessor.word;
+            cell.write_word = accessor.write_word();
             return Ok(());
         }
     } else if !has_entries {
-        cell.entry = accessor.own_entry(false);
+        cell.entry = accessor.own_entry(saw);
         return Ok(());
-    } else if cell.more == 0
-        && cell.entry.epoch == accessor.warp
-        && (cell.entry.word ^ accessor.word) & (STRONG | WROTE) == 0
-    {
-        if cell.entry.lanes & accessor.bit != 0 {
+    } else if cell.more == 0 && cell.entry.epoch == accessor.warp && (cell.entry.word ^ accessor.word) & KIND == 0 {
+        if cell.entry.lanes & accessor.bit != 0 && (cell.entry.word & SAW) >= saw {
             return Ok(());
         }
-        if cell.entry.word == accessor.word {
+        if cell.entry.word == accessor.word | saw {
             cell.entry.lanes |= accessor.bit;
             return Ok(());
         }
     }
-    settle::<WRITES>(cell, side, accessor)
+    settle::<WRITES>(cell, side, accessor, is_concurrent)
 }
 
 /// The general case: every entry is looked at, and kept unless it is superseded.
-fn settle<const WRITES: bool>(cell: &mut Cell, side: &mut Side, accessor: &Accessor) -> Result<(), Earlier> {
+fn settle<const WRITES: bool>(
+    cell: &mut Cell,
+    side: &mut Side,
+    accessor: &Accessor,
+    is_concurrent: bool,
+) -> Result<(), Earlier> {
     let mut entries = std::mem::take(&mut side.scratch);
     entries.clear();
     if cell.entry.lanes != 0 {
         entries.push(cell.entry);
     }
     entries.extend_from_slice(side.list(cell));
-    let result = update::<WRITES>(&mut entries, cell, accessor);
+    let result = update::<WRITES>(&mut entries, cell, accessor, is_concurrent);
     if result.is_ok() {
         let (first, rest) = entries.split_first().map_or((Entry::default(), &[][..]), |(first, rest)| (*first, rest));
         cell.entry = first;
@@ -325,9 +271,23 @@ fn settle<const WRITES: bool>(cell: &mut Cell, side: &mut Side, accessor: &Acces
     result
 }
 
-fn update<const WRITES: bool>(entries: &mut Vec<Entry>, cell: &mut Cell, accessor: &Accessor) -> Result<(), Earlier> {
+fn update<const WRITES: bool>(
+    entries: &mut Vec<Entry>,
+    cell: &mut Cell,
+    accessor: &Accessor,
+    is_concurrent: bool,
+) -> Result<(), Earlier> {
+    // Whoever is ordered behind one that saw the last write need not be noted as having seen it.
+    let notes_write = !WRITES && is_concurrent && !entries.iter().any(|entry| accessor.follows_observer(entry));
+    let saw = if notes_write { SAW } else { 0 };
+    // A concurrent write that somebody has seen is spoken for by what that one did.
+    let is_spoken_for = is_concurrent && entries.iter().any(|entry| entry.saw());
     let mut conflict = None;
-    let is_superseding = |entry: &Entry| (entry.is_strong() || !accessor.is_strong()) && (WRITES || !entry.wrote());
+    let is_superseding =
+        |entry: &Entry| entry.word & SCOPE >= accessor.scope() && (WRITES || !entry.wrote() && !entry.saw());
+    let says_as_much = |entry: &Entry| {
+        !WRITES && entry.epoch == accessor.warp && (entry.word ^ accessor.word) & KIND == 0 && (entry.word & SAW) >= saw
+    };
     // An entry of our own lane with our clock says all that another one could.
     let mut is_entered = false;
     entries.retain_mut(|entry| {
@@ -335,25 +295,22 @@ fn update<const WRITES: bool>(entries: &mut Vec<Entry>, cell: &mut Cell, accesso
             return true;
         }
         let Some(lane) = accessor.first_unseen(*entry) else {
-            let is_own = !WRITES
-                && entry.epoch == accessor.warp
-                && entry.lanes == accessor.bit
-                && (entry.word ^ accessor.word) & (STRONG | WROTE) == 0;
+            let is_own = entry.lanes == accessor.bit && says_as_much(entry);
             is_entered |= is_own;
             return is_own || !is_superseding(entry);
         };
-        let is_conflict = (WRITES || entry.wrote()) && !(accessor.is_strong() && entry.is_strong());
+        let is_conflict = (WRITES || entry.wrote()) && !accessor.is_morally_strong(entry.epoch, entry.word);
         if is_conflict {
-            let earlier = entry.earlier(lane);
-            if !(WRITES && accessor.is_same_value && accessor.is_same_instruction(&earlier)) {
+            let earlier = accessor.earlier::<WRITES>(entry.epoch, lane, entry.word);
+            if !accessor.excuses(&earlier) {
                 conflict = Some(earlier);
                 return true;
             }
         }
-        if entry.epoch.is_same_warp(accessor.warp) && entry.lanes & accessor.bit != 0 && is_superseding(entry) {
-            if !WRITES && entry.epoch == accessor.warp && (entry.word ^ accessor.word) & (STRONG | WROTE) == 0 {
+        if entry.epoch.is_same_warp(accessor.warp) && entry.lanes & accessor.bit != 0 {
+            if says_as_much(entry) {
                 is_entered = true;
-            } else {
+            } else if is_superseding(entry) {
                 entry.lanes &= !accessor.bit;
             }
         }
@@ -363,16 +320,17 @@ fn update<const WRITES: bool>(entries: &mut Vec<Entry>, cell: &mut Cell, accesso
         return Err(earlier);
     }
     if WRITES {
-        let is_strong = cell.write_word & STRONG != 0;
-        let is_superseded = accessor.has_seen(cell.write) && (is_strong || !accessor.is_strong());
-        if !cell.write.is_none() && !is_superseded && accessor.is_strong() {
+        for entry in entries.iter_mut() {
+            entry.word &= !SAW;
+        }
+        if !accessor.supersedes_write(cell, is_concurrent) && !is_spoken_for {
             let lanes = 1 << cell.write.lane();
             enter(entries, Entry { epoch: cell.write.of_warp(), lanes, word: cell.write_word | WROTE }, accessor.limit);
         }
         cell.write = accessor.epoch;
-        cell.write_word = accessor.word;
+        cell.write_word = accessor.write_word();
     } else if !is_entered {
-        enter(entries, accessor.own_entry(false), accessor.limit);
+        enter(entries, accessor.own_entry(saw), accessor.limit);
     }
     Ok(())
 }
@@ -383,11 +341,13 @@ fn enter(entries: &mut Vec<Entry>, new: Entry, limit: usize) {
         entry.lanes |= new.lanes;
         return;
     }
-    if entries.len() >= limit {
+    // Without one that saw the last write, a race would be reported that is none: those stay.
+    if !new.saw() && entries.iter().filter(|entry| !entry.saw()).count() >= limit {
         let block = |entry: &Entry| entry.epoch.block();
         let has_twin = |index: usize| {
             let mine = block(&entries[index]);
-            mine == block(&new) || entries[index + 1..].iter().any(|other| block(other) == mine)
+            !entries[index].saw()
+                && (mine == block(&new) || entries[index + 1..].iter().any(|other| block(other) == mine))
         };
         // The oldest of a block that has a younger one; with all of different blocks the new one is left out.
         match (0..entries.len()).find(|&index| has_twin(index)) {

@@ -93,10 +93,16 @@ pub struct Counters {
 /// Traffic between the kernel and global memory, before any cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GlobalTraffic {
-    /// Bytes that loads asked for, all lanes.
+    /// Bytes that loads asked for, all lanes: a word that all lanes of a warp read counts 32 times. What the instructions
+    /// ask for, not what memory delivers.
     pub bytes_loaded: u64,
     /// Bytes that stores gave, all lanes.
     pub bytes_stored: u64,
+    /// Different bytes of each warp access that loads, added up: lanes that read the same bytes share them. The figure to
+    /// quote as bytes that a kernel reads.
+    pub warp_bytes_loaded: u64,
+    /// Different bytes of each warp access that stores, added up.
+    pub warp_bytes_stored: u64,
     /// 32-byte sectors that loads touched, counted per warp access.
     pub sectors_loaded: u64,
     /// 32-byte sectors that stores touched, counted per warp access.

@@ -35,6 +35,35 @@ pub fn sectors(addresses: &[u64; LANES], active: u32, bytes: u64) -> u64 {
     1 + touched.windows(2).filter(|pair| pair[0] != pair[1]).count() as u64
 }
 
+/// The number of different bytes that the lanes of `active` touch with `bytes` each.
+pub fn distinct_bytes(addresses: &[u64; LANES], active: u32, bytes: u64) -> u64 {
+    // Lanes mostly ascend; then each adds what lies beyond the one before it.
+    let (mut total, mut start, mut end) = (0, 0, 0);
+    for lane in 0..LANES {
+        if active >> lane & 1 == 0 {
+            continue;
+        }
+        if addresses[lane] < start {
+            return distinct_bytes_in_any_order(addresses, active, bytes);
+        }
+        start = addresses[lane];
+        let beyond = start.saturating_add(bytes);
+        total += beyond - start.max(end).min(beyond);
+        end = beyond;
+    }
+    total
+}
+
+#[cold]
+fn distinct_bytes_in_any_order(addresses: &[u64; LANES], active: u32, bytes: u64) -> u64 {
+    let mut sorted = *addresses;
+    let inactive = (0..LANES).filter(|lane| active >> lane & 1 == 0);
+    inactive.for_each(|lane| sorted[lane] = u64::MAX);
+    sorted.sort_unstable();
+    let count = active.count_ones();
+    distinct_bytes(&sorted, u32::MAX >> (LANES as u32 - count), bytes)
+}
+
 /// Passes over the banks that an access of `bytes` per lane needs, and the fewest that any access of that width by as
 /// many lanes needs.
 ///
@@ -107,6 +136,29 @@ mod tests {
         let mut descending = strided(4);
         descending.reverse();
         assert_eq!(sectors(&descending, u32::MAX, 4), 4);
+    }
+
+    #[test]
+    fn bytes_that_lanes_share_count_once() {
+        // (stride in bytes, width in bytes, lanes, bytes)
+        for (stride, width, active, expected) in [
+            (4, 4, u32::MAX, 128),
+            (0, 4, u32::MAX, 4),
+            (0, 16, 1 << 31, 16),
+            (2, 4, u32::MAX, 66),
+            (16, 16, u32::MAX, 512),
+            (64, 8, 0xffff_0000, 128),
+            (4, 4, 0, 0),
+        ] {
+            assert_eq!(distinct_bytes(&strided(stride), active, width), expected, "stride {stride}, width {width}");
+            let mut descending = strided(stride);
+            descending.reverse();
+            assert_eq!(distinct_bytes(&descending, active.reverse_bits(), width), expected, "descending");
+        }
+        // Two halves of a warp that read the same.
+        let halves: [u64; LANES] = std::array::from_fn(|lane| lane as u64 % 16 * 4);
+        assert_eq!(distinct_bytes(&halves, u32::MAX, 4), 64);
+        assert_eq!(distinct_bytes(&halves, 0xffff_00ff, 4), 64);
     }
 
     #[test]

@@ -37,21 +37,13 @@ pub struct BlockBarrier {
     pub first: (u32, usize),
 }
 
-/// Why a barrier cannot be completed as it stands.
+/// More threads have come to a barrier than were announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BarrierFault {
-    /// Threads have exited without reaching a barrier of the whole block.
-    Exited {
-        /// How many.
-        threads: u32,
-    },
-    /// More threads have come than were announced.
-    TooMany {
-        /// Announced.
-        expected: u32,
-        /// Come.
-        arrived: u32,
-    },
+pub struct TooMany {
+    /// Announced.
+    pub expected: u32,
+    /// Come.
+    pub arrived: u32,
 }
 
 /// A running block.
@@ -66,28 +58,23 @@ pub struct Block {
     pub barriers: [BlockBarrier; BARRIERS],
     /// Threads that have not exited.
     pub live: u32,
-    /// Threads that have.
-    pub exited: u32,
     /// Asynchronous copies and `mbarrier` objects.
     pub asynchronous: AsyncState,
 }
 
 impl Block {
-    /// Completes a barrier if all that it waits for have come; whether it did.
+    /// Completes a barrier if all that it waits for have come; whether it did. A barrier of the whole block does not wait
+    /// for threads that have exited (PTX ISA, `exit`).
     ///
     /// # Errors
-    /// It is complete, but not as a barrier of the whole block must be.
-    pub fn settle(&mut self, id: usize, clocks: &mut TeamClocks, strict: bool) -> Result<bool, BarrierFault> {
+    /// More have come than it is for.
+    pub fn settle(&mut self, id: usize, clocks: &mut TeamClocks) -> Result<bool, TooMany> {
         let barrier = &mut self.barriers[id];
         if barrier.arrived == 0 || barrier.arrived < barrier.expected.unwrap_or(self.live) {
             return Ok(false);
         }
-        match barrier.expected {
-            Some(expected) if barrier.arrived > expected => {
-                return Err(BarrierFault::TooMany { expected, arrived: barrier.arrived });
-            }
-            None if strict && self.exited > 0 => return Err(BarrierFault::Exited { threads: self.exited }),
-            _ => {}
+        if let Some(expected) = barrier.expected.filter(|expected| barrier.arrived > *expected) {
+            return Err(TooMany { expected, arrived: barrier.arrived });
         }
         if let (Some(gathered), Some((first, mask))) = (barrier.gathered.take(), barrier.participants.first()) {
             clocks.acquire(first + mask.trailing_zeros() as usize, &gathered);

@@ -50,7 +50,7 @@ pub(super) fn go(
         }
         Control::Call(site) => call(team, index, launched, tally, path, active, site),
         Control::Return if !path.calls.is_empty() => give_back(team, index, launched, path, active),
-        Control::Return | Control::Exit => exit(team, index, launched, tally, active),
+        Control::Return | Control::Exit => exit(team, index, tally, active),
         Control::Trap => Err(LaneFault::new(first, FaultKind::Trap, "trap")),
         Control::Yield => Ok(Next::Yield),
         Control::ActiveMask(reg) => {
@@ -67,15 +67,14 @@ pub(super) fn go(
 }
 
 /// Lanes exit: barriers and paths that waited for them look again.
-fn exit(team: &mut Team, index: usize, launched: &Launched, tally: &mut Tally, active: u32) -> Result<Next, LaneFault> {
+fn exit(team: &mut Team, index: usize, tally: &mut Tally, active: u32) -> Result<Next, LaneFault> {
     let (warp, blocks, clocks, cluster, _) = team.parts(index);
     warp.live &= !active;
     warp.reconsider();
     let block = &mut blocks[warp.block];
     block.live -= active.count_ones();
-    block.exited += active.count_ones();
     for id in 0..BARRIERS {
-        match block.settle(id, clocks, launched.checks.divergent_barriers) {
+        match block.settle(id, clocks) {
             Ok(done) => tally.block_barriers += u64::from(done),
             Err(fault) => {
                 // The fault is the barrier's, not that of the thread that happened to exit last.

@@ -183,6 +183,8 @@ fn counters(program: &Program, tallies: &[Tally], distinct: (u64, u64), threads:
         let (global, other) = (&mut total.global, &tally.global);
         global.bytes_loaded += other.bytes_loaded;
         global.bytes_stored += other.bytes_stored;
+        global.warp_bytes_loaded += other.warp_bytes_loaded;
+        global.warp_bytes_stored += other.warp_bytes_stored;
         global.sectors_loaded += other.sectors_loaded;
         global.sectors_stored += other.sectors_stored;
         global.bytes_atomic += other.bytes_atomic;

@@ -1,9 +1,10 @@
 //! Where lanes and threads wait for one another: warp instructions, barriers, fences.
 
-use super::block::{BARRIERS, Ballot, BarrierFault, ClusterBarrier, gather};
+use super::block::{BARRIERS, Ballot, ClusterBarrier, TooMany, gather};
 use super::execute;
 use super::run::Next;
 use super::step::{LaneFault, Launched, Step, lanes};
+use super::undefined;
 use super::warp::{Path, Wait, Warp};
 use crate::check::clock::TeamClocks;
 use crate::ptx::decode::barrier::{Barrier, BlockBarrier};
@@ -58,15 +59,18 @@ pub(super) fn meet(collective: &Collective, step: &mut Step, path: &Path, active
     while rest != 0 {
         let members = masks[rest.trailing_zeros() as usize];
         let together = members & step.warp.live;
+        if step.warp.registers.has_undefined() {
+            let from = execute::warp::sources(&collective.operation, &step.warp.registers);
+            undefined::collective(step, together, from.as_ref());
+        }
         if let Some(lane) = execute::warp::execute(&collective.operation, &mut step.warp.registers, together) {
             let message = format!(
                 "lane {lane} reads a lane that is not in the member mask {members:#010x}, or has exited: the value is undefined"
             );
             return Err(LaneFault::new(lane, FaultKind::MissingLanes, message));
         }
-        if synchronize {
-            step.clocks.join(&[(step.warp.first_thread, together)]);
-        }
+        // The manual says so of bar.warp.sync only; cooperative groups and others rely on it for all.
+        step.clocks.join(&[(step.warp.first_thread, together)]);
         rest &= !together;
     }
     // Lanes whose mask is complete do not wait for those with another one: these may depend on them.
@@ -105,10 +109,10 @@ pub(super) fn wait(barrier: &Barrier, step: &mut Step, path: &Path, active: u32)
         return Ok(Next::Wait { wait: Wait::Aligned, after: false });
     }
     match barrier {
-        Barrier::Fence(orders) => {
-            if *orders {
+        Barrier::Fence(fence) => {
+            if let Some(fence) = fence {
                 for lane in lanes(active) {
-                    step.clocks.fence(step.warp.first_thread + lane);
+                    step.clocks.fence(step.warp.first_thread + lane, *fence);
                 }
             }
             Ok(Next::Advance)
@@ -158,7 +162,6 @@ fn block_barrier(
     {
         return Err(invalid(format!("a barrier of {threads} threads: the number must be a positive multiple of 32")));
     }
-    let strict = step.launched.checks.divergent_barriers;
     let block = &mut step.blocks[step.warp.block];
     let barrier = &mut block.barriers[id as usize];
     if barrier.arrived == 0 {
@@ -182,7 +185,7 @@ fn block_barrier(
         barrier.ballot.all += active.count_ones();
     }
     let generation = barrier.generation;
-    match block.settle(id as usize, step.clocks, strict) {
+    match block.settle(id as usize, step.clocks) {
         Ok(done) => step.tally.block_barriers += u64::from(done),
         Err(fault) => return Err(barrier_fault(lane, id, fault)),
     }
@@ -192,15 +195,9 @@ fn block_barrier(
     Ok(Next::Wait { wait: Wait::Block { id, generation, instruction: path.place }, after: true })
 }
 
-pub(super) fn barrier_fault(lane: usize, id: u32, fault: BarrierFault) -> LaneFault {
-    let message = match fault {
-        BarrierFault::Exited { threads } => {
-            format!("{threads} threads of the block have exited without reaching barrier {id}")
-        }
-        BarrierFault::TooMany { expected, arrived } => {
-            format!("barrier {id} is for {expected} threads, and {arrived} have come")
-        }
-    };
+pub(super) fn barrier_fault(lane: usize, id: u32, fault: TooMany) -> LaneFault {
+    let TooMany { expected, arrived } = fault;
+    let message = format!("barrier {id} is for {expected} threads, and {arrived} have come");
     LaneFault::new(lane, FaultKind::DivergentBarrier, message)
 }
 

@@ -18,5 +18,6 @@ pub mod step;
 pub mod stuck;
 pub mod system;
 pub mod team;
+pub mod undefined;
 pub mod warp;
 pub mod window;

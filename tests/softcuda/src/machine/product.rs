@@ -158,6 +158,8 @@ fn perform(memory: &GlobalMemory, product: &Product, checked: bool) -> Result<Gl
     Ok(GlobalTraffic {
         bytes_loaded: loaded,
         bytes_stored: stored,
+        warp_bytes_loaded: loaded,
+        warp_bytes_stored: stored,
         distinct_bytes_read: loaded,
         distinct_bytes_written: stored,
         ..GlobalTraffic::default()

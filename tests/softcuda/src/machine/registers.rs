@@ -5,6 +5,7 @@
 //! registers that a thread cannot see changing are ordinary registers that are filled in when a frame is entered: an
 //! instruction never asks what kind its operand is.
 
+use super::undefined::Undefined;
 use bytemuck::{Pod, Zeroable};
 
 /// Lanes of a warp.
@@ -67,6 +68,8 @@ pub struct Registers {
     frame: (usize, usize),
     /// The carry flag of `.cc` instructions, one bit per lane.
     pub carry: u32,
+    /// Lanes that hold what nobody wrote; `None`: there are none.
+    pub(super) undefined: Option<Box<Undefined>>,
 }
 
 impl Registers {
@@ -79,6 +82,17 @@ impl Registers {
         if self.predicates.len() < frame.1 + predicates {
             self.predicates.resize(frame.1 + predicates, 0);
         }
+    }
+
+    /// First row and first predicate of the running function.
+    pub(super) fn frame(&self) -> (usize, usize) {
+        self.frame
+    }
+
+    /// Whether any lane holds what nobody wrote.
+    #[inline(always)]
+    pub fn has_undefined(&self) -> bool {
+        self.undefined.is_some()
     }
 
     /// The 32 lanes of a word register.

@@ -5,6 +5,7 @@ use super::flow::go;
 use super::meet::{deliver_ballot, learn_from_cluster, meet, wait, whole_warp};
 use super::step::{LaneFault, Launched, Step, Tally, lanes};
 use super::team::Team;
+use super::undefined;
 use super::warp::{Path, Wait};
 use crate::ptx::decode::code::{Control, Operation};
 use crate::ptx::decode::memory::{Memory, Order};
@@ -132,6 +133,12 @@ fn straight(
             }
         };
         *left -= 1;
+        if warp.registers.has_undefined() {
+            let (warp, blocks, clocks, cluster, _) = team.parts(index);
+            let (place, local_frame) = (path.place, path.frame.local);
+            let mut step = Step { launched, warp, blocks, clocks, cluster, tally, place, local_frame };
+            undefined::before(&mut step, instruction, path.mask, active)?;
+        }
         let next = if active == 0 {
             tally.predicated_off += 1;
             Next::Advance

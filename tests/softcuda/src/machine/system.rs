@@ -153,14 +153,30 @@ impl Caller<'_, '_, '_> {
             Space::Global => {
                 let thread = self.step.thread(lane);
                 let (clocks, instruction) = (&mut *self.step.clocks, self.step.place);
-                let who = Who { thread, clocks, instruction, strong: false, read_only: false };
+                let who = Who {
+                    thread,
+                    clocks,
+                    instruction,
+                    scope: None,
+                    read_only: false,
+                    compare_and_swap: false,
+                    takes_undefined: false,
+                };
                 self.step.launched.memory.load_bulk(&who, address, bytes).map_err(fault)
             }
             Space::SharedCluster => {
                 let (block, offset) = self.step.shared_place(lane, within)?;
                 let thread = self.step.thread(lane);
                 let (clocks, instruction) = (&mut *self.step.clocks, self.step.place);
-                let who = Who { thread, clocks, instruction, strong: false, read_only: false };
+                let who = Who {
+                    thread,
+                    clocks,
+                    instruction,
+                    scope: None,
+                    read_only: false,
+                    compare_and_swap: false,
+                    takes_undefined: false,
+                };
                 self.step.blocks[block].shared.load_bulk(&who, offset, bytes).map_err(fault)
             }
             _ => Err(fault(Refusal::new(FaultKind::OutOfBounds, "printf cannot read from there"))),

@@ -104,7 +104,6 @@ impl Team {
                 shared: new_shared(),
                 barriers: std::array::from_fn(|_| BlockBarrier::default()),
                 live: threads,
-                exited: 0,
                 asynchronous: AsyncState::default(),
             });
             for warp in 0..warps_per_block {

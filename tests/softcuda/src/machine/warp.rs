@@ -190,6 +190,9 @@ impl Warp {
     pub fn enter(&mut self, program: &Program, frame: Frame, lanes: u32, specials: &Specials) {
         let layout = &program.functions[frame.function as usize].frame;
         self.select(program, frame);
+        if self.registers.has_undefined() {
+            self.registers.forget_undefined(layout.rows, layout.predicates, lanes);
+        }
         for (reg, bits) in &layout.constants {
             self.registers.set_extended(*reg, lanes, &[*bits; LANES]);
         }

@@ -63,6 +63,8 @@ fn sectors_are_counted_per_warp_access() {
         assert_eq!((global.bytes_loaded, global.bytes_stored), (asked, asked), "{context}");
         let distinct = if stride < width { width + stride * (lanes - 1) } else { width * lanes };
         let distinct = u64::from(distinct);
+        // Each of the two warps counts its own; what its lanes share counts once.
+        assert_eq!((global.warp_bytes_loaded, global.warp_bytes_stored), (2 * distinct, 2 * distinct), "{context}");
         assert_eq!((global.distinct_bytes_read, global.distinct_bytes_written), (distinct, distinct), "{context}");
     }
 }

@@ -238,13 +238,7 @@ fn initialize(step: &mut Step, lane: usize, address: &Address, count: u32) -> Re
         return Err(LaneFault::at(lane, at, Refusal::new(FaultKind::InvalidOperation, message)));
     }
     // The object lies in shared memory: whoever overlaps it with data is found by the races of this write.
-    let who = Who {
-        thread: step.thread(lane),
-        clocks: step.clocks,
-        instruction: step.place,
-        strong: false,
-        read_only: false,
-    };
+    let who = Who::weak(step.thread(lane), step.clocks, step.place);
     let stored = step.blocks[block].shared.store(&who, offset, &u64::from(count).to_le_bytes());
     stored.map_err(|refusal| LaneFault::at(lane, at, refusal))?;
     let object = Object { expected: count, pending: i64::from(count), ..Object::default() };
@@ -254,7 +248,7 @@ fn initialize(step: &mut Step, lane: usize, address: &Address, count: u32) -> Re
 
 /// Arrives; the state before that: the phase, and in the low bits how many arrivals it waited for.
 fn arrive(step: &mut Step, lane: usize, address: &Address, count: u32, expect: u32) -> Result<u64, LaneFault> {
-    let knowledge = step.clocks.publish(step.thread(lane), true);
+    let knowledge = step.clocks.publish_lanes(step.thread(lane), 1, true);
     let object = object(step, lane, address)?;
     object.transactions += i64::from(expect);
     if object.pending < i64::from(count) {
@@ -292,7 +286,7 @@ fn receive(step: &mut Step, lane: usize, barrier: Place) -> Result<(), LaneFault
     for counted in arrived {
         land(step.launched, step.blocks, step.clocks, counted.thread, &counted.copy)
             .map_err(|refusal| LaneFault::at(lane, target(&counted.copy), refusal))?;
-        let knowledge = step.clocks.publish(counted.thread, true);
+        let knowledge = step.clocks.publish_lanes(counted.thread, 1, true);
         if let Some(object) = step.blocks[barrier.0].asynchronous.objects.get_mut(&barrier.1) {
             gather(&mut object.gathered, knowledge);
             object.transactions -= counted.copy.bytes.len() as i64;
@@ -313,13 +307,7 @@ fn enqueue(step: &mut Step, lane: usize, place: Place, bytes: Vec<u8>, barrier: 
 }
 
 fn begin(step: &mut Step, lane: usize, place: Place, bytes: usize) -> Result<(), Refusal> {
-    let who = Who {
-        thread: step.thread(lane),
-        clocks: step.clocks,
-        instruction: step.place,
-        strong: false,
-        read_only: false,
-    };
+    let who = Who::weak(step.thread(lane), step.clocks, step.place);
     step.blocks[place.0].shared.begin_async_by(&who, place.1, bytes as u32)
 }
 
@@ -331,7 +319,7 @@ fn land(
     thread: usize,
     copy: &Copy,
 ) -> Result<(), Refusal> {
-    let who = Who { thread, clocks, instruction: copy.instruction, strong: false, read_only: false };
+    let who = Who::weak(thread, clocks, copy.instruction);
     match copy.destination {
         Destination::Shared((block, offset)) => blocks[block].shared.complete_async(&who, offset, &copy.bytes),
         Destination::Global(address) => {
@@ -380,20 +368,16 @@ fn copy(operation: &Asynchronous, step: &mut Step, lane: usize) -> Result<(), La
     let wanted = source_bytes.map_or(*bytes, |reg| step.warp.registers.word(reg)[lane]).min(*bytes) as usize;
     let mut data = vec![0; width];
     if !ignored && wanted > 0 {
-        let who = Who {
-            thread: step.thread(lane),
-            clocks: step.clocks,
-            instruction: step.place,
-            strong: false,
-            read_only: false,
-        };
+        let who = Who::weak(step.thread(lane), step.clocks, step.place);
         // Only the bytes asked for are read: they need not be aligned to their number.
         for (index, byte) in data[..wanted].chunks_mut(if wanted == width { width } else { 1 }).enumerate() {
             let step_width = if wanted == width { width } else { 1 };
             let address = from + (index * step_width) as u64;
             step.launched.memory.load(&who, address, byte).map_err(|refusal| LaneFault::at(lane, address, refusal))?;
         }
+        // Lane by lane, as the sectors: copies of one warp seldom overlap.
         step.tally.global.bytes_loaded += wanted as u64;
+        step.tally.global.warp_bytes_loaded += wanted as u64;
         step.tally.global.sectors_loaded += 1;
     }
     step.tally.shared.bytes_stored += width as u64;
@@ -443,21 +427,23 @@ fn bulk(operation: &Asynchronous, step: &mut Step, lane: usize) -> Result<(), La
         let address = from + (index * CHUNK) as u64;
         let refuse = |refusal| LaneFault::at(lane, address, refusal);
         if source.space == Space::Global {
-            let who = Who { thread, clocks: step.clocks, instruction: step.place, strong: false, read_only: false };
+            let who = Who::weak(thread, step.clocks, step.place);
             step.launched.memory.load(&who, address, chunk).map_err(refuse)?;
         } else {
             let (block, offset) = step.shared_place(lane, address)?;
-            let who = Who { thread, clocks: step.clocks, instruction: step.place, strong: false, read_only: false };
+            let who = Who::weak(thread, step.clocks, step.place);
             step.blocks[block].shared.load(&who, offset, chunk).map_err(refuse)?;
         }
     }
     let sectors = (bytes as u64).div_ceil(32);
     if source.space == Space::Global {
         step.tally.global.bytes_loaded += bytes as u64;
+        step.tally.global.warp_bytes_loaded += bytes as u64;
         step.tally.global.sectors_loaded += sectors;
     }
     let Some(barrier) = barrier else {
         step.tally.global.bytes_stored += bytes as u64;
+        step.tally.global.warp_bytes_stored += bytes as u64;
         step.tally.global.sectors_stored += sectors;
         let issued = Copy { destination: Destination::Global(to), bytes: data, instruction: step.place };
         copies(step, lane).open_bulk.push(issued);

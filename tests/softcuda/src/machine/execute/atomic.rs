@@ -1,12 +1,12 @@
 //! `atom` and `red`: lane after lane, in ascending order.
 
+use crate::check::scope::MemoryScope;
 use crate::count::traffic;
 use crate::machine::memory::Refusal;
 use crate::machine::memory::Who;
 use crate::machine::registers::{LANES, Reg, Width};
 use crate::machine::step::{LaneFault, Step, lanes};
 use crate::ptx::decode::atomic::{Atomic, Combine};
-use crate::ptx::decode::memory::Order;
 use crate::ptx::types::{Space, Type};
 use crate::report::FaultKind;
 use half::{bf16, f16};
@@ -57,36 +57,40 @@ fn one_element(
     let operands = values(step, operation.operands[element]);
     let swaps = operation.swap.map_or([0; LANES], |reg| values(step, reg));
     let mut old = [0_u128; LANES];
+    let scope = operation.scope.unwrap_or(MemoryScope::Device);
+    let compare_and_swap = operation.combine == Combine::CompareAndSwap;
     for lane in lanes(members) {
         let address = addresses[lane] + u64::from(bytes) * element as u64;
         let thread = step.thread(lane);
-        let release = matches!(operation.order, Order::Release | Order::AcquireRelease);
-        let published = step.clocks.publish(thread, release);
+        let published = step.clocks.publish(thread, scope, operation.order.releases());
+        let reader = step.clocks.reader(thread, scope);
         // PTX: atom.add.f32 flushes subnormals in global memory, and does not in shared memory.
         let flush = space == Space::Global;
         let mut update = |old: u128| combine(operation, old, operands[lane], swaps[lane], flush);
         let refused = |refusal| LaneFault::at(lane, address, refusal);
-        let knowledge = match space {
+        let found = match space {
             Space::Shared | Space::SharedCluster => {
                 let (block, offset) = step.shared_place(lane, address)?;
                 let shared = &mut step.blocks[block].shared;
-                let known = shared.knowledge_at(offset);
-                if let Some(knowledge) = published {
-                    shared.publish_at(offset, knowledge);
+                let found = shared.message_at(offset, reader);
+                if let Some(message) = published {
+                    shared.publish_at(offset, &message);
                 }
-                let who = Who { thread, clocks: step.clocks, instruction: step.place, strong: true, read_only: false };
+                let who = Who::weak(thread, step.clocks, step.place);
+                let who = Who { scope: Some(scope), compare_and_swap, ..who };
                 old[lane] = shared.atomic(&who, offset, bytes, &mut update).map_err(refused)?;
-                known
+                found
             }
             Space::Global => {
                 let memory = &step.launched.memory;
-                if let Some(knowledge) = published {
-                    memory.publish_at(address, knowledge);
+                if let Some(message) = published {
+                    memory.publish_at(address, &message);
                 }
-                let who = Who { thread, clocks: step.clocks, instruction: step.place, strong: true, read_only: false };
+                let who = Who::weak(thread, step.clocks, step.place);
+                let who = Who { scope: Some(scope), compare_and_swap, ..who };
                 old[lane] = memory.atomic(&who, address, bytes, &mut update).map_err(refused)?;
                 // After the update: what was published before the value that was read is in the table by now.
-                memory.knowledge_at(address)
+                memory.message_at(address, reader)
             }
             _ => {
                 let message = "atomics reach global and shared memory only";
@@ -95,9 +99,9 @@ fn one_element(
         };
         // `red` reads nothing that the thread could learn from.
         if operation.destinations.is_some()
-            && let Some(knowledge) = knowledge
+            && let Some(found) = found
         {
-            step.clocks.acquire(thread, &knowledge);
+            step.clocks.read_flag(thread, &found, operation.order.acquires());
         }
     }
     if let Some(destinations) = &operation.destinations {

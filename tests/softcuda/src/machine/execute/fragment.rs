@@ -79,13 +79,7 @@ fn load(rows: &Rows, step: &mut Step) -> Result<(), LaneFault> {
             let lane = SIDE * matrix + row;
             let mut bytes = [0; ROW];
             let (block, offset) = step.shared_place(lane, addresses[lane])?;
-            let who = Who {
-                thread: step.thread(lane),
-                clocks: step.clocks,
-                instruction: step.place,
-                strong: false,
-                read_only: false,
-            };
+            let who = Who::weak(step.thread(lane), step.clocks, step.place);
             let loaded = step.blocks[block].shared.load(&who, offset, &mut bytes);
             loaded.map_err(|refusal| LaneFault::at(lane, addresses[lane], refusal))?;
             *value = std::array::from_fn(|column| u16::from_le_bytes([bytes[2 * column], bytes[2 * column + 1]]));
@@ -108,13 +102,7 @@ fn store(rows: &Rows, step: &mut Step) -> Result<(), LaneFault> {
                 pair.copy_from_slice(&element.to_le_bytes());
             }
             let (block, offset) = step.shared_place(lane, addresses[lane])?;
-            let who = Who {
-                thread: step.thread(lane),
-                clocks: step.clocks,
-                instruction: step.place,
-                strong: false,
-                read_only: false,
-            };
+            let who = Who::weak(step.thread(lane), step.clocks, step.place);
             let stored = step.blocks[block].shared.store(&who, offset, &bytes);
             stored.map_err(|refusal| LaneFault::at(lane, addresses[lane], refusal))?;
         }

@@ -70,6 +70,12 @@ impl LocalMemory {
         Ok(())
     }
 
+    /// Whether all of some bytes were written; false beyond the thread's local memory.
+    pub fn is_written(&self, lane: usize, offset: u64, length: usize) -> bool {
+        self.range(lane, offset, length)
+            .is_ok_and(|range| self.lanes[lane].written[range].iter().all(|written| *written))
+    }
+
     /// Writes.
     ///
     /// # Errors

@@ -6,8 +6,10 @@ use crate::machine::memory::Refusal;
 use crate::machine::memory::Who;
 use crate::machine::registers::{LANES, Width};
 use crate::machine::step::{LaneFault, Step, lanes};
+use crate::machine::undefined;
 use crate::machine::window;
-use crate::ptx::decode::memory::{Access, Memory, Order};
+use crate::ptx::decode::memory::{Access, MOST_ELEMENTS, Memory};
+use crate::ptx::decode::operands::Slot;
 use crate::ptx::types::Space;
 use crate::report::FaultKind;
 
@@ -139,12 +141,15 @@ pub(super) fn account(
     match space {
         Space::Global => {
             let sectors = traffic::sectors(addresses, active, bytes);
+            let distinct = traffic::distinct_bytes(addresses, active, bytes);
             let global = &mut step.tally.global;
             if is_load {
                 global.bytes_loaded += total;
+                global.warp_bytes_loaded += distinct;
                 global.sectors_loaded += sectors;
             } else {
                 global.bytes_stored += total;
+                global.warp_bytes_stored += distinct;
                 global.sectors_stored += sectors;
             }
         }
@@ -164,6 +169,7 @@ pub(super) fn account(
 fn load(access: &Access, step: &mut Step, active: u32) -> Result<(), LaneFault> {
     let bytes = access.element_bits / 8 * access.count;
     let mut values: Values = [[0; LANES]; PIECES];
+    let mut undefined: Option<(String, [u32; MOST_ELEMENTS])> = None;
     for (space, members, addresses) in step.by_space(&access.address, active) {
         if space != Space::Param {
             account(step, space, &addresses, members, u64::from(bytes), true)?;
@@ -171,12 +177,48 @@ fn load(access: &Access, step: &mut Step, active: u32) -> Result<(), LaneFault> 
         for lane in lanes(members) {
             let mut buffer = [0_u8; 32];
             let bytes = &mut buffer[..bytes as usize];
-            load_lane(access, step, space, lane, addresses[lane], bytes)?;
+            if let Err(fault) = load_lane(access, step, space, lane, addresses[lane], bytes, false) {
+                if fault.refusal.kind != FaultKind::Uninitialized || step.launched.checks.uninitialized_loads {
+                    return Err(fault);
+                }
+                load_lane(access, step, space, lane, addresses[lane], bytes, true)?;
+                let (_, elements) = undefined.get_or_insert((fault.refusal.message, [0; MOST_ELEMENTS]));
+                note_undefined(access, step, space, lane, addresses[lane], elements);
+            }
             spread(access, &buffer, lane, &mut values);
         }
     }
     write_elements(access, step, active, &values);
+    if let Some((message, elements)) = undefined {
+        for (reg, lanes) in access.registers.iter().zip(elements).take(access.count as usize) {
+            step.warp.registers.set_loaded(reg.row, active, lanes, step.place, &message);
+        }
+    }
     Ok(())
+}
+
+/// Adds a lane to those for which nobody has written all bytes of an element, element by element.
+#[cold]
+fn note_undefined(
+    access: &Access,
+    step: &Step,
+    space: Space,
+    lane: usize,
+    address: u64,
+    elements: &mut [u32; MOST_ELEMENTS],
+) {
+    let width = access.element_bits as usize / 8;
+    for (element, place) in elements.iter_mut().zip(access.places(address)) {
+        let is_written = match space {
+            Space::Param => true,
+            Space::Local => step.warp.local.is_written(lane, place, width),
+            Space::Shared | Space::SharedCluster => step
+                .shared_place(lane, place)
+                .is_ok_and(|(block, offset)| step.blocks[block].shared.is_initialized(offset, width)),
+            _ => step.launched.memory.is_initialized(place, width),
+        };
+        *element |= u32::from(!is_written) << lane;
+    }
 }
 
 /// Reads the bytes of one lane from any space.
@@ -187,9 +229,9 @@ fn load_lane(
     lane: usize,
     address: u64,
     bytes: &mut [u8],
+    takes_undefined: bool,
 ) -> Result<(), LaneFault> {
     let thread = step.thread(lane);
-    let strong = access.order != Order::Weak;
     match space {
         Space::Param => {
             let block = &step.launched.launch.parameters;
@@ -203,25 +245,36 @@ fn load_lane(
             Ok(())
         }
         Space::Local => {
-            let check = step.launched.checks.uninitialized;
+            let check = step.launched.checks.uninitialized && !takes_undefined;
             step.warp.local.load(lane, address, bytes, check).map_err(|refusal| refuse_local(lane, address, refusal))
         }
         Space::Shared | Space::SharedCluster => {
             let (block, offset) = step.shared_place(lane, address)?;
-            let who = Who { thread, clocks: step.clocks, instruction: step.place, strong, read_only: false };
+            let who = Who { scope: access.scope, takes_undefined, ..Who::weak(thread, step.clocks, step.place) };
             let shared = &mut step.blocks[block].shared;
             shared.load(&who, offset, bytes).map_err(|refusal| LaneFault::at(lane, address, refusal))?;
-            if strong && let Some(knowledge) = shared.knowledge_at(offset) {
-                step.clocks.acquire(thread, &knowledge);
+            if let Some(scope) = access.scope {
+                let reader = step.clocks.reader(thread, scope);
+                for place in access.places(u64::from(offset)) {
+                    if let Some(found) = shared.message_at(place as u32, reader) {
+                        step.clocks.read_flag(thread, &found, access.order.acquires());
+                    }
+                }
             }
             Ok(())
         }
         _ => {
-            let who = Who { thread, clocks: step.clocks, instruction: step.place, strong, read_only: access.read_only };
+            let (scope, read_only) = (access.scope, access.read_only);
+            let who = Who { scope, read_only, takes_undefined, ..Who::weak(thread, step.clocks, step.place) };
             let memory = &step.launched.memory;
             memory.load(&who, address, bytes).map_err(|refusal| LaneFault::at(lane, address, refusal))?;
-            if strong && let Some(knowledge) = memory.knowledge_at(address) {
-                step.clocks.acquire(thread, &knowledge);
+            if let Some(scope) = scope {
+                let reader = step.clocks.reader(thread, scope);
+                for place in access.places(address) {
+                    if let Some(found) = memory.message_at(place, reader) {
+                        step.clocks.read_flag(thread, &found, access.order.acquires());
+                    }
+                }
             }
             Ok(())
         }
@@ -293,8 +346,23 @@ fn store(access: &Access, step: &mut Step, active: u32) -> Result<(), LaneFault>
     }
     for (space, members, addresses) in step.by_space(&access.address, active) {
         account(step, space, &addresses, members, bytes as u64, false)?;
+        let follows = step.warp.registers.has_undefined();
+        if follows && space != Space::Local {
+            let slots: Vec<Slot> =
+                access.registers[..access.count as usize].iter().map(|reg| Slot::Register(reg.row)).collect();
+            if let Some(fault) = undefined::used(step, members, &slots, "what is stored") {
+                return Err(fault);
+            }
+        }
         for lane in lanes(members) {
             store_lane(access, step, space, lane, addresses[lane], &buffers[lane][..bytes])?;
+            if follows && space == Space::Local {
+                for (reg, place) in access.registers.iter().zip(access.places(addresses[lane])) {
+                    if undefined::lanes_of(&step.warp.registers, reg.row) >> lane & 1 == 1 {
+                        step.warp.local.forget(lane, place, width as u64);
+                    }
+                }
+            }
         }
     }
     Ok(())
@@ -310,12 +378,7 @@ fn store_lane(
     bytes: &[u8],
 ) -> Result<(), LaneFault> {
     let thread = step.thread(lane);
-    let strong = access.order != Order::Weak;
-    let published = if strong {
-        step.clocks.publish(thread, matches!(access.order, Order::Release | Order::AcquireRelease))
-    } else {
-        None
-    };
+    let published = access.scope.and_then(|scope| step.clocks.publish(thread, scope, access.order.releases()));
     match space {
         Space::Param => Err(LaneFault::at(
             lane,
@@ -327,18 +390,18 @@ fn store_lane(
         }
         Space::Shared | Space::SharedCluster => {
             let (block, offset) = step.shared_place(lane, address)?;
-            let who = Who { thread, clocks: step.clocks, instruction: step.place, strong, read_only: false };
+            let who = Who { scope: access.scope, ..Who::weak(thread, step.clocks, step.place) };
             let shared = &mut step.blocks[block].shared;
-            if let Some(knowledge) = published {
-                shared.publish_at(offset, knowledge);
+            if let Some(message) = published {
+                access.places(u64::from(offset)).for_each(|place| shared.publish_at(place as u32, &message));
             }
             shared.store(&who, offset, bytes).map_err(|refusal| LaneFault::at(lane, address, refusal))
         }
         _ => {
-            let who = Who { thread, clocks: step.clocks, instruction: step.place, strong, read_only: false };
+            let who = Who { scope: access.scope, ..Who::weak(thread, step.clocks, step.place) };
             let memory = &step.launched.memory;
-            if let Some(knowledge) = published {
-                memory.publish_at(address, knowledge);
+            if let Some(message) = published {
+                access.places(address).for_each(|place| memory.publish_at(place, &message));
             }
             memory.store(&who, address, bytes).map_err(|refusal| LaneFault::at(lane, address, refusal))
         }

@@ -101,13 +101,34 @@ fn reduce_float(reduction: Reduction, absolute: bool, nan: bool, values: impl It
     best.map_or(0x7fff_ffff, f32::to_bits)
 }
 
+/// The lane that each lane of a shuffle reads.
+pub fn sources(operation: &Warp, registers: &Registers) -> Option<[usize; LANES]> {
+    let Warp::Shuffle { mode, lane, clamp, .. } = operation else { return None };
+    Some(shuffle_sources(*mode, &registers.word(*lane), &registers.word(*clamp)).0)
+}
+
 /// PTX ISA, `shfl.sync`: the pseudo-code of the manual, for every lane at once.
 fn shuffle(operation: &Warp, registers: &mut Registers, members: u32) -> Option<usize> {
     let Warp::Shuffle { mode, destination, in_range, source, lane: distance, clamp } = operation else { return None };
-    let (distances, clamps) = (registers.word(*distance), registers.word(*clamp));
+    let (from, ranged) = shuffle_sources(*mode, &registers.word(*distance), &registers.word(*clamp));
+    let outside = (0..LANES).find(|&lane| members >> lane & 1 == 1 && members >> from[lane] & 1 == 0);
+    if destination.width == Width::Word {
+        let values = registers.word(*source);
+        registers.set_word(*destination, members, &from.map(|lane| values[lane]));
+    } else {
+        let values = registers.extended(*source);
+        registers.set_extended(*destination, members, &from.map(|lane| values[lane]));
+    }
+    if let Some(predicate) = in_range {
+        registers.set_predicate(*predicate, members, ranged);
+    }
+    outside
+}
+
+/// The lane that each lane reads, and for which lanes it is in range.
+fn shuffle_sources(mode: ShuffleMode, distances: &[u32; LANES], clamps: &[u32; LANES]) -> ([usize; LANES], u32) {
     let mut from = [0_usize; LANES];
     let mut ranged = 0_u32;
-    let mut outside = None;
     for lane in 0..LANES {
         let (b, c) = (distances[lane] & 31, clamps[lane]);
         let (limit, segment) = (c & 31, c >> 8 & 31);
@@ -123,19 +144,6 @@ fn shuffle(operation: &Warp, registers: &mut Registers, members: u32) -> Option<
         let wanted = if valid { wanted } else { own };
         from[lane] = wanted as usize % LANES;
         ranged |= u32::from(valid) << lane;
-        if members >> lane & 1 == 1 && members >> from[lane] & 1 == 0 && outside.is_none() {
-            outside = Some(lane);
-        }
     }
-    if destination.width == Width::Word {
-        let values = registers.word(*source);
-        registers.set_word(*destination, members, &from.map(|lane| values[lane]));
-    } else {
-        let values = registers.extended(*source);
-        registers.set_extended(*destination, members, &from.map(|lane| values[lane]));
-    }
-    if let Some(predicate) = in_range {
-        registers.set_predicate(*predicate, members, ranged);
-    }
-    outside
+    (from, ranged)
 }

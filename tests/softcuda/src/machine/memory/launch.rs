@@ -8,8 +8,8 @@ use super::allocation::{Allocation, Kind, LockedPage, PAGE, PAGE_WORDS, STRIPES,
 use super::global::{Inner, page_parts};
 use super::mapping::Mapping;
 use super::{Refusal, WIDEST_ATOMIC, Who, bits, check_atomic_width};
-use crate::check::clock::Knowledge;
-use crate::check::flags::SyncTable;
+use crate::check::flags::{Message, Reader, SyncTable};
+use crate::check::scope::MemoryScope;
 use crate::check::shadow::{self, Accessor, Cell, GLOBAL_ENTRIES, Side};
 use crate::report::FaultKind;
 use crate::settings::Checks;
@@ -107,7 +107,9 @@ impl LaunchMemory {
         for (at, part) in page_parts(address, out.len()) {
             let mut page = self.lock(allocation, at)?;
             let count = part.len();
-            self.check_initialized(allocation, &mut page, at, count)?;
+            if !who.takes_undefined {
+                self.check_initialized(allocation, &mut page, at, count)?;
+            }
             if allocation.kind != Kind::Constant {
                 let mut log = self.page(index, &mut page)?;
                 self.note_read(who, &mut log, at, count)?;
@@ -115,6 +117,13 @@ impl LaunchMemory {
             allocation.get(&page, at, &mut out[part]);
         }
         Ok(())
+    }
+
+    /// Whether all of some bytes, of one aligned access, were written.
+    pub fn is_initialized(&self, address: u64, count: usize) -> bool {
+        let Ok((_, allocation)) = self.find(address, count) else { return false };
+        let Ok(mut page) = self.lock(allocation, address) else { return false };
+        self.check_initialized(allocation, &mut page, address, count).is_ok()
     }
 
     /// A store of `bytes` by one lane, aligned to its width.
@@ -137,8 +146,7 @@ impl LaunchMemory {
         for (at, part) in page_parts(address, bytes.len()) {
             let mut page = self.lock(allocation, at)?;
             let bytes = &bytes[part];
-            let is_unchanged = |page: &LockedPage| holds(allocation, page, at, bytes);
-            self.note_write(who, index, &mut page, at, bytes.len(), &is_unchanged)?;
+            self.note_write(who, index, &mut page, at, bytes.len(), Some(bytes))?;
             put(allocation, &mut page, at, bytes);
         }
         Ok(())
@@ -161,7 +169,7 @@ impl LaunchMemory {
         let bytes = bytes as usize;
         check_alignment(address, bytes)?;
         let (index, allocation) = self.find_writable(address, bytes)?;
-        let who = Who { strong: true, read_only: false, ..*who };
+        let who = Who { scope: who.scope.or(Some(MemoryScope::Device)), read_only: false, ..*who };
         let mut page = self.lock(allocation, address)?;
         self.check_initialized(allocation, &mut page, address, bytes)?;
         let mut value = [0; WIDEST_ATOMIC];
@@ -177,7 +185,7 @@ impl LaunchMemory {
             }
         }
         if let Some(new) = new {
-            self.note_write(&who, index, &mut page, address, bytes, &|_| false)?;
+            self.note_write(&who, index, &mut page, address, bytes, None)?;
             put(allocation, &mut page, address, &new.to_le_bytes()[..bytes]);
         }
         Ok(old)
@@ -193,15 +201,15 @@ impl LaunchMemory {
         })
     }
 
-    /// Adds to what a reader of the flag at `address` learns; see [`SyncTable`].
-    pub fn publish_at(&self, address: u64, knowledge: Knowledge) {
-        self.sync.publish_at(address, knowledge);
+    /// Adds to what readers of the flag at `address` find; see [`SyncTable`].
+    pub fn publish_at(&self, address: u64, message: &Message) {
+        self.sync.publish_at(address, message);
     }
 
-    /// What a reader of the flag at `address` learns, if anything was published there.
+    /// What this reader of the flag at `address` finds, if anything was published there for it.
     #[inline]
-    pub fn knowledge_at(&self, address: u64) -> Option<Knowledge> {
-        self.sync.knowledge_at(address)
+    pub fn message_at(&self, address: u64, reader: Reader) -> Option<Message> {
+        self.sync.message_at(address, reader)
     }
 
     #[inline]
@@ -292,14 +300,15 @@ impl LaunchMemory {
             }
         }
         if self.checks.races {
-            let accessor = Accessor::new(who, GLOBAL_ENTRIES);
+            let accessor = Accessor::new(who, &self.checks, GLOBAL_ENTRIES);
             shadow::access::<false>(page.cells, offset(address), count, &mut page.state.side, &accessor)
-                .map_err(|(byte, earlier)| race(address, byte, false, earlier))?;
+                .map_err(|(byte, earlier)| race(address, byte, (false, false), earlier))?;
         }
         count_read(page, address, count, who.read_only);
         Ok(())
     }
 
+    /// `stored`: the bytes of an ordinary store; `None`: an atomic writes them.
     #[inline]
     fn note_write(
         &self,
@@ -308,7 +317,7 @@ impl LaunchMemory {
         locked: &mut LockedPage,
         address: u64,
         count: usize,
-        is_unchanged: &dyn Fn(&LockedPage) -> bool,
+        stored: Option<&[u8]>,
     ) -> Result<(), Refusal> {
         let page = self.page(index, locked)?;
         let mut fresh = 0;
@@ -326,19 +335,28 @@ impl LaunchMemory {
         if !self.checks.races {
             return Ok(());
         }
-        let accessor = Accessor::new(who, GLOBAL_ENTRIES);
+        let accessor = Accessor::new(who, &self.checks, GLOBAL_ENTRIES);
+        let accessor = if stored.is_none() { accessor.observing() } else { accessor };
         let Err((byte, earlier)) =
             shadow::access::<true>(page.cells, offset(address), count, &mut page.state.side, &accessor)
         else {
             return Ok(());
         };
-        if !accessor.is_same_instruction(&earlier) || !is_unchanged(locked) {
-            return Err(race(address, byte, true, earlier));
-        }
+        let old = stored.map(|stored| self.bytes_of(index, locked, address, stored.len()));
         let page = self.page(index, locked)?;
-        let accessor = accessor.with_same_value();
-        shadow::access::<true>(page.cells, offset(address), count, &mut page.state.side, &accessor)
-            .map_err(|(byte, earlier)| race(address, byte, true, earlier))
+        let same = |range: std::ops::Range<usize>| match (stored, &old) {
+            (Some(stored), Some(old)) => stored[range.clone()] == old[range],
+            _ => false,
+        };
+        shadow::store_again(page.cells, offset(address), count, &mut page.state.side, &accessor, (byte, earlier), &same)
+            .map_err(|(byte, unchanged, earlier)| race(address, byte, (true, unchanged), earlier))
+    }
+
+    #[cold]
+    fn bytes_of(&self, index: usize, page: &LockedPage, address: u64, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.snapshot.allocations[index].get(page, address, &mut bytes);
+        bytes
     }
 }
 
@@ -377,9 +395,9 @@ fn check_alignment(address: u64, width: usize) -> Result<(), Refusal> {
 }
 
 #[cold]
-fn race(address: u64, byte: usize, wrote: bool, earlier: super::Earlier) -> Refusal {
+fn race(address: u64, byte: usize, (wrote, unchanged): (bool, bool), earlier: super::Earlier) -> Refusal {
     let byte = address - address % PAGE + byte as u64;
-    Refusal::race(&format!("byte {byte:#x}"), wrote, earlier)
+    Refusal::race(&format!("byte {byte:#x}"), wrote, unchanged, earlier)
 }
 
 #[inline]
@@ -403,12 +421,4 @@ fn put(allocation: &Allocation, page: &mut LockedPage, address: u64, bytes: &[u8
     if let Some(initialized) = allocation.initialized(page) {
         bits::set(initialized, offset(address), bytes.len());
     }
-}
-
-/// Whether memory holds these bytes already.
-#[cold]
-fn holds(allocation: &Allocation, page: &LockedPage, address: u64, bytes: &[u8]) -> bool {
-    let mut old = vec![0; bytes.len()];
-    allocation.get(page, address, &mut old);
-    old == bytes
 }

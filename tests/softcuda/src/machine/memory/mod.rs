@@ -9,6 +9,7 @@ mod mapping;
 pub mod shared;
 
 use crate::check::clock::TeamClocks;
+use crate::check::scope::MemoryScope;
 use crate::report::FaultKind;
 
 /// Why an access was refused, in the terms of a fault report; the caller adds who and where.
@@ -33,6 +34,8 @@ pub struct Earlier {
     pub thread: u32,
     /// The index of its instruction among those of the program.
     pub instruction: u32,
+    /// One of the two is a plain read, the other a write by compare-and-swap.
+    pub is_plain_read_of_swapped: bool,
 }
 
 impl Refusal {
@@ -41,17 +44,25 @@ impl Refusal {
         Self { kind, message: message.into(), other: None }
     }
 
-    /// A race on a byte. `wrote`: whether the later access writes.
+    /// A race on a byte. `wrote`: whether the later access writes; `unchanged`: whether it writes what is there already.
     #[cold]
-    fn race(byte: &str, wrote: bool, earlier: Earlier) -> Self {
+    fn race(byte: &str, wrote: bool, unchanged: bool, earlier: Earlier) -> Self {
         let verb = |wrote| if wrote { "written" } else { "read" };
-        let message = format!(
+        let mut message = format!(
             "{byte} is {} here and {} by thread {} of block {} (linear indices); nothing orders the two",
             verb(wrote),
             verb(earlier.wrote),
             earlier.thread,
             earlier.block
         );
+        if wrote && earlier.wrote && unchanged {
+            message.push_str("; both store the same bytes there: `Checks::equal_stores` can be switched off");
+        }
+        if earlier.is_plain_read_of_swapped {
+            message.push_str(
+                "; it is a plain read of what a compare-and-swap writes: `Checks::compare_and_swap_reads` can be switched off",
+            );
+        }
         Self { kind: FaultKind::Race, message, other: Some(Box::new(earlier)) }
     }
 
@@ -78,11 +89,30 @@ pub struct Who<'a> {
     pub thread: usize,
     /// The team's clocks.
     pub clocks: &'a TeamClocks,
-    /// The index of the instruction among those of the program; below 2^30.
+    /// The index of the instruction among those of the program; below 2^27.
     pub instruction: u32,
-    /// A volatile, relaxed, acquire or release access: strong ones do not race with each other. Atomics are strong
-    /// whatever this says.
-    pub strong: bool,
+    /// The scope of a volatile, relaxed, acquire or release access: strong ones do not race with each other if their
+    /// scopes hold each other's thread. `None`: a weak access; an atomic then has the scope of the device.
+    pub scope: Option<MemoryScope>,
     /// `ld.global.nc`.
     pub read_only: bool,
+    /// `atom.cas`.
+    pub compare_and_swap: bool,
+    /// A load that takes bytes that nobody wrote as they are: what becomes of them is followed in the registers.
+    pub takes_undefined: bool,
+}
+
+impl<'a> Who<'a> {
+    /// A lane with an ordinary access.
+    pub fn weak(thread: usize, clocks: &'a TeamClocks, instruction: u32) -> Self {
+        Self {
+            thread,
+            clocks,
+            instruction,
+            scope: None,
+            read_only: false,
+            compare_and_swap: false,
+            takes_undefined: false,
+        }
+    }
 }

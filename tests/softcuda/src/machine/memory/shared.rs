@@ -1,8 +1,8 @@
 //! Shared memory of one block.
 
 use super::{Refusal, WIDEST_ATOMIC, Who, bits, check_atomic_width};
-use crate::check::clock::Knowledge;
-use crate::check::flags::SyncTable;
+use crate::check::flags::{Message, Reader, SyncTable};
+use crate::check::scope::MemoryScope;
 use crate::check::shadow::{self, Accessor, Cell, Side};
 use crate::report::FaultKind;
 use crate::settings::Checks;
@@ -22,6 +22,17 @@ pub struct SharedMemory {
     checks: Checks,
     /// Flags and mbarriers in this memory, by their offsets.
     sync: SyncTable,
+}
+
+/// How bytes are written.
+#[derive(Clone, Copy)]
+enum Writing<'a> {
+    /// By a store of these bytes.
+    Store(&'a [u8]),
+    /// By an atomic operation, which has read what it replaces.
+    Atomic,
+    /// By a copy.
+    Copy,
 }
 
 /// The destination of an asynchronous copy that has not arrived.
@@ -90,10 +101,17 @@ impl SharedMemory {
     #[inline]
     pub fn load_bulk(&mut self, who: &Who, offset: u32, out: &mut [u8]) -> Result<(), Refusal> {
         let start = self.check(offset, out.len())?;
-        self.check_initialized(start, out.len())?;
+        if !who.takes_undefined {
+            self.check_initialized(start, out.len())?;
+        }
         self.note_read(who, start, out.len())?;
         out.copy_from_slice(&self.data[start..start + out.len()]);
         Ok(())
+    }
+
+    /// Whether all of some bytes were written.
+    pub fn is_initialized(&self, offset: u32, count: usize) -> bool {
+        bits::first_clear(&self.initialized, offset as usize, count).is_none()
     }
 
     /// A store of `bytes` by one lane, aligned to its width.
@@ -113,7 +131,7 @@ impl SharedMemory {
     #[inline]
     pub fn store_bulk(&mut self, who: &Who, offset: u32, bytes: &[u8]) -> Result<(), Refusal> {
         let start = self.check(offset, bytes.len())?;
-        self.note_write(who, start, bytes.len(), Some(bytes))?;
+        self.note_write(who, start, bytes.len(), Writing::Store(bytes))?;
         self.put(start, bytes);
         Ok(())
     }
@@ -132,7 +150,7 @@ impl SharedMemory {
         check_atomic_width(bytes)?;
         let bytes = bytes as usize;
         check_alignment(offset, bytes)?;
-        let who = Who { strong: true, read_only: false, ..*who };
+        let who = Who { scope: who.scope.or(Some(MemoryScope::Device)), read_only: false, ..*who };
         let start = self.check(offset, bytes)?;
         self.check_initialized(start, bytes)?;
         let mut value = [0; WIDEST_ATOMIC];
@@ -141,7 +159,7 @@ impl SharedMemory {
         match operation(old) {
             None => self.note_read(&who, start, bytes)?,
             Some(new) => {
-                self.note_write(&who, start, bytes, None)?;
+                self.note_write(&who, start, bytes, Writing::Atomic)?;
                 self.put(start, &new.to_le_bytes()[..bytes]);
             }
         }
@@ -167,7 +185,7 @@ impl SharedMemory {
     /// Also an access that is not ordered before the copy.
     pub fn begin_async_by(&mut self, who: &Who, offset: u32, bytes: u32) -> Result<(), Refusal> {
         let start = self.check(offset, bytes as usize)?;
-        self.note_write(who, start, bytes as usize, None)?;
+        self.note_write(who, start, bytes as usize, Writing::Copy)?;
         self.begin_async(offset, bytes)
     }
 
@@ -188,20 +206,20 @@ impl SharedMemory {
             return Err(Refusal::new(FaultKind::InvalidOperation, message));
         };
         self.in_flight.swap_remove(index);
-        self.note_write(who, start, data.len(), None)?;
+        self.note_write(who, start, data.len(), Writing::Copy)?;
         self.put(start, data);
         Ok(())
     }
 
-    /// Adds to what a reader of the flag or mbarrier at `offset` learns; see [`SyncTable`].
-    pub fn publish_at(&mut self, offset: u32, knowledge: Knowledge) {
-        self.sync.publish_at(u64::from(offset), knowledge);
+    /// Adds to what readers of the flag at `offset` find; see [`SyncTable`].
+    pub fn publish_at(&mut self, offset: u32, message: &Message) {
+        self.sync.publish_at(u64::from(offset), message);
     }
 
-    /// What a reader of the flag or mbarrier at `offset` learns, if anything was published there.
+    /// What this reader of the flag at `offset` finds, if anything was published there for it.
     #[inline]
-    pub fn knowledge_at(&self, offset: u32) -> Option<Knowledge> {
-        self.sync.knowledge_at(u64::from(offset))
+    pub fn message_at(&self, offset: u32, reader: Reader) -> Option<Message> {
+        self.sync.message_at(u64::from(offset), reader)
     }
 
     /// Bounds and copies in flight; the offset as an index.
@@ -244,27 +262,26 @@ impl SharedMemory {
         if !self.checks.races {
             return Ok(());
         }
-        let accessor = Accessor::new(who, usize::MAX);
+        let accessor = Accessor::new(who, &self.checks, usize::MAX);
         shadow::access::<false>(&mut self.cells, start, count, &mut self.side, &accessor)
-            .map_err(|(byte, earlier)| race(byte, false, earlier))
+            .map_err(|(byte, earlier)| race(byte, (false, false), earlier))
     }
 
     #[inline]
-    fn note_write(&mut self, who: &Who, start: usize, count: usize, bytes: Option<&[u8]>) -> Result<(), Refusal> {
+    fn note_write(&mut self, who: &Who, start: usize, count: usize, writing: Writing) -> Result<(), Refusal> {
         if !self.checks.races {
             return Ok(());
         }
-        let accessor = Accessor::new(who, usize::MAX);
+        let accessor = Accessor::new(who, &self.checks, usize::MAX);
+        let accessor = if matches!(writing, Writing::Atomic) { accessor.observing() } else { accessor };
         let Err((byte, earlier)) = shadow::access::<true>(&mut self.cells, start, count, &mut self.side, &accessor)
         else {
             return Ok(());
         };
-        let is_unchanged = bytes.is_some_and(|bytes| self.data[start..start + count] == *bytes);
-        if !accessor.is_same_instruction(&earlier) || !is_unchanged {
-            return Err(race(byte, true, earlier));
-        }
-        shadow::access::<true>(&mut self.cells, start, count, &mut self.side, &accessor.with_same_value())
-            .map_err(|(byte, earlier)| race(byte, true, earlier))
+        let old = &self.data[start..start + count];
+        let same = |range: std::ops::Range<usize>| matches!(writing, Writing::Store(stored) if stored[range.clone()] == old[range]);
+        shadow::store_again(&mut self.cells, start, count, &mut self.side, &accessor, (byte, earlier), &same)
+            .map_err(|(byte, unchanged, earlier)| race(byte, (true, unchanged), earlier))
     }
 
     #[inline]
@@ -293,6 +310,6 @@ fn out_of_bounds(start: usize, count: usize, size: usize) -> Refusal {
 }
 
 #[cold]
-fn race(byte: usize, wrote: bool, earlier: super::Earlier) -> Refusal {
-    Refusal::race(&format!("byte {byte:#x} of shared memory"), wrote, earlier)
+fn race(byte: usize, (wrote, unchanged): (bool, bool), earlier: super::Earlier) -> Refusal {
+    Refusal::race(&format!("byte {byte:#x} of shared memory"), wrote, unchanged, earlier)
 }

@@ -38,7 +38,10 @@ pub fn decode(operand: &Operand, space: Space, scope: &Scope) -> Result<Address,
     let offset = *offset;
     let Some(name) = base else { return Ok(Address { base: Base::Zero, offset, space }) };
     match scope.find(name) {
-        Some(Binding::Register(reg, _)) => Ok(Address { base: Base::Register(reg), offset, space }),
+        Some(Binding::Register(reg, _)) => {
+            scope.note_address(reg);
+            Ok(Address { base: Base::Register(reg), offset, space })
+        }
         Some(Binding::Variable { space: lives_in, address, of_kernel, .. }) => {
             let in_frame = lives_in == Space::Local || lives_in == Space::Param && !of_kernel;
             // A device function's parameters lie in its frame of local memory.

@@ -6,6 +6,7 @@ use super::address::{self, Address};
 use super::memory::{MOST_ELEMENTS, Order, take_cache_hints, take_order};
 use super::modifiers::Modifiers;
 use super::scope::Scope;
+use crate::check::scope::MemoryScope;
 use crate::machine::registers::{Reg, Width};
 
 /// What an atomic does to the old value.
@@ -57,6 +58,8 @@ pub struct Atomic {
     pub swap: Option<Reg>,
     /// Its memory order.
     pub order: Order,
+    /// Its scope; `None` says the device.
+    pub scope: Option<MemoryScope>,
 }
 
 /// Opcodes of this file.
@@ -68,7 +71,7 @@ pub const OPCODES: &[&str] = &["atom", "red"];
 /// An operand, type or modifier that it does not take.
 pub fn decode(instruction: &Instruction, modifiers: &mut Modifiers, scope: &mut Scope) -> Result<Atomic, Error> {
     let returns = &*instruction.opcode[0] == "atom";
-    let order = take_order(modifiers, Order::Relaxed);
+    let (order, memory_scope) = take_order(modifiers, Order::Relaxed);
     let space = modifiers.take_space();
     let policy = take_cache_hints(modifiers);
     let Some(combine) = modifiers.take_with(|word| COMBINES.iter().find(|row| row.0 == word).map(|row| row.1)) else {
@@ -121,7 +124,8 @@ pub fn decode(instruction: &Instruction, modifiers: &mut Modifiers, scope: &mut 
         Combine::CompareAndSwap => Some(scope.source(scope.operand(instruction, first + 2)?, ty)?),
         _ => None,
     };
-    Ok(Atomic { address, combine, ty, count, destinations: returns.then_some(destinations), operands, swap, order })
+    let destinations = returns.then_some(destinations);
+    Ok(Atomic { address, combine, ty, count, destinations, operands, swap, order, scope: memory_scope })
 }
 
 fn elements<'a>(operand: &'a Operand, count: u32, modifiers: &Modifiers) -> Result<&'a [Operand], Error> {

@@ -5,6 +5,7 @@ use super::super::types::Type;
 use super::modifiers::Modifiers;
 use super::scope::{Condition, Scope};
 use super::warp::{Collective, Warp};
+use crate::check::scope::{Fence, MemoryScope};
 use crate::machine::registers::{Pred, Reg};
 
 /// What a block barrier does besides waiting.
@@ -58,8 +59,9 @@ pub enum Barrier {
         /// All threads of the warp must execute it together.
         aligned: bool,
     },
-    /// `membar`, `fence`; `true` when it orders memory (proxy fences and the fence of `mbarrier.init` do not).
-    Fence(bool),
+    /// `membar`, `fence`; `None` for those that do not order the memory of threads (proxy fences and the fence of
+    /// `mbarrier.init`).
+    Fence(Option<Fence>),
     /// `bar.warp.sync`.
     Warp(Collective),
 }
@@ -74,7 +76,11 @@ pub const OPCODES: &[&str] = &["bar", "barrier", "membar", "fence"];
 pub fn decode(instruction: &Instruction, modifiers: &mut Modifiers, scope: &mut Scope) -> Result<Barrier, Error> {
     let name = instruction.opcode[0].as_ref();
     if matches!(name, "membar" | "fence") {
-        let orders = !modifiers.rest().any(|word| word.starts_with("proxy") || word == "mbarrier_init");
+        let has = |wanted: &str| modifiers.rest().any(|word| word == wanted);
+        let orders = !has("mbarrier_init") && !modifiers.rest().any(|word| word.starts_with("proxy"));
+        let scope = modifiers.rest().find_map(MemoryScope::parse).unwrap_or(MemoryScope::System);
+        // Without .acquire or .release it is .acq_rel or .sc.
+        let fence = Fence { acquires: !has("release"), releases: !has("acquire"), scope };
         while modifiers
             .take_with(|word| {
                 (word.starts_with("proxy")
@@ -109,7 +115,7 @@ pub fn decode(instruction: &Instruction, modifiers: &mut Modifiers, scope: &mut 
             })
             .is_some()
         {}
-        return Ok(Barrier::Fence(orders));
+        return Ok(Barrier::Fence(orders.then_some(fence)));
     }
     if modifiers.take("warp") {
         modifiers.take("sync");

@@ -10,6 +10,7 @@ use super::fragment::{self, Fragment};
 use super::matrix::{self, Matrix};
 use super::memory::{self, Memory};
 use super::modifiers::Modifiers;
+use super::operands::{Operands, Slot};
 use super::scope::{Binding, Condition, Scope};
 use super::warp::{self, Collective};
 use super::wmma::{self, Wmma};
@@ -29,6 +30,8 @@ pub struct Decoded {
     pub class: Class,
     /// The line of the PTX text.
     pub line: u32,
+    /// Its registers.
+    pub operands: Box<Operands>,
 }
 
 /// What an instruction does, by class.
@@ -194,7 +197,7 @@ impl Code {
         last_line: u32,
     ) -> Result<(), Error> {
         let mut labels = Labels::default();
-        let frame = |operation| Decoded { operation, guard: None, class: Class::Local, line: last_line };
+        let frame = |operation| frame_access(operation, None, last_line);
         self.instructions.extend(std::mem::take(&mut self.prologue).into_iter().map(frame));
         self.statements(body, scope, shared, &mut labels, &mut Vec::new())?;
         let control = |control| Decoded {
@@ -202,6 +205,7 @@ impl Code {
             guard: None,
             class: Class::Control,
             line: last_line,
+            operands: Box::default(),
         };
         self.instructions.extend(std::mem::take(&mut self.epilogue).into_iter().map(frame));
         self.instructions.push(control(Control::Return));
@@ -271,21 +275,22 @@ impl Code {
                             Some(Condition { predicate: condition.predicate, negated: guard.negated })
                         }
                     };
+                    // The guard is known apart.
+                    scope.take_operands();
                     let expanded = scope.expand(instruction);
                     let instruction = expanded.as_ref().unwrap_or(instruction);
                     let (operation, class) = self.operation(instruction, scope, labels, scopes)?;
+                    let operands = Box::new(scope.take_operands());
                     // After the decoder, so that what is not supported at all is refused as that.
                     self.platform.check(instruction, scope)?;
                     let line = instruction.line;
-                    let frame =
-                        |operation: &Operation| Decoded { operation: *operation, guard, class: Class::Local, line };
                     let (mut before, after) = std::mem::take(&mut self.around_call);
                     if operation == Operation::Control(Control::Return) {
                         before.clone_from(&self.epilogue);
                     }
-                    self.instructions.extend(before.iter().map(frame));
-                    self.instructions.push(Decoded { operation, guard, class, line });
-                    self.instructions.extend(after.iter().map(frame));
+                    self.instructions.extend(before.iter().map(|access| frame_access(*access, guard, line)));
+                    self.instructions.push(Decoded { operation, guard, class, line, operands });
+                    self.instructions.extend(after.iter().map(|access| frame_access(*access, guard, line)));
                 }
                 Statement::Scope(inner) => self.statements(inner, scope, shared, labels, scopes)?,
                 Statement::BranchTargets { name, targets } => {
@@ -396,6 +401,17 @@ impl Code {
             name => Err(scope.error(format!("instruction {name} ({}) is not supported", instruction.opcode.join(".")))),
         }
     }
+}
+
+/// An access of the thread's frame that the program does not spell out.
+fn frame_access(operation: Operation, guard: Option<Condition>, line: u32) -> Decoded {
+    let mut operands = Operands::default();
+    match &operation {
+        Operation::Memory(Memory::Load(access)) => operands.destinations.push(Slot::Register(access.registers[0].row)),
+        Operation::Memory(Memory::Store(access)) => operands.sources.push(Slot::Register(access.registers[0].row)),
+        _ => {}
+    }
+    Decoded { operation, guard, class: Class::Local, line, operands: Box::new(operands) }
 }
 
 /// `mov` of what is not a constant: addresses in the frame, functions, clocks.

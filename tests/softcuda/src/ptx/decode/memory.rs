@@ -5,6 +5,7 @@ use super::super::types::{Space, Type};
 use super::address::{self, Address, Base};
 use super::modifiers::Modifiers;
 use super::scope::Scope;
+use crate::check::scope::MemoryScope;
 use crate::count::Class;
 use crate::machine::registers::{Pred, Reg};
 
@@ -28,6 +29,16 @@ pub enum Order {
 }
 
 impl Order {
+    /// Whether a read with it acquires by itself.
+    pub fn acquires(self) -> bool {
+        matches!(self, Self::Acquire | Self::AcquireRelease)
+    }
+
+    /// Whether a write with it releases by itself.
+    pub fn releases(self) -> bool {
+        matches!(self, Self::Release | Self::AcquireRelease)
+    }
+
     /// The order with this spelling (without the dot).
     pub fn parse(word: &str) -> Option<Self> {
         Some(match word {
@@ -56,6 +67,8 @@ pub struct Access {
     pub extend_to: u32,
     /// Its memory order.
     pub order: Order,
+    /// The scope of a strong access; `None`: a weak one.
+    pub scope: Option<MemoryScope>,
     /// `ld.global.nc`, which may be served from a cache that does not see this kernel's writes.
     pub read_only: bool,
 }
@@ -70,8 +83,15 @@ impl Access {
             registers: [reg; MOST_ELEMENTS],
             extend_to: 0,
             order: Order::Weak,
+            scope: None,
             read_only: false,
         }
+    }
+
+    /// The places of its elements: each of a strong vector is a flag of its own.
+    pub fn places(&self, first: u64) -> impl Iterator<Item = u64> {
+        let bytes = u64::from(self.element_bits / 8);
+        (0..u64::from(self.count)).map(move |element| first.wrapping_add(element * bytes))
     }
 }
 
@@ -187,14 +207,16 @@ pub fn take_cache_hints(modifiers: &mut Modifiers) -> bool {
 }
 
 /// Takes the words about memory order and scope. `volatile` and `relaxed` are strong accesses; without one, `default`.
-pub fn take_order(modifiers: &mut Modifiers, default: Order) -> Order {
+/// The scope of a weak access is `None`.
+pub fn take_order(modifiers: &mut Modifiers, default: Order) -> (Order, Option<MemoryScope>) {
     // `.mmio` stands beside `.relaxed`.
     modifiers.take("mmio");
+    // As `.relaxed.sys`, whatever the manual calls it.
+    let is_volatile = modifiers.rest().any(|word| word == "volatile");
     let order = modifiers.take_with(Order::parse).unwrap_or(default);
-    for scope in ["cta", "cluster", "gpu", "sys"] {
-        modifiers.take(scope);
-    }
-    order
+    let scope = modifiers.take_with(MemoryScope::parse).unwrap_or(MemoryScope::Device);
+    let scope = if is_volatile { MemoryScope::System } else { scope };
+    (order, (order != Order::Weak).then_some(scope))
 }
 
 /// Decodes a load, a store or an address operation.
@@ -247,7 +269,7 @@ fn access(
     scope: &mut Scope,
     load: bool,
 ) -> Result<Access, Error> {
-    let order = take_order(modifiers, Order::Weak);
+    let (order, memory_scope) = take_order(modifiers, Order::Weak);
     let space = modifiers.take_space();
     let read_only = modifiers.take("nc");
     let policy = take_cache_hints(modifiers);
@@ -286,7 +308,8 @@ fn access(
             extend_to = declared;
         }
     }
-    Ok(Access { address, element_bits: ty.bits(), count, registers, extend_to, order, read_only })
+    let element_bits = ty.bits();
+    Ok(Access { address, element_bits, count, registers, extend_to, order, scope: memory_scope, read_only })
 }
 
 fn convert_address(instruction: &Instruction, modifiers: &mut Modifiers, scope: &mut Scope) -> Result<Memory, Error> {

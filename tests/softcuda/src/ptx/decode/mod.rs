@@ -15,6 +15,7 @@ pub mod integer;
 pub mod matrix;
 pub mod memory;
 pub mod modifiers;
+pub mod operands;
 pub mod scope;
 pub mod select;
 pub mod special;

@@ -2,9 +2,11 @@
 
 use super::super::syntax::{Error, Instruction, Operand};
 use super::super::types::{Space, Type};
+use super::operands::{Operands, Slot};
 use super::special::{Special, special};
 use crate::machine::registers::{Pred, Reg, Width};
 use crate::machine::window;
+use std::cell::RefCell;
 use std::collections::HashMap;
 
 /// The names of a vector's registers, as places and as colours.
@@ -74,6 +76,8 @@ pub struct Scope {
     pub frame: Frame,
     /// The line of the instruction being decoded.
     pub line: u32,
+    /// The registers of the instruction being decoded.
+    touched: RefCell<Operands>,
 }
 
 impl Scope {
@@ -92,6 +96,16 @@ impl Scope {
         self.names.pop();
         let depth = self.names.len();
         self.families.retain(|family| family.0 <= depth);
+    }
+
+    /// The registers that were asked for since this was last called: those of one instruction.
+    pub fn take_operands(&self) -> Operands {
+        self.touched.take()
+    }
+
+    /// Notes a register that an address goes by.
+    pub fn note_address(&self, reg: Reg) {
+        self.touched.borrow_mut().addresses.push(Slot::Register(reg.row));
     }
 
     /// An error about the current line.
@@ -298,7 +312,10 @@ impl Scope {
 
     fn named_source(&mut self, name: &str, offset: i64, width: Width) -> Result<Reg, Error> {
         match self.find(name) {
-            Some(Binding::Register(reg, _)) if offset == 0 => return Ok(reg),
+            Some(Binding::Register(reg, _)) if offset == 0 => {
+                self.touched.borrow_mut().sources.push(Slot::Register(reg.row));
+                return Ok(reg);
+            }
             Some(Binding::Variable { space, address, of_kernel, .. }) => {
                 if matches!(space, Space::Local) || (space == Space::Param && !of_kernel) {
                     return Err(self.error(format!("the address of {name} depends on the frame: only mov takes it")));
@@ -338,7 +355,10 @@ impl Scope {
         match operand {
             Operand::Sink => Ok(self.scratch(ty)),
             Operand::Name(name) => match self.find(name) {
-                Some(Binding::Register(reg, _)) => Ok(reg),
+                Some(Binding::Register(reg, _)) => {
+                    self.touched.borrow_mut().destinations.push(Slot::Register(reg.row));
+                    Ok(reg)
+                }
                 _ => Err(self.error(format!("{name} is not a register"))),
             },
             _ => Err(self.error(format!("{operand:?} cannot be a destination"))),
@@ -362,6 +382,12 @@ impl Scope {
     /// # Errors
     /// Not a predicate register.
     pub fn condition(&mut self, operand: &Operand) -> Result<Condition, Error> {
+        let condition = self.predicate(operand)?;
+        self.touched.borrow_mut().sources.push(Slot::Predicate(condition.predicate.0));
+        Ok(condition)
+    }
+
+    fn predicate(&self, operand: &Operand) -> Result<Condition, Error> {
         let (name, negated) = match operand {
             Operand::Name(name) => (name, false),
             Operand::Not(name) => (name, true),
@@ -378,10 +404,12 @@ impl Scope {
     /// # Errors
     /// Not a predicate register.
     pub fn predicate_destination(&mut self, operand: &Operand) -> Result<Pred, Error> {
-        match operand {
-            Operand::Sink => Ok(self.scratch_predicate()),
-            _ => self.condition(operand).map(|condition| condition.predicate),
+        if matches!(operand, Operand::Sink) {
+            return Ok(self.scratch_predicate());
         }
+        let predicate = self.predicate(operand)?.predicate;
+        self.touched.borrow_mut().destinations.push(Slot::Predicate(predicate.0));
+        Ok(predicate)
     }
 }
 

@@ -212,6 +212,7 @@ fn transfer(
         registers,
         extend_to: 0,
         order: Order::Weak,
+        scope: None,
         read_only: false,
     };
     let transfer = Transfer { fragment, by_rows, address, stride, element };
