@@ -63,8 +63,8 @@ pub use token_log_prob::{Reference, RowGradients, SavedRows, TokenLogProbs};
 
 use crate::error::{Error, Result};
 use context::{CurrentContext, Kept};
-use cudarc::driver::CudaStream;
-use cudarc::driver::sys::CUdevice_attribute;
+use cudarc::driver::sys::{CUdevice_attribute, CUresult};
+use cudarc::driver::{CudaStream, DriverError};
 use kernels::Kernels;
 use lent::Lender;
 use linear_workspace::LinearScratch;
@@ -132,6 +132,9 @@ impl Cuda {
         driver::require()?;
         driver::called("cuInit", cudarc::driver::result::init())?;
         let _current = CurrentContext::keep()?;
+        // cudarc keeps the lower 32 bits of an ordinal: 2^32 would be device 0.
+        let counted = i32::try_from(ordinal).map_err(|_| DriverError(CUresult::CUDA_ERROR_INVALID_DEVICE));
+        driver::called("cuDeviceGet", counted)?;
         let context = driver::called("cuDevicePrimaryCtxRetain", cudarc::driver::CudaContext::new(ordinal))?;
         Self::new(&context.default_stream())
     }

@@ -47,6 +47,10 @@ impl Cuda {
         self.check_context("batch", &*batch.group_offsets)?;
         rewards.check(self, objective, &batch.batch)?;
         reduction.check()?;
+        if groups == 0 {
+            // Nothing to launch, and the driver copies no numbers of none.
+            return Ok(());
+        }
         let stream = &self.stream;
         let upload = |value: &dyn Fn(usize) -> f64| {
             let numbers: Vec<f64> = (0..sequences).map(value).collect();
