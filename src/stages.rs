@@ -14,7 +14,8 @@ use crate::objective::{Objective, Target};
 pub struct SoftmaxState {
     /// Exponent of the scale, in base 2; an integer.
     pub r: f32,
-    /// Σ 2^(z·log2 e − r); between ½ and V.
+    /// Σ 2^(z·log2 e − r); between ½ and V, or from |r| = 2²⁴ on, where f32 have not every integer, up to 2⁶⁴ times that or as
+    /// much less.
     pub s: f32,
 }
 

@@ -1,0 +1,286 @@
+//! The linear stage on the device.
+
+use super::stages::{Kept, OnDevice, check_status};
+use super::{Placed, cuda, upload};
+use crate::hostile::Choices;
+use crate::hostile::guarded::{Guarded, Sentinel, untouched};
+use crate::hostile::linear_case::{self, Case, SIZE};
+use crate::hostile::rows::{Kind, VOCAB};
+use crate::hostile::settings::{self, Fit};
+use crate::hostile::token_log_prob::{self, Outputs};
+use crate::hostile::{linear, row_loss};
+use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
+use exo_kernels::cuda::{Cuda, Head, Hidden, LinearGradients, Matrix, MatrixMut, RowLosses, Status};
+use exo_kernels::{Element, RowLoss, SoftmaxState};
+use half::{bf16, f16};
+
+/// A case, brought to the device.
+pub(super) struct Brought<'c, T> {
+    case: &'c Case<T, T>,
+    hidden: CudaSlice<T>,
+    weight: CudaSlice<T>,
+    bias: Option<CudaSlice<T>>,
+    targets: CudaSlice<i64>,
+}
+
+impl<'c, T: Element + Sentinel + DeviceRepr> Brought<'c, T> {
+    pub(super) fn new(cuda: &Cuda, case: &'c Case<T, T>) -> Self {
+        Self {
+            hidden: upload(cuda, &case.hidden),
+            weight: upload(cuda, &case.weight),
+            bias: case.bias.as_ref().map(|bias| upload(cuda, bias)),
+            targets: upload(cuda, &case.targets),
+            case,
+        }
+    }
+
+    pub(super) fn hidden(&self) -> Matrix<'_, T> {
+        let (rows, stride) = (self.case.rows, self.case.hidden_stride);
+        Matrix::strided(self.hidden.slice(..self.case.hidden.len()), rows, SIZE, stride).expect("room for the rows")
+    }
+
+    pub(super) fn head(&self) -> Head<'_, T> {
+        let weight = Matrix::strided(self.weight.as_view(), VOCAB, SIZE, self.case.weight_stride).expect("room");
+        let head = Head::new(weight).expect("a vocabulary");
+        match &self.bias {
+            Some(bias) => head.with_bias(bias.as_view()).expect("V long"),
+            None => head,
+        }
+    }
+
+    pub(super) fn targets(&self, count: usize) -> CudaView<'_, i64> {
+        self.targets.slice(..count)
+    }
+}
+
+/// Buffers for gradients, brought to the device.
+pub(super) struct Gradients<T, G> {
+    held: linear_case::Gradients<T, G>,
+    hidden: Option<Placed<T>>,
+    weight: Option<Placed<G>>,
+    bias: Option<Placed<G>>,
+}
+
+impl<T: Element + Sentinel + DeviceRepr, G: Element + Sentinel + DeviceRepr> Gradients<T, G> {
+    pub(super) fn new(cuda: &Cuda, mut held: linear_case::Gradients<T, G>) -> Self {
+        Self {
+            hidden: held.hidden.take().map(|hidden| Placed::of(cuda, hidden)),
+            weight: held.weight.take().map(|weight| Placed::of(cuda, weight)),
+            bias: held.bias.take().map(|bias| Placed::of(cuda, bias)),
+            held,
+        }
+    }
+
+    pub(super) fn views(&mut self) -> LinearGradients<'_, T, G> {
+        fn view<N: Element + Sentinel + DeviceRepr>(
+            placed: &mut Option<Placed<N>>,
+            (rows, columns, stride): (usize, usize, usize),
+        ) -> Option<MatrixMut<'_, N>> {
+            let view = placed.as_mut()?.view_mut();
+            Some(MatrixMut::strided(view, rows, columns, stride).expect("room for the rows"))
+        }
+        let hidden = view(&mut self.hidden, self.held.hidden_shape);
+        let gradients = LinearGradients::new(hidden, view(&mut self.weight, self.held.weight_shape));
+        let gradients = match &mut self.bias {
+            Some(bias) => gradients.with_bias(bias.view_mut()),
+            None => gradients,
+        };
+        if self.held.accumulate { gradients.accumulating() } else { gradients }
+    }
+
+    pub(super) fn fetch(self, cuda: &Cuda) -> linear_case::Gradients<T, G> {
+        let mut held = self.held;
+        held.hidden = self.hidden.map(|hidden| hidden.fetch(cuda));
+        held.weight = self.weight.map(|weight| weight.fetch(cuda));
+        held.bias = self.bias.map(|bias| bias.fetch(cuda));
+        held
+    }
+}
+
+/// Hidden states with what is said of the number of scored rows, and whether fewer are placed than are scored.
+pub(super) fn scored<'m, 'a, T>(
+    choices: &mut Choices<'_>,
+    states: &'m Matrix<'a, T>,
+    kinds: &[Kind],
+) -> (Hidden<'m, 'a, T>, bool) {
+    choices.calls(&["cuda/linear::Hidden::new", "cuda/linear::Hidden::with_scored_rows"]);
+    let said = choices.of(None, &[Some(usize::MAX), Some(kinds.len()), Some(0), Some(1)]);
+    let scored = kinds.iter().filter(|kind| **kind != Kind::Masked).count();
+    match said {
+        Some(said) => (Hidden::new(states).with_scored_rows(said), said < scored),
+        None => (Hidden::new(states), false),
+    }
+}
+
+pub(super) fn token_log_probs(choices: &mut Choices<'_>) {
+    match choices.choose(4) {
+        0 => token_log_probs_of::<f32, f32>(choices),
+        1 => token_log_probs_of::<bf16, f32>(choices),
+        2 => token_log_probs_of::<f16, f16>(choices),
+        // A gradient of the head of neither of the two types that there may be.
+        _ => token_log_probs_of::<f32, bf16>(choices),
+    }
+}
+
+/// Whether the head's gradients are of a type that is written.
+fn has_type<T: Element, G: Element>(gradients: &linear_case::Gradients<T, G>) -> bool {
+    let type_of = (<T as Element>::DTYPE, <G as Element>::DTYPE);
+    type_of.0 == type_of.1
+        || type_of.1 == exo_kernels::Dtype::F32
+        || (gradients.weight.is_none() && gradients.bias.is_none())
+}
+
+fn token_log_probs_of<T, G>(choices: &mut Choices<'_>)
+where
+    T: Element + Sentinel + DeviceRepr,
+    G: Element + Sentinel + DeviceRepr,
+{
+    choices.calls(&[
+        "cuda/linear::Head::new",
+        "cuda/linear::Head::with_bias",
+        "cuda/linear::LinearGradients::new",
+        "cuda/linear::LinearGradients::with_bias",
+        "cuda/linear_log_prob::Cuda::linear_token_log_probs",
+        "cuda/linear_log_prob::Cuda::linear_token_log_probs_backward",
+    ]);
+    let cuda = cuda();
+    let count = choices.of(4, &[0, 1]);
+    let case = Case::<T, T>::choose(choices, count);
+    let options = settings::logit_options(choices);
+    let kinds = case.kinds(&options);
+    let brought = Brought::new(&cuda, &case);
+    let outputs = Outputs::choose(choices, count);
+    let short = usize::from(count > 0 && choices.yes());
+    let wide = choices.yes();
+    let other = upload(&cuda, &vec![T::from_f32(1.0); count * (SIZE + 1)]);
+    let other = Matrix::new(other.slice(..count * (SIZE + 1)), SIZE + 1).expect("rows");
+    let states = brought.hidden();
+    let (hidden, beyond) = scored(choices, if wide { &other } else { &states }, &kinds);
+    let refused = wide || short > 0 || !outputs.fit(count);
+    let mut placed = OnDevice::new(&cuda, outputs);
+    cuda.clear_status().expect("no fault");
+    let targets = brought.targets(count - short);
+    let result = cuda.linear_token_log_probs(hidden, &brought.head(), &targets, &options, &mut placed.views());
+    let forward = placed.fetch(&cuda);
+    if beyond && !refused {
+        assert_eq!(result, Ok(()));
+        assert!(cuda.status().expect("no fault").unplaced_rows() > 0);
+        return;
+    }
+    if !forward.check(result, refused, &kinds, VOCAB) {
+        return;
+    }
+    check_status(&cuda, &kinds);
+
+    let upstream = token_log_prob::Upstream::choose(choices, count);
+    let mut of_rows = forward.states.get().to_vec();
+    of_rows.resize(choices.length(count), SoftmaxState::default());
+    let kept = forward.entropies.as_ref().map(Guarded::get).filter(|_| !choices.yes());
+    let gradients = linear_case::Gradients::<T, G>::choose(choices, count);
+    let refused = of_rows.len() != count
+        || !upstream.fit(count)
+        || !gradients.fit(count)
+        || !has_type(&gradients)
+        || (upstream.entropies.is_some() && kept.is_none());
+    let on_device = Kept::new(&cuda, &of_rows, kept, &upstream);
+    let mut placed = Gradients::new(&cuda, gradients);
+    let (saved, from) = (on_device.saved(), on_device.upstream());
+    let ids = brought.targets(count);
+    let result =
+        cuda.linear_token_log_probs_backward(&states, &brought.head(), &ids, &options, &saved, &from, placed.views());
+    let gradients = placed.fetch(&cuda);
+    match result {
+        Err(error) => {
+            assert!(refused, "refused: {error:?}");
+            gradients.untouched();
+        }
+        Ok(()) => {
+            assert!(!refused, "accepted");
+            let of_rows: Vec<_> = (0..count).map(|row| linear::of_row(&upstream, row, &options)).collect();
+            gradients.check(&case, &kinds, &of_rows);
+        }
+    }
+}
+
+pub(super) fn row_loss(choices: &mut Choices<'_>) {
+    match choices.choose(3) {
+        0 => row_loss_of::<f32, f32>(choices),
+        1 => row_loss_of::<bf16, f32>(choices),
+        _ => row_loss_of::<f16, f16>(choices),
+    }
+}
+
+fn row_loss_of<T, G>(choices: &mut Choices<'_>)
+where
+    T: Element + Sentinel + DeviceRepr,
+    G: Element + Sentinel + DeviceRepr,
+{
+    choices.calls(&["cuda/linear_row_loss::Cuda::linear_row_loss"]);
+    let cuda = cuda();
+    let count = choices.of(4, &[0, 1]);
+    let case = Case::<T, T>::choose(choices, count);
+    let options = settings::logit_options(choices);
+    let kinds = case.kinds(&options);
+    let brought = Brought::new(&cuda, &case);
+    let loss = row_loss::Held::choose(choices, count);
+    let mut log_probs = Placed::<f32>::new(&cuda, choices.length(count));
+    let mut losses = Placed::<f32>::new(&cuda, choices.length(count));
+    let gradients = linear_case::Gradients::<T, G>::choose(choices, count);
+    let lengths = [log_probs.range.len(), losses.range.len()] == [count; 2];
+    let refused = !lengths || !gradients.fit(count) || !loss.fits(count);
+    let slices =
+        [&loss.weights, &loss.advantages, &loss.old_log_probs].map(|slice| (upload(&cuda, slice), slice.len()));
+    let [weights, advantages, old_log_probs] = slices.each_ref().map(|(slice, length)| slice.slice(..*length));
+    let on_device = on_device(&loss, weights, advantages, old_log_probs);
+    let mut placed = Gradients::new(&cuda, gradients);
+    let states = brought.hidden();
+    let mut outputs = RowLosses { log_probs: log_probs.view_mut(), losses: losses.view_mut() };
+    cuda.clear_status().expect("no fault");
+    let (head, ids) = (brought.head(), brought.targets(count));
+    let result = cuda.linear_row_loss(&states, &head, &ids, &options, on_device, &mut outputs, placed.views());
+    let (log_probs, losses, gradients) = (log_probs.fetch(&cuda), losses.fetch(&cuda), placed.fetch(&cuda));
+    if let Err(error) = result {
+        assert!(refused, "refused: {error:?}");
+        untouched!(log_probs, losses);
+        gradients.untouched();
+        return;
+    }
+    assert!(!refused, "accepted: {loss:?}");
+    // A row whose numbers are not finite is counted, and left out: loss and gradient 0.
+    let numbers = |row: usize| match kinds[row] {
+        Kind::Masked | Kind::NoColumn => Fit::Useful,
+        _ => loss.fit(row, &options),
+    };
+    let counted = cuda.status() != Ok(Status::CLEAR);
+    assert!(counted || !(0..count).any(|row| numbers(row) == Fit::Wrong), "not counted: {loss:?}");
+    for (row, kind) in kinds.iter().enumerate() {
+        kind.check_log_prob(row, log_probs.get()[row]);
+        let found = losses.get()[row];
+        match numbers(row) {
+            Fit::Useful => loss.check(row, *kind, found),
+            Fit::Extreme => assert!(found.is_finite() || !kind.has_softmax(), "row {row}: {found} of {loss:?}"),
+            Fit::Wrong => assert!(found == 0.0 || !kind.has_softmax(), "row {row}: {found} of {loss:?}"),
+        }
+    }
+    let of_row = |row: usize| match numbers(row) {
+        Fit::Useful => row_loss::of_row(&loss, row, &options),
+        Fit::Extreme => linear_case::Upstream::Any,
+        Fit::Wrong => linear_case::Upstream::UpTo(0.0),
+    };
+    let upstream: Vec<_> = (0..count).map(of_row).collect();
+    gradients.check(&case, &kinds, &upstream);
+}
+
+fn on_device<'v>(
+    loss: &row_loss::Held,
+    weights: CudaView<'v, f32>,
+    advantages: CudaView<'v, f32>,
+    old_log_probs: CudaView<'v, f32>,
+) -> RowLoss<CudaView<'v, f32>> {
+    if loss.clipped {
+        let (low, high, log_ratio_limit) = (loss.low, loss.high, loss.log_ratio_limit);
+        RowLoss::ClippedRatio { weights, advantages, old_log_probs, low, high, log_ratio_limit }
+    } else {
+        RowLoss::Weighted { weights }
+    }
+}

@@ -1,0 +1,93 @@
+//! Token log-probs from hidden states: forward and backward.
+
+use super::choices::Choices;
+use super::guarded::{Guarded, Sentinel};
+use super::linear_case::{Case, Gradients, SIZE, Upstream};
+use super::rows::{self, VOCAB, are_columns};
+use super::settings;
+use super::token_log_prob::{self, Outputs};
+use exo_kernels::{Element, Error, LogitOptions, Matrix, SavedRows, SoftmaxState};
+use half::{bf16, f16};
+
+pub(crate) fn walk(choices: &mut Choices<'_>) {
+    match choices.choose(4) {
+        0 => walk_of::<f32, f32, f32>(choices),
+        1 => walk_of::<bf16, bf16, f32>(choices),
+        2 => walk_of::<f16, f16, f16>(choices),
+        _ => walk_of::<f32, bf16, bf16>(choices),
+    }
+}
+
+fn walk_of<T: Element + Sentinel, W: Element + Sentinel, G: Element + Sentinel>(choices: &mut Choices<'_>) {
+    choices.calls(&[
+        "cpu/linear_log_prob::Cpu::linear_token_log_probs",
+        "cpu/linear_log_prob_backward::Cpu::linear_token_log_probs_backward",
+    ]);
+    let count = choices.of(4, &[0, 1]);
+    let case = Case::<T, W>::choose(choices, count);
+    let options = settings::logit_options(choices);
+    let cpu = settings::cpu(choices);
+    let kinds = case.kinds(&options);
+    let head = case.head();
+
+    let mut outputs = Outputs::choose(choices, count);
+    let short = usize::from(count > 0 && choices.yes());
+    let targets = &case.targets[..count - short];
+    // Hidden states of another size than the head's.
+    let wide = choices.yes();
+    let other = vec![T::from_f32(1.0); count * (SIZE + 1)];
+    let hidden = if wide { Matrix::new(&other, SIZE + 1).expect("rows") } else { case.hidden() };
+    let refused = wide || short > 0 || !outputs.fit(count) || !are_columns(targets, VOCAB);
+    let result = if choices.yes() {
+        cpu.linear_token_log_probs(hidden, &head, &rows::narrow(targets), &options, outputs.views())
+    } else {
+        cpu.linear_token_log_probs(hidden, &head, targets, &options, outputs.views())
+    };
+    if !outputs.check(result, refused, &kinds, VOCAB) {
+        return;
+    }
+
+    let upstream = token_log_prob::Upstream::choose(choices, count);
+    let mut states = outputs.states.get().to_vec();
+    states.resize(choices.length(count), SoftmaxState::default());
+    let kept = outputs.entropies.as_ref().map(Guarded::get).filter(|_| !choices.yes());
+    let mut gradients = Gradients::<T, G>::choose(choices, count);
+    let refused = states.len() != count
+        || !upstream.fit(count)
+        || !gradients.fit(count)
+        || (upstream.entropies.is_some() && kept.is_none());
+    let saved = SavedRows { states: &states, entropies: kept };
+    let result = cpu.linear_token_log_probs_backward(
+        case.hidden(),
+        &head,
+        &case.targets,
+        &options,
+        saved,
+        upstream.views(),
+        gradients.views(),
+    );
+    match result {
+        Err(error) => {
+            assert!(refused, "refused: {error:?}");
+            assert!(!matches!(error, Error::EntropiesNotKept) || kept.is_none());
+            gradients.untouched();
+        }
+        Ok(()) => {
+            assert!(!refused, "accepted");
+            let of_rows: Vec<Upstream> = (0..count).map(|row| of_row(&upstream, row, &options)).collect();
+            gradients.check(&case, &kinds, &of_rows);
+        }
+    }
+}
+
+pub(crate) fn of_row(upstream: &token_log_prob::Upstream, row: usize, options: &LogitOptions) -> Upstream {
+    let of_entropy = upstream.entropies.as_ref().map_or(0.0, |entropies| entropies[row]);
+    if !upstream.log_probs[row].is_finite() || !of_entropy.is_finite() {
+        return Upstream::NotFinite;
+    }
+    match upstream.largest(row, VOCAB, options) {
+        // What overflows on the way is not promised, but that it stays with its row.
+        size if size > 1e37 => Upstream::Any,
+        size => Upstream::UpTo(size),
+    }
+}

@@ -1,0 +1,63 @@
+//! Calls of the public API with hostile arguments, as functions of a script of choices.
+//!
+//! A *walk* makes one call (or a chain of calls, such as forward and backward) whose every argument comes from
+//! [`Choices`]. It decides by itself, from the documentation alone, whether the call must be refused, and asserts
+//! 1. that it is refused exactly then, and returns,
+//! 2. that a refused call has written nothing: outputs are filled with sentinels and compared bit for bit,
+//! 3. that an accepted call has written nothing but its outputs, and there finite numbers, or those that README's table
+//!    "What bad input gets" promises.
+//!
+//! Whoever makes the script decides what is tried: `tests/hostile_inputs` every single deviation from the usual, pairs
+//! of them and random ones; the fuzz target in `fuzz/` whatever libFuzzer makes of bytes.
+
+#![allow(dead_code, reason = "the fuzz target uses less of it than the tests")]
+#![allow(clippy::single_match_else, reason = "refused and accepted are judged side by side")]
+
+pub(crate) mod choices;
+pub(crate) mod constructors;
+pub(crate) mod guarded;
+pub(crate) mod linear;
+pub(crate) mod linear_case;
+pub(crate) mod log_ratio;
+pub(crate) mod numbers;
+pub(crate) mod objective;
+pub(crate) mod preference_loss;
+pub(crate) mod row_loss;
+pub(crate) mod rows;
+pub(crate) mod settings;
+pub(crate) mod token_log_prob;
+
+pub(crate) use choices::{Choices, Script};
+
+/// One walk, by name.
+pub(crate) type Walk = (&'static str, fn(&mut Choices<'_>));
+
+/// Every walk of the host's API.
+pub(crate) const WALKS: [Walk; 12] = [
+    ("batches", constructors::batches),
+    ("targets", constructors::targets),
+    ("views", constructors::views),
+    ("settings", constructors::settings),
+    ("token_log_probs", token_log_prob::walk),
+    ("log_ratios", log_ratio::walk),
+    ("objective", objective::walk),
+    ("linear_token_log_probs", linear::walk),
+    ("linear_row_loss", row_loss::walk),
+    ("preference_loss", preference_loss::from_logits),
+    ("linear_preference_loss", preference_loss::from_hidden_states),
+    ("steps", preference_loss::steps),
+];
+
+/// Reads bytes as a sequence of calls: a byte that says which walk, then that walk's choices.
+pub(crate) fn interpret(bytes: &[u8]) {
+    /// Beyond these the bytes say nothing new about single calls.
+    const MOST_CALLS: usize = 8;
+    let mut choices = Choices::new(Script::Bytes(bytes));
+    for _ in 0..MOST_CALLS {
+        if choices.is_exhausted() {
+            return;
+        }
+        let (_, walk) = WALKS[choices.choose(WALKS.len())];
+        walk(&mut choices);
+    }
+}
