@@ -63,9 +63,12 @@ mod test {
         RowLayout::of(&layout).map(|rows| (rows.rows, rows.columns, rows.stride))
     }
 
+    /// Dimensions, strides, and rows, columns and stride if they collapse.
+    type Case<'a> = (&'a [usize], &'a [usize], Option<(usize, usize, usize)>);
+
     #[test]
     fn what_lies_at_one_stride_collapses() {
-        let cases: &[(&[usize], &[usize], Option<(usize, usize, usize)>)] = &[
+        let cases: &[Case<'_>] = &[
             (&[7], &[1], Some((1, 7, 7))),
             (&[4, 7], &[7, 1], Some((4, 7, 7))),
             // A padded vocabulary, in two and in more dimensions.

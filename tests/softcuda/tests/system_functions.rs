@@ -129,7 +129,9 @@ fn malloc_gives_each_thread_memory_of_its_own() {
 
 #[test]
 fn memory_of_malloc_is_not_initialised() {
-    let body = format!("mov.u64 %rd0, 64; {ALLOCATE} ld.u32 %r0, [%rd1];");
+    let body = format!(
+        "mov.u64 %rd0, 64; {ALLOCATE} ld.u32 %r0, [%rd1]; mul.wide.u32 %rd3, %r0, 4; add.u64 %rd3, %rd1, %rd3; st.u32 [%rd3], %r0;"
+    );
     let fault = Kernel::with_body(MODULE, "", &body, Vec::new()).launch(&Settings::default()).report.fault;
     assert_eq!(fault.map(|fault| fault.kind), Some(FaultKind::Uninitialized));
 }
