@@ -19,7 +19,7 @@
 //! the block that draws the last ticket may reset the counter with a plain store. An atomic that reads the last write
 //! takes its place: whoever is ordered behind the atomic is ordered behind that write, and whoever is not conflicts with
 //! the atomic (not if their scopes hold each other and not that write's: such a race is missed). A strong load that
-//! reads it is kept with a mark ([`SAW`]) until the next write. What an observed write has superseded counts as observed
+//! reads it is kept with a mark (`SAW`) until the next write. What an observed write has superseded counts as observed
 //! with it, which the manual does not say: the value is gone.
 //!
 //! Shared memory keeps all entries. Global memory keeps at most [`GLOBAL_ENTRIES`] per cell, of different blocks before

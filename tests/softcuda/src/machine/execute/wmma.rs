@@ -1,5 +1,5 @@
 //! `wmma` for a whole warp. Where an element lies in a fragment is not PTX's to say: see
-//! [`Fragment`](crate::ptx::decode::wmma::Fragment). Sums are those of `mma` (`matrix.rs`).
+//! [`Fragment`]. Sums are those of `mma` (`matrix.rs`).
 
 use super::matrix::{factor, finish_float, finish_integer, integer_factor};
 use super::memory;

@@ -10,7 +10,7 @@ use crate::machine::registers::Reg;
 /// Makes room for a register in the thread's frame: how it is accessed there, and where it is.
 ///
 /// # Errors
-/// As [`place_in_frame`].
+/// As [`place_in_frame`](super::code::place_in_frame).
 pub fn spill(reg: Reg, ty: Type, scope: &mut Scope) -> Result<(Access, (u64, u64)), Error> {
     let size = u64::from(ty.bytes());
     let offset = scope.frame.local_bytes.next_multiple_of(size);
