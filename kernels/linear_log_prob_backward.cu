@@ -46,6 +46,7 @@ struct LinearLogProbBackward {
     Upstream upstream;
     int64_t row_stride;
     int64_t gradient_row_stride;
+    double largest_upstream;  // as in row_gradient.cuh
     int32_t begin;    // the vocabulary's column that the chunk begins with
     int32_t columns;  // of the chunk
     int32_t vocab;
@@ -185,8 +186,8 @@ __device__ __forceinline__ void linear_log_prob_backward(const LinearLogProbBack
         e = arguments.upstream.entropy_gradients[row];
         entropy = arguments.upstream.entropies[row];
     }
-    // Rows without a softmax, and those whose target is no column.
-    if (isnan(state.y) || isnan(g) || isnan(e) || (e != 0.0f && isnan(entropy)) || target >= arguments.vocab) {
+    // Rows without a softmax or whose gradient does not fit, and those whose target is no column.
+    if (!has_gradient(state, g, e, entropy, arguments.largest_upstream) || target >= arguments.vocab) {
         return fill<T>(gradients, columns, T::not_a_number());
     }
     if (g == 0.0f && e == 0.0f) return fill<T>(gradients, columns, 0);
@@ -243,7 +244,7 @@ struct WithholdRows {
     const float2* states;  // [N]
     Upstream upstream;
     Status* status;
-    double largest_upstream;  // as in src/linear.rs
+    double largest_upstream;  // as in row_gradient.cuh
     int32_t gathered_words;   // 16-byte words of a row
     int32_t reserved;
 };
@@ -258,16 +259,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const int32_t row = arguments.rows[blockIdx.x];
     if (row < 0) return;
     const Upstream& upstream = arguments.upstream;
-    const double g = upstream.of_log_prob(row);
-    double e = 0.0, entropy = 0.0;
+    const float g = upstream.of_log_prob(row);
+    float e = 0.0f, entropy = 0.0f;
     if (upstream.entropy_gradients != nullptr) {
         e = upstream.entropy_gradients[row];
-        if (e != 0.0) entropy = upstream.entropies[row];
+        if (e != 0.0f) entropy = upstream.entropies[row];
     }
-    // Every comparison with a NaN is false. The state of a row whose target is no column is NaN too.
-    const bool is_finite = !isnan(arguments.states[row].y) && isfinite(entropy) &&
-                           2.0 * fabs(g) + 256.0 * fabs(e) <= arguments.largest_upstream;
-    if (is_finite) return;
+    // The state of a row whose target is no column is NaN too.
+    if (has_gradient(arguments.states[row], g, e, entropy, arguments.largest_upstream)) return;
     uint4* state = arguments.gathered + int64_t{blockIdx.x} * arguments.gathered_words;
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
     for (int32_t i = thread; i < arguments.gathered_words; i += THREADS) state[i] = make_uint4(0, 0, 0, 0);

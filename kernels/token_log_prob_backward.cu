@@ -32,6 +32,7 @@ struct TokenLogProbBackward {
     int64_t row_stride;
     int64_t gradient_row_stride;
     double loss_scale;
+    double largest_upstream;  // as in row_gradient.cuh
     int32_t vocab;
     int32_t target_bytes;  // 4 or 8
     float scale;           // log2(e)/T
@@ -216,8 +217,8 @@ __device__ __forceinline__ void token_log_prob_backward(const TokenLogProbBackwa
         e = arguments.entropy_gradients[row];
         entropy = arguments.entropies[row];
     }
-    // Rows without a softmax, and those whose target is no column.
-    if (isnan(state.y) || isnan(g) || isnan(e) || (e != 0.0f && isnan(entropy)) || target >= arguments.vocab) {
+    // Rows without a softmax or whose gradient does not fit, and those whose target is no column.
+    if (!has_gradient(state, g, e, entropy, arguments.largest_upstream) || target >= arguments.vocab) {
         return fill<T>(gradients, division, T::not_a_number());
     }
     if (g == 0.0f && e == 0.0f) return fill<T>(gradients, division, 0);

@@ -181,7 +181,8 @@ pub enum Error {
     OtherStep {
         /// Number of the step's forward pass.
         given: u64,
-        /// Number of the loss's last forward pass; `None` if there was none, or an option has changed since, or it failed.
+        /// Number of the loss's last forward pass; `None` if there was none, or an option has changed since, or a driver's
+        /// error broke it off.
         last: Option<u64>,
     },
     /// A backward pass over other inputs than its forward pass.
@@ -297,7 +298,13 @@ impl fmt::Display for Error {
             }
             Error::EmptyGroup { group } => write!(f, "group {group}: 0 sequences given, at least 1 expected"),
             Error::Parameter { name, given, expected } => {
-                write!(f, "{name}: {given} given, {expected} expected")
+                // Extremes in powers of ten, not in hundreds of zeros.
+                let size = given.abs();
+                if size != 0.0 && !(1e-5..1e16).contains(&size) && size.is_finite() {
+                    write!(f, "{name}: {given:e} given, {expected} expected")
+                } else {
+                    write!(f, "{name}: {given} given, {expected} expected")
+                }
             }
             Error::Target { row, target, vocab } => write!(
                 f,
@@ -361,7 +368,10 @@ impl fmt::Display for Error {
                 placed(forward)
             ),
             Error::InstructionSet { name } => write!(f, "instruction set: this processor has no {name}"),
-            Error::NoDriver => write!(f, "no CUDA driver was found (libcuda.so.1)"),
+            Error::NoDriver => write!(
+                f,
+                "no CUDA driver was found (libcuda.so.1): install the NVIDIA driver, or put its folder into LD_LIBRARY_PATH"
+            ),
             Error::KernelsNotBuilt => write!(
                 f,
                 "exo-kernels was built without its CUDA kernels, because its build found no CUDA compiler (nvcc): install the CUDA \

@@ -5,7 +5,7 @@
 
 use crate::element::Element;
 use crate::error::Result;
-use crate::logits::{LogitOptions, check_vocab};
+use crate::logits::check_vocab;
 use crate::matrix::{Matrix, MatrixMut, MatrixShape};
 use crate::stages::check_length;
 
@@ -51,15 +51,6 @@ impl<'a, T: Element> Head<'a, T> {
     }
 }
 
-/// A row is left out of gradients that are added to unless 2·|g| + 256·|e| is at most this, for the upstream gradients g of
-/// its log-prob and e of its entropy.
-///
-/// Up to it the gradients of the row's logits, and the factors they are made of, fit f32. With s ≥ ½ from the softmax, those
-/// are (g + e·(H − ln s))/(T·s) and e·ln 2·t/(T·s), where |H − ln s| ≤ ln V < 22 and |t| ≤ 127.
-pub(crate) fn largest_upstream(options: &LogitOptions) -> f64 {
-    f64::from(f32::MAX) * options.temperature()
-}
-
 /// Where the backward pass writes. What is left out is frozen, and costs nothing.
 ///
 /// The gradient of the weight and of the bias may be of another type than they are: f32 for a bf16 head, say.
@@ -88,11 +79,11 @@ impl<'a, T: Element, G: Element> LinearGradients<'a, T, G> {
     /// micro-batches. The sum is formed in f32 and rounded once to the buffer's type. The gradient of the hidden states
     /// is overwritten all the same.
     ///
-    /// What is there is not spoilt by a row without a softmax (its log-prob is NaN), nor by one whose upstream gradient
-    /// divided by the temperature is NaN, infinite, or within a factor of 2 (256 for an entropy's) of f32's end: such a row
-    /// adds nothing to weight and bias, and its hidden state's gradient is NaN. On a GPU these rows are counted, and reading
-    /// the status is an error. Without `accumulating` the gradients become NaN, which is what loss scaling looks for.
-    /// A sum of numbers that does not fit its buffer's type is infinite in both.
+    /// What is there is not spoilt by a row without a softmax (its log-prob is NaN), nor by one whose upstream gradient does
+    /// not fit ([`RowGradients`](crate::RowGradients)): such a row adds nothing to weight and bias, and its hidden state's
+    /// gradient is NaN. On a GPU these rows are counted, and reading the status is an error. Without `accumulating` the
+    /// gradients become NaN, which is what loss scaling looks for. Where a partial sum does not fit f32, or the sum its
+    /// buffer's type, it is infinite or NaN in both: in a matrix product the order of its terms is not promised.
     #[must_use]
     pub fn accumulating(self) -> Self {
         Self { accumulate: true, ..self }

@@ -199,4 +199,11 @@ impl LogitOptions {
     pub fn softcap(&self) -> f64 {
         if self.softcap < LARGEST_RATIO * self.temperature { self.softcap } else { 0.0 }
     }
+
+    /// A row has a gradient up to 2·|g| + 256·|e| = this × min(1, 2s), with the upstream gradients g of its log-prob and e of
+    /// its entropy: up to there all that the gradients of its logits are made of fits f32, (g + e·(H − ln s))/(T·s) and
+    /// e·ln 2·t/(T·s), where |H − ln s| ≤ ln V < 22 and |t| ≤ 127. s is ½ or more, but for logits of 2²⁴ and more in base 2.
+    pub(crate) fn largest_upstream(&self) -> f64 {
+        f64::from(f32::MAX) * self.temperature()
+    }
 }

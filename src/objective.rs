@@ -75,7 +75,7 @@ impl Objective {
     /// Any combination of target and divergence.
     ///
     /// # Errors
-    /// [`Error::Parameter`] if a β is not a finite number above 0, α is outside `[0, 1]`, or ε is outside `[0, 1/2)`;
+    /// [`Error::Parameter`] if a β is not within 1e-200 to 1e200, α is outside `[0, 1]`, or ε is outside `[0, 1/2)`;
     /// for the reverse KL, which is infinite where q = 0, ε must not be 0 either.
     pub fn new(target: Target, divergence: Divergence, beta_policy: f64) -> Result<Self> {
         check_beta("beta_pi", beta_policy)?;
@@ -105,7 +105,7 @@ impl Objective {
     /// EXO with rewards: KL(p‖q), q = softmax(r/β_r) (the paper's Eq. 13).
     ///
     /// # Errors
-    /// [`Error::Parameter`] if a β is not a finite number above 0.
+    /// [`Error::Parameter`] if a β is not within 1e-200 to 1e200.
     pub fn exo(betas: Betas) -> Result<Self> {
         Objective::new(Target::Rewards { beta: betas.reward }, Divergence::ReverseKl, betas.policy)
     }
@@ -113,7 +113,7 @@ impl Objective {
     /// EXO with preferences: KL(p‖q), 1 − ε on the winner (the paper's Eq. 16; its author recommends ε = 1e-3).
     ///
     /// # Errors
-    /// [`Error::Parameter`] if β_π is not a finite number above 0, or ε is not in (0, 1/2).
+    /// [`Error::Parameter`] if β_π is not within 1e-200 to 1e200, or ε is not in (0, 1/2).
     pub fn exo_pref(beta_policy: f64, label_smoothing: f64) -> Result<Self> {
         Objective::new(Target::Preference { label_smoothing }, Divergence::ReverseKl, beta_policy)
     }
@@ -121,7 +121,7 @@ impl Objective {
     /// EXO with preferences as the official code has it: log targets (0, −10), pairs only.
     ///
     /// # Errors
-    /// [`Error::Parameter`] if β_π is not a finite number above 0.
+    /// [`Error::Parameter`] if β_π is not within 1e-200 to 1e200.
     pub fn exo_pref_official(beta_policy: f64) -> Result<Self> {
         Objective::new(Target::OfficialPreference, Divergence::ReverseKl, beta_policy)
     }
@@ -129,7 +129,7 @@ impl Objective {
     /// DPO generalised to rewards and K completions: −Σ q log p, q = softmax(r/β_r).
     ///
     /// # Errors
-    /// [`Error::Parameter`] if a β is not a finite number above 0.
+    /// [`Error::Parameter`] if a β is not within 1e-200 to 1e200.
     pub fn dpo_rw(betas: Betas) -> Result<Self> {
         Objective::new(Target::Rewards { beta: betas.reward }, Divergence::ForwardKl, betas.policy)
     }
@@ -137,7 +137,7 @@ impl Objective {
     /// DPO: −Σ q log p, 1 − ε on the winner; ε = 0 is plain DPO, −log σ(f_w − f_l).
     ///
     /// # Errors
-    /// [`Error::Parameter`] if β_π is not a finite number above 0, or ε is not in [0, 1/2).
+    /// [`Error::Parameter`] if β_π is not within 1e-200 to 1e200, or ε is not in [0, 1/2).
     pub fn dpo_pref(beta_policy: f64, label_smoothing: f64) -> Result<Self> {
         Objective::new(Target::Preference { label_smoothing }, Divergence::ForwardKl, beta_policy)
     }
@@ -145,7 +145,7 @@ impl Objective {
     /// The α family with rewards: α = 0 is EXO, ½ Hellinger, 1 DPO's gradient (f-PO, arXiv 2410.21662).
     ///
     /// # Errors
-    /// [`Error::Parameter`] if a β is not a finite number above 0, or α is not in [0, 1].
+    /// [`Error::Parameter`] if a β is not within 1e-200 to 1e200, or α is not in [0, 1].
     pub fn alpha(alpha: f64, betas: Betas) -> Result<Self> {
         Objective::new(Target::Rewards { beta: betas.reward }, Divergence::Alpha(alpha), betas.policy)
     }
@@ -153,7 +153,7 @@ impl Objective {
     /// Jensen–Shannon with rewards.
     ///
     /// # Errors
-    /// [`Error::Parameter`] if a β is not a finite number above 0.
+    /// [`Error::Parameter`] if a β is not within 1e-200 to 1e200.
     pub fn jensen_shannon(betas: Betas) -> Result<Self> {
         Objective::new(Target::Rewards { beta: betas.reward }, Divergence::JensenShannon, betas.policy)
     }
@@ -161,7 +161,7 @@ impl Objective {
     /// A target distribution of the caller's: what is passed as rewards is log q.
     ///
     /// # Errors
-    /// [`Error::Parameter`] if β_π is not a finite number above 0, or an α is not in [0, 1].
+    /// [`Error::Parameter`] if β_π is not within 1e-200 to 1e200, or an α is not in [0, 1].
     pub fn distribution(divergence: Divergence, beta_policy: f64) -> Result<Self> {
         Objective::new(Target::Distribution, divergence, beta_policy)
     }

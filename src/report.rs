@@ -153,6 +153,7 @@ impl Report {
 
 /// weight·Σ values, also where the sum alone is no f64.
 pub(crate) fn weighted_sum(values: &[f64], weight: f64) -> f64 {
-    let sum: f64 = values.iter().sum();
+    // The sum of nothing would be -0.
+    let sum = values.iter().sum::<f64>() + 0.0;
     if sum.is_finite() { sum * weight } else { values.iter().map(|value| value * weight).sum() }
 }

@@ -60,6 +60,10 @@ pub struct SavedRows<'a> {
 }
 
 /// The gradient that comes back to the token log-prob stage, per row; what it says of masked rows is not read.
+///
+/// A row whose gradient does not fit f32 gets NaN for all of it, as one without a softmax: where 2·|g| + 256·|e| is NaN or
+/// more than `f32::MAX`·T·min(1, 2s), with g and e the two numbers, T the temperature and s of the row's [`SoftmaxState`]
+/// (½ or more, but for logits of 2²⁴ and more in base 2); or where e is not 0 and the entropy not finite.
 #[derive(Debug, Clone, Copy)]
 pub struct RowGradients<'a> {
     /// d loss / d log-prob, N.

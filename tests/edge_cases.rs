@@ -16,6 +16,7 @@ on_every_backend!(
     leading_and_scattered_minus_infinities,
     logits_at_the_end_of_f32,
     a_gradient_of_nan_stays_nan_whatever_its_bits,
+    upstream_gradients_that_do_not_fit_give_nan,
 );
 
 /// One row, with its entropy.
@@ -167,4 +168,35 @@ fn a_gradient_of_nan_stays_nan_whatever_its_bits(backend: &impl TestBackend) {
         let gradient = backend.backward(&row, &options, &found, (g, e), false);
         assert!(gradient.iter().all(|gradient| gradient.to_f32().is_nan()), "{gradient:?}");
     }
+}
+
+/// Where something of a row's gradient does not fit f32, all of it is NaN: not here an infinity, there a NaN, and 0 between.
+fn upstream_gradients_that_do_not_fit_give_nan(backend: &impl TestBackend) {
+    let minus_infinity = f32::NEG_INFINITY;
+    let run = |logits: &[f32], g: f32, in_place: bool| {
+        let row = Rows::one(logits, 0);
+        let forward = backend.forward(&row, &LogitOptions::default(), false);
+        assert!(forward.log_probs[0].is_finite());
+        backend.backward(&row, &LogitOptions::default(), &forward, (&[g], None), in_place)
+    };
+    for (logits, g) in [
+        (&[0.1_f32, 0.2][..], f32::INFINITY),
+        (&[0.1, minus_infinity, 0.2], f32::NEG_INFINITY),
+        (&[0.1, 50.0], 2.5e38),
+        // Beyond 2^24 in base 2 no f32 next to the largest logit keeps s above a half: here it is 2.7e-10.
+        (&[0.0, 6.098e8], 1e29),
+        (&[0.0, 5e8, -7.2e8], 1e37),
+    ] {
+        for in_place in [false, true] {
+            let gradient = run(logits, g, in_place);
+            assert!(gradient.iter().all(|value| value.is_nan()), "{logits:?} {g}: {gradient:?}");
+        }
+    }
+    let close = |found: f32, expected: f32| assert!((found / expected - 1.0).abs() < 1e-5, "{found} {expected}");
+    for (logits, g) in [(&[0.1_f32, 50.0][..], f32::MAX / 2.0), (&[0.0, 6.098e8], 1e28)] {
+        let gradient = run(logits, g, false);
+        close(gradient[0], g);
+        close(gradient[1], -g);
+    }
+    assert_eq!(run(&[0.1, minus_infinity, 0.2], f32::MAX / 2.0, false)[1], 0.0);
 }

@@ -21,6 +21,7 @@ on_every_linear_backend!(
     rows_without_a_softmax_add_nothing,
     one_pass_is_two,
     upstream_gradients_that_are_not_finite_add_nothing,
+    upstream_gradients_that_do_not_fit_at_large_logits_add_nothing,
     a_batch_of_nothing_but_such_rows_changes_nothing,
     a_head_without_a_softmax_changes_nothing,
     overwritten_gradients_become_nan,
@@ -190,6 +191,20 @@ fn upstream_gradients_that_are_not_finite_add_nothing(backend: &impl LinearBacke
         assert_eq!(outcome.found, Ok(()));
         assert!(outcome.gradients.bias.iter().all(|number| number.is_finite()), "{wanted:?}");
     }
+}
+
+/// Beyond 2^24 in base 2 the softmax's s may be far below a half, and less fits.
+fn upstream_gradients_that_do_not_fit_at_large_logits_add_nothing(backend: &impl LinearBackend) {
+    let mut case = Case::<f32, f32>::random(1, 1, 3, false, 3);
+    case.hidden = vec![1.0];
+    case.weight = vec![0.0, 5e8, -7.2e8];
+    case.targets = vec![0];
+    let wanted = Wanted { bias: false, ..ADDED };
+    let outcome: Outcome<f32, f32> = backend.two_passes(&case, &LogitOptions::default(), (&[1e37], None), wanted);
+    assert!(outcome.log_probs[0].is_finite());
+    assert_eq!(outcome.found, found(backend, 0, 1));
+    assert!(outcome.gradients.weight.iter().all(|number| *number == 0.25), "{:?}", outcome.gradients.weight);
+    assert!(outcome.gradients.hidden[0].is_nan());
 }
 
 fn a_batch_of_nothing_but_such_rows_changes_nothing(backend: &impl LinearBackend) {

@@ -17,6 +17,15 @@ struct RowFactors {
     uint32_t sign;   // folded: the sign bits of a word
 };
 
+// Whether a row has a gradient that fits f32 with all that it is made of; LogitOptions::largest_upstream in src/logits.rs
+// says why. Every comparison with a NaN is false. In f64, of which many devices have few units, only where it may be close:
+// the limit is at least 3.4e8 s, as a temperature is at least 1e-30.
+__device__ __forceinline__ bool has_gradient(float2 state, float g, float e, float entropy, double largest_upstream) {
+    if (isnan(state.y) || (e != 0.0f && !isfinite(entropy))) return false;
+    if (fabsf(g) + 128.0f * fabsf(e) < 1e7f && state.y >= 0.25f) return true;
+    return 2.0 * fabs(double{g}) + 256.0 * fabs(double{e}) <= largest_upstream * fmin(1.0, 2.0 * double{state.y});
+}
+
 // The factors of a row, not folded. All threads of a block call it: with an entropy it has a barrier.
 template <bool ENTROPY>
 __device__ __forceinline__ RowFactors row_factors(float2 state, float g, float e, float entropy,

@@ -59,7 +59,7 @@ impl Cpu {
         let mut scored = ScoredRows::new(hidden, targets);
         let mut rows: Vec<RowGradient> = scored.rows.iter().map(|(row, _)| backward.row_gradient(*row)).collect();
         if gradients.accumulate {
-            withhold(&backward, &mut rows, &mut scored, 0);
+            withhold(&mut rows, &mut scored, 0);
         }
         let mut sums = GradientSums::new(gradients, &scored, head);
         let chunk = chunk_tiles();
@@ -97,13 +97,8 @@ pub(super) fn vocab_tiles(first: usize, count: usize, vocab: usize) -> Vec<Vocab
 
 /// Leaves rows that would add NaN or an infinity out of the sums over rows, so that a buffer that is added to keeps what is
 /// in it. `rows` are those from `first` on.
-pub(super) fn withhold<I: TokenId>(
-    backward: &Backward<'_, I>,
-    rows: &mut [RowGradient],
-    scored: &mut ScoredRows,
-    first: usize,
-) {
-    for (index, row) in rows.iter_mut().enumerate().filter(|(_, row)| !backward.is_finite(row)) {
+pub(super) fn withhold(rows: &mut [RowGradient], scored: &mut ScoredRows, first: usize) {
+    for (index, row) in rows.iter_mut().enumerate().filter(|(_, row)| matches!(row, RowGradient::Nan)) {
         *row = RowGradient::Zero;
         scored.withhold(first + index);
     }

@@ -91,7 +91,7 @@ impl Cpu {
             let backward = Backward::new(self.instructions, targets, options, saved, upstream);
             let mut rows: Vec<RowGradient> = scored_rows.iter().map(|(row, _)| backward.row_gradient(*row)).collect();
             if accumulate {
-                withhold(&backward, &mut rows, &mut scored, row_tile * ROWS);
+                withhold(&mut rows, &mut scored, row_tile * ROWS);
             }
             logits.par_chunks_exact_mut(TILE).zip(&tiles).for_each(|(logits, tile)| {
                 overwrite(&backward, &rows, &scored, row_tile, *tile, logits);

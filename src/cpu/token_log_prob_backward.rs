@@ -16,7 +16,6 @@ use super::elementary::{clamp_exponent, exp2, multiply_add};
 use super::token_log_prob::{GRAIN, LANES, SLICE, Scale, middle, padded, target_power};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::linear::largest_upstream;
 use crate::logits::{LogitOptions, Logits, LogitsMut};
 use crate::stages::{RowGradients, SavedRows, SoftmaxState, check_length};
 use crate::targets::{self, TokenId};
@@ -190,7 +189,7 @@ impl<'a, I: TokenId> Backward<'a, I> {
             instructions,
             scale: Scale::new(options),
             inverse_temperature: 1.0 / options.temperature(),
-            largest_upstream: largest_upstream(options),
+            largest_upstream: options.largest_upstream(),
             targets,
             saved,
             gradients,
@@ -224,8 +223,9 @@ impl<'a, I: TokenId> Backward<'a, I> {
             (Some(gradients), Some(entropies)) => (f64::from(gradients[row]), f64::from(entropies[row])),
             _ => (0.0, 0.0),
         };
-        if g.is_nan() || e.is_nan() || (e != 0.0 && entropy.is_nan()) {
-            // And so that no NaN of the caller's, with whatever bits, goes through the loop.
+        let fits = 2.0 * g.abs() + 256.0 * e.abs() <= self.largest_upstream * (2.0 * f64::from(s)).min(1.0);
+        // A NaN does not fit; and so no NaN of the caller's, with whatever bits, goes through the loop.
+        if !fits || (e != 0.0 && !entropy.is_finite()) {
             return RowGradient::Nan;
         }
         if g == 0.0 && e == 0.0 {
@@ -238,17 +238,6 @@ impl<'a, I: TokenId> Backward<'a, I> {
             slope: (-e * std::f64::consts::LN_2 * unit) as f32,
         };
         RowGradient::Run(RowTerms { factors, sum, entropy, g, e })
-    }
-
-    /// Whether what a row adds to a sum over rows is finite.
-    pub(super) fn is_finite(&self, gradient: &RowGradient) -> bool {
-        match gradient {
-            RowGradient::Zero => true,
-            RowGradient::Nan => false,
-            RowGradient::Run(RowTerms { g, e, entropy, .. }) => {
-                2.0 * g.abs() + 256.0 * e.abs() <= self.largest_upstream && (*e == 0.0 || entropy.is_finite())
-            }
-        }
     }
 
     /// Overwrites some of a row's logits with their gradient; `target` is among them, or `None`.

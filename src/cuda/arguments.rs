@@ -165,6 +165,7 @@ pub(super) struct TokenLogProbBackward {
     pub(super) row_stride: i64,
     pub(super) gradient_row_stride: i64,
     pub(super) loss_scale: f64,
+    pub(super) largest_upstream: f64,
     pub(super) vocab: i32,
     pub(super) target_bytes: i32,
     pub(super) scale: f32,

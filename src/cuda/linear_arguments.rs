@@ -105,6 +105,7 @@ pub(super) struct LinearLogProbBackward {
     pub(super) upstream: UpstreamOfRows,
     pub(super) row_stride: i64,
     pub(super) gradient_row_stride: i64,
+    pub(super) largest_upstream: f64,
     pub(super) begin: i32,
     pub(super) columns: i32,
     pub(super) vocab: i32,

@@ -291,6 +291,7 @@ pub unsafe fn token_log_probs_backward(
         row_stride: logits.row_stride as i64,
         gradient_row_stride: gradients.row_stride as i64,
         loss_scale: scale_of_loss,
+        largest_upstream: options.largest_upstream(),
         vocab: logits.vocab as i32,
         target_bytes,
         scale: scale(options),

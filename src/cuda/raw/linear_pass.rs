@@ -10,7 +10,6 @@ use crate::cuda::workspace::{StatusWord, address};
 use crate::cuda::{Cuda, tuning};
 use crate::element::Dtype;
 use crate::error::Result;
-use crate::linear::largest_upstream;
 use crate::logits::LogitOptions;
 use std::ops::Range;
 
@@ -240,7 +239,7 @@ impl<'a> Pass<'a> {
             states,
             upstream,
             status: self.status,
-            largest_upstream: largest_upstream(self.options),
+            largest_upstream: self.options.largest_upstream(),
             gathered_words: (self.gathered.row_stride * bytes(self.gathered.dtype) / 16) as i32,
             reserved: 0,
         };
@@ -307,6 +306,7 @@ impl<'a> Pass<'a> {
             upstream,
             row_stride: logits.row_stride as i64,
             gradient_row_stride: gradients.row_stride as i64,
+            largest_upstream: self.options.largest_upstream(),
             begin: begin as i32,
             columns: logits.columns as i32,
             vocab: self.vocab() as i32,
