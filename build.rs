@@ -1,5 +1,5 @@
-//! Compiles `kernels/*.cu` to one fatbin each, when the feature `cuda` is on and there is an nvcc. Standard library
-//! only.
+//! Compiles every `.cu` below `kernels/` to a fatbin, when the feature `cuda` is on and there is an nvcc, and writes the
+//! table of them that `src/cuda/kernels.rs` looks kernels up in. Standard library only.
 //!
 //! `build/nvcc.rs` says where nvcc is looked for. A fatbin holds machine code for every architecture of
 //! `EXO_KERNELS_CUDA_ARCHS` (such as `8.0,9.0`; empty is the default list, less what this nvcc does not support), PTX of
@@ -51,7 +51,9 @@ fn main() {
     let options = code_options(&nvcc);
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     let mut dependencies = BTreeSet::new();
-    let mut waiting = sources().into_iter();
+    let sources = sources(Path::new("kernels"));
+    write_table(&sources, &out);
+    let mut waiting = sources.into_iter();
     let mut running: Vec<(PathBuf, Child)> = Vec::new();
     loop {
         while running.len() < PARALLEL {
@@ -123,15 +125,40 @@ fn fail(nvcc: &Path, source: &Path, why: &str) -> ! {
     refuse(&format!("{} could not compile {}: {why}", nvcc.display(), source.display()))
 }
 
-fn sources() -> Vec<PathBuf> {
-    let entries = std::fs::read_dir("kernels").into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut sources: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|name| name == "cu")).collect();
+/// The `.cu` files of a folder and of those in it.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut sources = Vec::new();
+    for path in std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        if path.is_dir() {
+            sources.extend(self::sources(&path));
+        } else if path.extension().is_some_and(|name| name == "cu") {
+            sources.push(path);
+        }
+    }
     sources.sort();
     sources
 }
 
+/// What a source is called: its path in `kernels/` without the ending, such as `linear/rows`.
+fn name(source: &Path) -> String {
+    let parts = source.with_extension("");
+    let parts = parts.components().skip(1).map(|part| part.as_os_str().to_string_lossy().into_owned());
+    parts.collect::<Vec<_>>().join("/")
+}
+
 fn output(source: &Path, out: &Path, extension: &str) -> PathBuf {
-    out.join(source.file_stem().unwrap_or_default()).with_extension(extension)
+    out.join(format!("{}.{extension}", name(source).replace('/', "-")))
+}
+
+/// The table of fatbins, as Rust: name and bytes of each.
+fn write_table(sources: &[PathBuf], out: &Path) {
+    let rows = sources.iter().map(|source| {
+        format!("({:?}, include_bytes!({:?})),\n", name(source), output(source, out, "fatbin").display().to_string())
+    });
+    let file = out.join("images.rs");
+    if let Err(error) = std::fs::write(&file, format!("&[\n{}]\n", rows.collect::<String>())) {
+        refuse(&format!("{} could not be written: {error}", file.display()));
+    }
 }
 
 fn command(nvcc: &Path, source: &Path, out: &Path, options: &[String]) -> Command {

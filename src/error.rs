@@ -424,3 +424,8 @@ fn placed(operand: Option<Operand>) -> String {
 }
 
 impl std::error::Error for Error {}
+
+/// That a buffer has as many elements as it must.
+pub(crate) fn check_length(what: &'static str, given: usize, expected: usize) -> Result<()> {
+    if given == expected { Ok(()) } else { Err(Error::Length { what, given, expected }) }
+}

@@ -1,9 +1,9 @@
 //! A finished forward pass of a loss on the CPU, apart from the loss.
 
 use crate::cpu::Cpu;
-use crate::logits::LogitOptions;
 use crate::loss::row_gradient;
-use crate::stages::{RowGradients, SavedRows, SoftmaxState};
+use crate::options::LogitOptions;
+use crate::stage::token_log_prob::{RowGradients, SavedRows, SoftmaxState};
 
 /// What a backward pass needs of its forward pass, O(N). Nothing of it changes any more: several threads may go backward
 /// from it at once, without a lock.

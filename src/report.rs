@@ -1,8 +1,8 @@
 //! What a trainer logs of one step.
 
-use crate::batch::Batch;
+use crate::data::batch::Batch;
 use crate::error::{Error, Result};
-use crate::stages::GroupStatistics;
+use crate::stage::objective::GroupStatistics;
 
 /// Rows, sequences and groups that are legal but odd. A trainer should know of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

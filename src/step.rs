@@ -1,10 +1,8 @@
 //! What ties a backward pass to its forward pass.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, check_length};
 use crate::operand::Operand;
-use crate::stages::check_length;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One forward pass of a [`PreferenceLoss`](crate::PreferenceLoss): what its backward pass takes.
 ///

@@ -39,7 +39,7 @@ const SHAPES: [(usize, usize, usize, bool, usize); 12] = [
 
 const OPTIONS: [(f64, f64); 3] = [(1.0, 0.0), (0.7, 0.0), (1.3, 4.0)];
 
-/// `kernels/linear_log_prob.cu` counts 10 additions for a term; a slice's f64 does not count.
+/// `kernels/linear/fold.cu` counts 10 additions for a term; a slice's f64 does not count.
 const ARITHMETIC: Arithmetic = Arithmetic { additions: 10.0, folded: 0.0, ..Arithmetic::CUDA };
 
 /// The largest shares of their bounds that the errors had.

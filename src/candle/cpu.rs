@@ -1,21 +1,22 @@
 //! The operations on CPU tensors.
 
+use crate::candle::row_layout::RowLayout;
+use crate::candle::{LossInputs, result_shape};
+use crate::cpu::Cpu;
+use crate::data::batch::Batch;
+use crate::data::logits::{Logits, LogitsMut};
+use crate::data::reference::Reference;
+use crate::data::rewards::Rewards;
+use crate::element::Element;
+use crate::forward_pass::ForwardPass;
+use crate::loss::PreferenceLoss;
+use crate::options::{LogitOptions, LossOptions};
+use crate::report::Report;
+use crate::stage::token_log_prob::{RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
 use candle_core::{
     CpuStorage, CustomOp1, DType, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail,
 };
 use half::{bf16, f16};
-
-use super::row_layout::RowLayout;
-use super::{LossInputs, result_shape};
-use crate::batch::Batch;
-use crate::cpu::Cpu;
-use crate::element::Element;
-use crate::forward_pass::ForwardPass;
-use crate::logits::{LogitOptions, Logits, LogitsMut};
-use crate::loss::PreferenceLoss;
-use crate::loss_options::LossOptions;
-use crate::report::Report;
-use crate::stages::{Reference, Rewards, RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
 
 /// `[N]`, or `[2, N]` with the entropies, of logits `[.., V]`.
 pub(super) fn token_log_probs(

@@ -3,26 +3,26 @@
 //! candle hands the storage of a tensor only to an operation's forward pass. So a backward pass is an operation of its
 //! own, without a gradient, over the same logits.
 
-use std::cell::RefCell;
-use std::sync::{Arc, OnceLock};
-
+use crate::candle::row_layout::RowLayout;
+use crate::candle::{LossInputs, cpu, result_shape};
+use crate::cuda::Cuda;
+use crate::cuda::forward_pass::ForwardPass;
+use crate::cuda::memory::{Logits, LogitsMut};
+use crate::cuda::token_log_prob::{Reference, RowGradients, SavedRows, TokenLogProbs};
+use crate::data::{reference, targets};
+use crate::element::Element;
+use crate::loss::PreferenceLoss;
+use crate::options::{LogitOptions, LossOptions};
+use crate::report::Report;
+use crate::stage::token_log_prob::SoftmaxState;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice};
 use candle_core::{
     CpuStorage, CudaDevice, CudaStorage, CustomOp1, DType, Device, Error, Layout, Result, Shape, Storage, Tensor, bail,
 };
 use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
-
-use super::row_layout::RowLayout;
-use super::{LossInputs, cpu, result_shape};
-use crate::cuda::{Cuda, ForwardPass, Logits, LogitsMut, Reference, RowGradients, SavedRows, TokenLogProbs};
-use crate::element::Element;
-use crate::logits::LogitOptions;
-use crate::loss::PreferenceLoss;
-use crate::loss_options::LossOptions;
-use crate::report::Report;
-use crate::stages::{self, SoftmaxState};
-use crate::targets;
+use std::cell::RefCell;
+use std::sync::{Arc, OnceLock};
 
 /// Runs `$run` with the slices of the two storages, whatever their types: logits of f32, f16 or bf16, ids of u32 or
 /// i64. Other types are refused.
@@ -39,6 +39,7 @@ macro_rules! by_types {
         }
     };
 }
+
 /// `[N]`, or `[2, N]` with the entropies, of logits `[.., V]`.
 pub(super) fn token_log_probs(
     device: &CudaDevice,
@@ -85,13 +86,13 @@ pub(super) enum PlacedReference {
     None,
 }
 
-pub(super) fn placed_reference(device: &CudaDevice, reference: stages::Reference<'_>) -> Result<PlacedReference> {
+pub(super) fn placed_reference(device: &CudaDevice, reference: reference::Reference<'_>) -> Result<PlacedReference> {
     Ok(match reference {
-        stages::Reference::PerToken(numbers) => PlacedReference::PerToken(numbers.len(), upload(device, numbers)?),
-        stages::Reference::PerSequence(numbers) => {
+        reference::Reference::PerToken(numbers) => PlacedReference::PerToken(numbers.len(), upload(device, numbers)?),
+        reference::Reference::PerSequence(numbers) => {
             PlacedReference::PerSequence(numbers.len(), upload(device, numbers)?)
         }
-        stages::Reference::None => PlacedReference::None,
+        reference::Reference::None => PlacedReference::None,
     })
 }
 

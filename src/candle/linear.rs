@@ -1,16 +1,15 @@
 //! The operations from hidden states in place of logits, on any device.
 
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Tensor, bail};
-
 #[cfg(feature = "candle-cuda")]
-use super::linear_cuda;
-use super::row_layout::in_place;
-use super::{LossInputs, linear_cpu, refused, rows_of};
-use crate::batch::Batch;
-use crate::logits::LogitOptions;
-use crate::loss_options::LossOptions;
+use crate::candle::linear_cuda;
+use crate::candle::row_layout::in_place;
+use crate::candle::{LossInputs, linear_cpu, refused, rows_of};
+use crate::data::batch::Batch;
+use crate::data::reference::Reference;
+use crate::data::rewards::Rewards;
+use crate::options::{LogitOptions, LossOptions};
 use crate::report::Report;
-use crate::stages::{Reference, Rewards};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Tensor, bail};
 
 /// [`token_log_probs`](super::token_log_probs) of the logits hidden·weightᵀ + bias, which are never held: hidden states
 /// `[N, H]` or `[.., H]`, weight `[V, H]` and bias `[V]` of one dtype, targets in the hidden states' leading shape → f32

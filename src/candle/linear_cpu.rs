@@ -1,22 +1,20 @@
 //! The operations from hidden states on CPU tensors.
 
-use candle_core::{CpuStorage, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
-use half::{bf16, f16};
-
-use super::cpu::{finished, target_ids};
-use super::linear::{Linear, LinearOp, Pass};
-use super::row_layout::RowLayout;
-use super::{LossInputs, result_shape};
+use crate::candle::cpu::{finished, target_ids};
+use crate::candle::linear::{Linear, LinearOp, Pass};
+use crate::candle::row_layout::RowLayout;
+use crate::candle::{LossInputs, result_shape};
 use crate::cpu::Cpu;
+use crate::data::head::{Head, LinearGradients};
+use crate::data::matrix::{Matrix, MatrixMut};
 use crate::element::Element;
 use crate::forward_pass::ForwardPass;
-use crate::linear::{Head, LinearGradients};
-use crate::logits::LogitOptions;
 use crate::loss::PreferenceLoss;
-use crate::loss_options::LossOptions;
-use crate::matrix::{Matrix, MatrixMut};
+use crate::options::{LogitOptions, LossOptions};
 use crate::report::Report;
-use crate::stages::{RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
+use crate::stage::token_log_prob::{RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
+use candle_core::{CpuStorage, Device, Error, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
+use half::{bf16, f16};
 
 /// `[N]`, or `[2, N]` with the entropies.
 pub(super) fn token_log_probs(

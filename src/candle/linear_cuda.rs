@@ -1,31 +1,30 @@
 //! The operations from hidden states on CUDA tensors: everything in the order of candle's stream, nothing through the
 //! host.
 
-use std::sync::OnceLock;
-
+use crate::candle::cuda::{
+    backend, cuda_storage, elements, placed_reference, placed_targets, unexpected_types, unwritten, upload,
+};
+use crate::candle::linear::{Linear, LinearOp, Pass, Place};
+use crate::candle::row_layout::RowLayout;
+use crate::candle::{LossInputs, result_shape};
+use crate::cuda::Cuda;
+use crate::cuda::forward_pass::ForwardPass;
+use crate::cuda::linear::{Head, Hidden, LinearGradients};
+use crate::cuda::memory::{Matrix, MatrixMut};
+use crate::cuda::token_log_prob::{RowGradients, SavedRows, TokenLogProbs};
+use crate::data::targets::TokenId;
+use crate::element::Element;
+use crate::loss::PreferenceLoss;
+use crate::options::{LogitOptions, LossOptions};
+use crate::report::Report;
+use crate::stage::token_log_prob::SoftmaxState;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Result, Shape, Storage, Tensor, bail};
 use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use half::{bf16, f16};
-
-use super::cuda::{
-    backend, cuda_storage, elements, placed_reference, placed_targets, unexpected_types, unwritten, upload,
-};
-use super::linear::{Linear, LinearOp, Pass, Place};
-use super::row_layout::RowLayout;
-use super::{LossInputs, result_shape};
-use crate::cuda::{
-    Cuda, ForwardPass, Head, Hidden, LinearGradients, Matrix, MatrixMut, RowGradients, SavedRows, TokenLogProbs,
-};
-use crate::element::Element;
-use crate::logits::LogitOptions;
-use crate::loss::PreferenceLoss;
-use crate::loss_options::LossOptions;
-use crate::report::Report;
-use crate::stages::SoftmaxState;
-use crate::targets::TokenId;
+use std::sync::OnceLock;
 
 /// `[N]`, or `[2, N]` with the entropies.
 pub(super) fn token_log_probs(
@@ -67,7 +66,7 @@ fn scored_rows(targets: &Tensor) -> Result<Option<usize>> {
     if !targets.device().is_cpu() {
         return Ok(None);
     }
-    Ok(Some(super::cpu::target_ids(targets)?.iter().filter(|id| **id >= 0).count()))
+    Ok(Some(crate::candle::cpu::target_ids(targets)?.iter().filter(|id| **id >= 0).count()))
 }
 
 /// What is done with hidden states, head and ids once their types are known.

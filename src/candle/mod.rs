@@ -61,15 +61,14 @@ mod linear_cpu;
 mod linear_cuda;
 mod row_layout;
 
-pub use linear::{linear_preference_loss, linear_token_log_probs, linear_token_log_probs_and_entropies};
-
+use crate::data::batch::Batch;
+use crate::data::reference::Reference;
+use crate::data::rewards::Rewards;
+use crate::options::{LogitOptions, LossOptions};
+use crate::report::Report;
 use candle_core::{Device, Error, Result, Shape, Tensor, bail};
 
-use crate::batch::Batch;
-use crate::logits::LogitOptions;
-use crate::loss_options::LossOptions;
-use crate::report::Report;
-use crate::stages::{Reference, Rewards};
+pub use crate::candle::linear::{linear_preference_loss, linear_token_log_probs, linear_token_log_probs_and_entropies};
 
 /// log softmax(z)\[target\] of each row: logits `[N, V]` or `[.., V]`, targets of u32 or i64 in the same leading shape
 /// → f32 of that shape; 0 where the target is negative.

@@ -3,12 +3,13 @@
 //! The sum of the policy's log-probs less the sum of the reference's would be the difference of two numbers near −5000
 //! whose f32 neighbours are 4.9e-4 apart; near the optimum the loss is made of less than that.
 
-use super::Cpu;
-use crate::batch::Batch;
-use crate::error::Result;
-use crate::loss_options::LogRatio;
-use crate::stages::{Reference, check_length, check_reference, check_rows};
-use crate::targets::TokenId;
+use crate::cpu::Cpu;
+use crate::data::batch::Batch;
+use crate::data::reference::Reference;
+use crate::data::targets::TokenId;
+use crate::error::{Result, check_length};
+use crate::options::LogRatio;
+use crate::stage::log_ratio::{check_reference, check_rows};
 
 impl Cpu {
     /// Token log-probs `[N]`, the reference's, and which rows are scored (target id ≥ 0) → log-ratios `[S]`.

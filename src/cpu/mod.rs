@@ -9,20 +9,19 @@
 
 mod dispatch;
 mod elementary;
-mod linear_log_prob;
-mod linear_log_prob_backward;
-mod linear_row_loss;
-mod linear_tiles;
+mod linear;
 mod log_ratio;
+pub(crate) mod loss;
 mod objective;
 mod objective_math;
+mod softmax;
 mod token_log_prob;
 mod token_log_prob_backward;
 
-pub use dispatch::InstructionSet;
-
+use crate::cpu::dispatch::Available;
 use crate::error::Result;
-use dispatch::Available;
+
+pub use crate::cpu::dispatch::InstructionSet;
 
 /// What this backend's arithmetic is measured at is within what every backend promises.
 const _: () = {

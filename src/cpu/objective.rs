@@ -13,16 +13,17 @@
 //! optimum and, where one sample has all the weight, gradients that are nothing but rounding noise: even in f64
 //! (`tests/objective_precision.rs` holds both forms to fifty-digit arithmetic).
 
-use super::Cpu;
-use super::objective_math::{
+use crate::cpu::Cpu;
+use crate::cpu::objective_math::{
     Order, Unit, alpha_term, index_of_largest, jensen_shannon_term, log_sum_exp, log_sum_exp_any, product,
     product_of_three, sigmoid, small_shift, softplus, weighted_logs,
 };
-use crate::batch::Batch;
-use crate::error::Result;
-use crate::loss_options::Reduction;
+use crate::data::batch::Batch;
+use crate::data::rewards::Rewards;
+use crate::error::{Result, check_length};
 use crate::objective::{Divergence, Objective, Target};
-use crate::stages::{GroupStatistics, ObjectiveInputs, ObjectiveOutputs, Rewards, check_length, check_rewards};
+use crate::options::Reduction;
+use crate::stage::objective::{GroupStatistics, ObjectiveInputs, ObjectiveOutputs, check_rewards};
 
 /// e⁻¹⁰: what the official code's preference target gives the loser, not normalised.
 const OFFICIAL_LOSER: f64 = 4.539_992_976_248_485e-5;

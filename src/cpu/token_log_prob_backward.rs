@@ -8,17 +8,19 @@
 //! writes −g·p_j everywhere, and the one target column is then written from g·(1 − p_t), formed in f64. Adding g to a
 //! −g·p_t that was already rounded would lose everything where p_t is near 1.
 
-use rayon::join;
-
-use super::Cpu;
-use super::dispatch::{Available, Kernel};
-use super::elementary::{clamp_exponent, exp2, multiply_add};
-use super::token_log_prob::{GRAIN, LANES, SLICE, Scale, middle, padded, target_power};
+use crate::cpu::Cpu;
+use crate::cpu::dispatch::{Available, Kernel};
+use crate::cpu::elementary::{clamp_exponent, exp2, multiply_add};
+use crate::cpu::softmax::{Scale, target_power};
+use crate::cpu::token_log_prob::{GRAIN, LANES, SLICE, middle, padded};
+use crate::data::logits::{Logits, LogitsMut};
+use crate::data::targets;
+use crate::data::targets::TokenId;
 use crate::element::Element;
-use crate::error::{Error, Result};
-use crate::logits::{LogitOptions, Logits, LogitsMut};
-use crate::stages::{RowGradients, SavedRows, SoftmaxState, check_length};
-use crate::targets::{self, TokenId};
+use crate::error::{Error, Result, check_length};
+use crate::options::LogitOptions;
+use crate::stage::token_log_prob::{RowGradients, SavedRows, SoftmaxState};
+use rayon::join;
 
 /// What turns an exponent into a gradient: 2^t·(constant + slope·t).
 #[derive(Debug, Clone, Copy)]

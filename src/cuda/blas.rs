@@ -1,14 +1,14 @@
 //! cuBLAS: whether there is one, a handle on a stream, and the one product that the linear stage is made of.
 
-use super::driver::opens;
-use super::raw::Address;
+use crate::cuda::driver::opens;
+use crate::cuda::memory::Address;
 use crate::element::Dtype;
 use crate::error::{Error, Result};
 use cudarc::cublas::result::CublasError;
 use cudarc::cublas::sys::{
-    self, cublasComputeType_t, cublasGemmAlgo_t, cublasMath_t, cublasOperation_t, cublasPointerMode_t, cudaDataType_t,
+    cublasComputeType_t, cublasGemmAlgo_t, cublasMath_t, cublasOperation_t, cublasPointerMode_t, cudaDataType_t,
 };
-use cudarc::cublas::{CudaBlas, result};
+use cudarc::cublas::{CudaBlas, result, sys};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
@@ -25,6 +25,7 @@ fn names() -> Vec<String> {
     names.extend([major, 12, 11].map(|version| format!("libcublas.so.{version}")));
     names
 }
+
 #[cfg(windows)]
 fn names() -> Vec<String> {
     let major = cudarc::driver::sys::CUDA_VERSION / 1000;
@@ -67,7 +68,7 @@ pub(super) struct Product {
 }
 
 /// A handle on a stream, with its memory.
-pub(super) struct Blas {
+pub(crate) struct Blas {
     stream: Arc<CudaStream>,
     handle: CudaBlas,
     /// Freed behind the handle, since fields are dropped in their order.
@@ -87,7 +88,7 @@ impl Blas {
         let handle = called("cublasCreate_v2", CudaBlas::new(stream.clone()))?;
         // SAFETY: nobody but cuBLAS uses it, which reads nothing that it has not written.
         let workspace = unsafe { stream.alloc::<u8>(WORKSPACE_BYTES) };
-        let mut workspace = super::driver::called("cuMemAllocAsync", workspace)?;
+        let mut workspace = crate::cuda::driver::called("cuMemAllocAsync", workspace)?;
         let address = workspace.device_ptr_mut(stream).0 as *mut c_void;
         // SAFETY: a live handle; the memory is as long as said and outlives it.
         let set = unsafe { sys::cublasSetWorkspace_v2(*handle.handle(), address, WORKSPACE_BYTES) };
@@ -122,7 +123,7 @@ impl Blas {
             ((factors + 4) as *const c_void, beta as *const c_void, cublasPointerMode_t::CUBLAS_POINTER_MODE_DEVICE)
         };
         // The handle's context must be that of the calling thread, whichever made it.
-        super::driver::called("cuCtxSetCurrent", self.stream.context().bind_to_thread())?;
+        crate::cuda::driver::called("cuCtxSetCurrent", self.stream.context().bind_to_thread())?;
         called("cublasSetPointerMode_v2", self.handle.set_pointer_mode(mode))?;
         let (m, n, k) = (length(m)?, length(n)?, length(k)?);
         let (a_stride, b_stride, c_stride) = (length(a.stride)?, length(b.stride)?, length(c.stride)?);

@@ -1,9 +1,8 @@
 //! Contexts: the one that views must lie in, and the calling thread's current one, which every call leaves as it was.
 
-use super::Cuda;
-use super::driver::called;
-use crate::error::{Error, Result};
-use crate::stages::check_length;
+use crate::cuda::Cuda;
+use crate::cuda::driver::called;
+use crate::error::{Error, Result, check_length};
 use cudarc::driver::result::ctx;
 use cudarc::driver::{DeviceSlice, sys};
 use std::mem::ManuallyDrop;

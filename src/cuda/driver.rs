@@ -27,6 +27,7 @@ pub(super) fn opens(name: &std::ffi::CStr) -> bool {
 
 #[cfg(unix)]
 const LIBRARIES: &[&std::ffi::CStr] = &[c"libcuda.so.1", c"libcuda.so"];
+
 #[cfg(windows)]
 const LIBRARIES: &[&std::ffi::CStr] = &[c"nvcuda.dll"];
 

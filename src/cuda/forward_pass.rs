@@ -1,13 +1,15 @@
 //! A finished forward pass of a loss on the device, apart from the loss.
 
-use super::linear::{Head, Hidden, LinearGradients, inputs_with};
-use super::raw::{self, Upstream};
-use super::token_log_prob::rows;
-use super::{Cuda, Logits, LogitsMut};
+use crate::cuda::linear::{Head, Hidden, LinearGradients, inputs_with};
+use crate::cuda::memory::{Logits, LogitsMut};
+use crate::cuda::raw::token_log_prob;
+use crate::cuda::raw::token_log_prob::Upstream;
+use crate::cuda::token_log_prob::rows;
+use crate::cuda::{Cuda, memory, raw};
 use crate::element::Element;
-use crate::error::Result;
-use crate::logits::LogitOptions;
-use crate::stages::{SoftmaxState, check_length};
+use crate::error::{Result, check_length};
+use crate::options::LogitOptions;
+use crate::stage::token_log_prob::SoftmaxState;
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, SyncOnDrop};
 
 /// What a backward pass needs of its forward pass, O(N), on the device. Nothing of it changes any more: several threads may
@@ -37,7 +39,7 @@ pub(super) enum KeptTargets {
 /// What is kept, as addresses.
 struct Kept<'a> {
     targets: raw::Targets,
-    states: raw::Address,
+    states: memory::Address,
     upstream: Upstream,
     /// Until the launches are ordered in the stream.
     _read: [SyncOnDrop<'a>; 4],
@@ -62,7 +64,18 @@ impl ForwardPass {
         let (logits, gradients) = (rows::<T>(address, logits.shape), rows::<T>(gradient, gradients.shape));
         // SAFETY: what is kept has the lengths that the forward pass made; the views are the caller's, borrowed until the
         // launch is ordered in the stream.
-        unsafe { raw::token_log_probs_backward(cuda, logits, targets, &self.options, states, 0, upstream, gradients) }
+        unsafe {
+            token_log_prob::token_log_probs_backward(
+                cuda,
+                logits,
+                targets,
+                &self.options,
+                states,
+                0,
+                upstream,
+                gradients,
+            )
+        }
     }
 
     /// As [`ForwardPass::backward`], to the gradients of hidden states and head.

@@ -1,55 +1,31 @@
 //! The compiled kernels, loaded once per context.
 
-use super::context::Kept;
-use super::driver::{self, called};
+use crate::cuda::context::Kept;
+use crate::cuda::driver;
+use crate::cuda::driver::called;
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// Fatbins, by the file of `kernels/` that they were made from; none where there was no nvcc.
-type Images = &'static [(Stage, &'static [u8])];
+/// Fatbins, by the file of `kernels/` that they were made from (`linear/rows` is `kernels/linear/rows.cu`); none where there
+/// was no nvcc.
+type Images = &'static [(&'static str, &'static [u8])];
 
-/// The fatbins that `build.rs` made, one per file of `kernels/`.
+/// The table that `build.rs` wrote.
 #[cfg(has_kernels)]
-pub(super) const IMAGES: Images = &[
-    (Stage::TokenLogProb, include_bytes!(concat!(env!("OUT_DIR"), "/token_log_prob.fatbin"))),
-    (Stage::TokenLogProbBackward, include_bytes!(concat!(env!("OUT_DIR"), "/token_log_prob_backward.fatbin"))),
-    (Stage::LogRatio, include_bytes!(concat!(env!("OUT_DIR"), "/log_ratio.fatbin"))),
-    (Stage::Objective, include_bytes!(concat!(env!("OUT_DIR"), "/objective.fatbin"))),
-    (Stage::LinearRows, include_bytes!(concat!(env!("OUT_DIR"), "/linear_rows.fatbin"))),
-    (Stage::LinearLogProb, include_bytes!(concat!(env!("OUT_DIR"), "/linear_log_prob.fatbin"))),
-    (Stage::LinearLogProbBackward, include_bytes!(concat!(env!("OUT_DIR"), "/linear_log_prob_backward.fatbin"))),
-    (Stage::LinearGradients, include_bytes!(concat!(env!("OUT_DIR"), "/linear_gradients.fatbin"))),
-    (Stage::RowLoss, include_bytes!(concat!(env!("OUT_DIR"), "/row_loss.fatbin"))),
-];
+pub(super) const IMAGES: Images = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 #[cfg(not(has_kernels))]
 pub(super) const IMAGES: Images = &[];
 
-/// A file of `kernels/`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Stage {
-    TokenLogProb,
-    TokenLogProbBackward,
-    LogRatio,
-    Objective,
-    LinearRows,
-    LinearLogProb,
-    LinearLogProbBackward,
-    LinearGradients,
-    RowLoss,
-}
-
-impl Stage {
-    /// Threads of a kernel's blocks: the constant that its code counts with, as in `kernels/`.
-    fn threads(self, kernel: &str) -> u32 {
-        match (self, kernel) {
-            // One block for all rows.
-            (Self::LinearRows, "linear_scored_rows") | (Self::LinearLogProbBackward, "linear_gradient_scale") => 1024,
-            (Self::Objective, _) => 128,
-            _ => 256,
-        }
+/// Threads of a kernel's blocks: the constant that its code counts with, as in the file of `kernels/`.
+fn threads(file: &str, kernel: &str) -> u32 {
+    match (file, kernel) {
+        // One block for all rows.
+        ("linear/rows", "linear_scored_rows") | ("linear/gradient", "linear_gradient_scale") => 1024,
+        ("objective", _) => 128,
+        _ => 256,
     }
 }
 
@@ -63,7 +39,7 @@ pub(super) struct Kernel {
 /// The modules of one context, and the functions that were asked for.
 pub(super) struct Kernels {
     context: Arc<CudaContext>,
-    modules: Vec<(Stage, Arc<CudaModule>)>,
+    modules: Vec<(&'static str, Arc<CudaModule>)>,
     functions: Mutex<HashMap<String, Kernel>>,
 }
 
@@ -105,23 +81,23 @@ fn known(context: &CudaContext) -> Option<Arc<Kept<Kernels>>> {
 impl Kernels {
     fn load(context: &Arc<CudaContext>, images: Images) -> Result<Self> {
         let mut modules = Vec::new();
-        for (stage, image) in images {
+        for (file, image) in images {
             let module = called("cuModuleLoadData", context.load_module(Ptx::from_binary(image.to_vec())))?;
-            modules.push((*stage, module));
+            modules.push((*file, module));
         }
         Ok(Self { context: context.clone(), modules, functions: Mutex::default() })
     }
 
-    /// A kernel by its name; loaded when it is first asked for.
-    pub(super) fn kernel(&self, stage: Stage, name: &str) -> Result<Kernel> {
+    /// A kernel by its file and its name; loaded when it is first asked for.
+    pub(super) fn kernel(&self, file: &str, name: &str) -> Result<Kernel> {
         if let Some(kernel) = self.functions().get(name) {
             return Ok(kernel.clone());
         }
-        let Some((_, module)) = self.modules.iter().find(|module| module.0 == stage) else {
+        let Some((_, module)) = self.modules.iter().find(|module| module.0 == file) else {
             return Err(Error::KernelsNotBuilt);
         };
         let function = called("cuModuleGetFunction", module.load_function(name))?;
-        let threads = stage.threads(name);
+        let threads = threads(file, name);
         // What the image says, in the launch bounds, or less where the device can do no more. Loops step by the constant
         // and warps are counted with it: blocks of another size would give wrong sums without a word.
         let given = called("cuFuncGetAttribute", function.max_threads_per_block())?;
@@ -158,14 +134,14 @@ mod test {
     #[test]
     fn a_kernel_of_another_block_size_is_refused() {
         const OTHER: Images = &[
-            (Stage::RowLoss, b".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry row_loss()\n.maxntid 128, 1, 1\n{ ret; }\n\0"),
-            (Stage::LogRatio, b".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry log_ratio()\n{ ret; }\n\0"),
+            ("linear/row_loss", b".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry row_loss()\n.maxntid 128, 1, 1\n{ ret; }\n\0"),
+            ("log_ratio", b".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry log_ratio()\n{ ret; }\n\0"),
         ];
         softcuda::install().expect("softcuda can be loaded where there is no driver");
         let context = CudaContext::new(0).expect("device 0");
         let kernels = Kernels::load(&context, OTHER).expect("PTX");
-        for (stage, name, given) in [(Stage::RowLoss, "row_loss", 128), (Stage::LogRatio, "log_ratio", 1024)] {
-            let refused = kernels.kernel(stage, name).map(|kernel| kernel.threads);
+        for (file, name, given) in [("linear/row_loss", "row_loss", 128), ("log_ratio", "log_ratio", 1024)] {
+            let refused = kernels.kernel(file, name).map(|kernel| kernel.threads);
             assert_eq!(refused, Err(Error::BlockSize { kernel: name.to_owned(), given, expected: 256 }));
         }
     }
@@ -173,35 +149,25 @@ mod test {
     /// The sources count with the constants that stand here, and promise the same in their launch bounds.
     #[test]
     fn block_sizes_are_the_kernels() {
-        const SOURCES: [(Stage, &str); 9] = [
-            (Stage::TokenLogProb, include_str!("../../kernels/token_log_prob.cu")),
-            (Stage::TokenLogProbBackward, include_str!("../../kernels/token_log_prob_backward.cu")),
-            (Stage::LogRatio, include_str!("../../kernels/log_ratio.cu")),
-            (Stage::Objective, include_str!("../../kernels/objective.cu")),
-            (Stage::LinearRows, include_str!("../../kernels/linear_rows.cu")),
-            (Stage::LinearLogProb, include_str!("../../kernels/linear_log_prob.cu")),
-            (Stage::LinearLogProbBackward, include_str!("../../kernels/linear_log_prob_backward.cu")),
-            (Stage::LinearGradients, include_str!("../../kernels/linear_gradients.cu")),
-            (Stage::RowLoss, include_str!("../../kernels/row_loss.cu")),
-        ];
-        assert_eq!(SOURCES.map(|source| source.0).as_slice(), IMAGES.iter().map(|image| image.0).collect::<Vec<_>>());
-        for (stage, source) in SOURCES {
+        for (file, _) in IMAGES {
+            let path = format!("{}/kernels/{file}.cu", env!("CARGO_MANIFEST_DIR"));
+            let source = std::fs::read_to_string(&path).expect("the file that the image was made from");
             let constant = |name: &str| -> Option<u32> {
                 let line = source.lines().find_map(|line| line.strip_prefix(&format!("constexpr int {name} = ")))?;
                 line.strip_suffix(';')?.parse().ok()
             };
             // "BOUND, BLOCKS) NAME(arguments": the name may be a macro's, all of whose kernels have one size.
             let kernels: Vec<&str> = source.split("__launch_bounds__(").skip(1).collect();
-            assert!(!kernels.is_empty(), "{stage:?}");
+            assert!(!kernels.is_empty(), "{file}");
             for kernel in kernels {
                 let (bounds, rest) = kernel.split_once(')').expect("launch bounds");
                 let bound = bounds.split(',').next().unwrap_or_default();
                 let bound = bound.strip_prefix("exo::").unwrap_or(bound);
                 let name = rest.split('(').next().unwrap_or_default().trim_matches([' ', '\\', '\n']);
                 assert!(bound.ends_with("THREADS"), "{name}: a number in place of the constant");
-                assert_eq!(constant(bound), Some(stage.threads(name)), "{stage:?}: {name}");
+                assert_eq!(constant(bound), Some(threads(file, name)), "{file}: {name}");
             }
-            assert_eq!(source.matches("__global__").count(), source.matches("__launch_bounds__(").count(), "{stage:?}");
+            assert_eq!(source.matches("__global__").count(), source.matches("__launch_bounds__(").count(), "{file}");
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Sequence log-ratios on the device: launches `kernels/log_ratio.cu`.
 
-use super::context::{CurrentContext, Kept};
-use super::driver::called;
-use super::token_log_prob::{Reference, targets};
-use super::{Cuda, raw};
-use crate::batch::Batch;
+use crate::cuda::context::{CurrentContext, Kept};
+use crate::cuda::driver::called;
+use crate::cuda::token_log_prob::{Reference, targets};
+use crate::cuda::{Cuda, raw};
+use crate::data::batch::Batch;
+use crate::data::targets::TokenId;
 use crate::error::Result;
-use crate::loss_options::LogRatio;
-use crate::targets::TokenId;
+use crate::options::LogRatio;
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 
 /// A batch whose offsets are on the device too.

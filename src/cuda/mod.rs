@@ -21,55 +21,48 @@
 //! The kernels are compiled by `build.rs`. Where that found no nvcc, the crate builds all the same and [`Cuda::new`]
 //! says what is missing.
 
-mod arguments;
 mod blas;
 mod context;
 mod driver;
 #[cfg(feature = "candle-cuda")]
-mod forward_pass;
+pub(crate) mod forward_pass;
 mod kernels;
 mod lent;
-mod linear;
-mod linear_arguments;
-mod linear_log_prob;
-mod linear_loss;
-mod linear_row_loss;
-mod linear_workspace;
+pub(crate) mod linear;
 mod log_ratio;
-mod logits;
 mod loss;
-mod matrix;
+pub(crate) mod memory;
 mod objective;
 pub mod raw;
 mod rewards;
-mod token_log_prob;
+mod status;
+pub(crate) mod token_log_prob;
 mod tuning;
-mod workspace;
 
-pub use arguments::{DeviceGroupStatistics, Status};
-pub use blas::cublas_present;
-pub use driver::driver_present;
-#[cfg(feature = "candle-cuda")]
-pub(crate) use forward_pass::ForwardPass;
-pub use linear::{Head, Hidden, LinearGradients, RowLosses};
-pub use linear_workspace::LinearChunks;
-pub use log_ratio::{DeviceBatch, LogRatios};
-pub use logits::{Logits, LogitsMut};
-pub use loss::CudaWorkspace;
-pub use matrix::{Matrix, MatrixMut};
-pub use objective::ObjectiveOutputs;
-pub use rewards::{DeviceRewards, Rewards};
-pub use token_log_prob::{Reference, RowGradients, SavedRows, TokenLogProbs};
-
+use crate::cuda::context::{CurrentContext, Kept};
+use crate::cuda::kernels::Kernels;
+use crate::cuda::lent::Lender;
+use crate::cuda::linear::workspace::LinearScratch;
+use crate::cuda::memory::{Scratch, StatusWord};
 use crate::error::{Error, Result};
-use context::{CurrentContext, Kept};
 use cudarc::driver::sys::{CUdevice_attribute, CUresult};
 use cudarc::driver::{CudaStream, DriverError};
-use kernels::Kernels;
-use lent::Lender;
-use linear_workspace::LinearScratch;
 use std::sync::{Arc, Mutex, PoisonError};
-use workspace::{Scratch, StatusWord};
+
+pub use crate::cuda::blas::cublas_present;
+pub use crate::cuda::driver::driver_present;
+#[cfg(feature = "candle-cuda")]
+pub(crate) use crate::cuda::forward_pass::ForwardPass;
+pub use crate::cuda::linear::workspace::LinearChunks;
+pub use crate::cuda::linear::{Head, Hidden, LinearGradients, RowLosses};
+pub use crate::cuda::log_ratio::{DeviceBatch, LogRatios};
+pub use crate::cuda::loss::workspace::CudaWorkspace;
+pub use crate::cuda::memory::{Logits, LogitsMut, Matrix, MatrixMut};
+pub use crate::cuda::objective::ObjectiveOutputs;
+pub use crate::cuda::raw::objective::DeviceGroupStatistics;
+pub use crate::cuda::rewards::{DeviceRewards, Rewards};
+pub use crate::cuda::status::Status;
+pub use crate::cuda::token_log_prob::{Reference, RowGradients, SavedRows, TokenLogProbs};
 
 /// A CUDA device as a backend: a stream, the kernels of its context, and scratch memory that is kept between calls.
 /// Cheap to clone; clones share the scratch memory, as they share the stream. Threads that call clones at the same time get

@@ -1,14 +1,14 @@
 //! The objective on the device: launches `kernels/objective.cu`.
 
-use super::arguments::DeviceGroupStatistics;
-use super::context::CurrentContext;
-use super::driver::called;
-use super::log_ratio::DeviceBatch;
-use super::rewards::{DeviceRewards, Rewards};
-use super::{Cuda, raw};
+use crate::cuda::context::CurrentContext;
+use crate::cuda::driver::called;
+use crate::cuda::log_ratio::DeviceBatch;
+use crate::cuda::raw::objective::DeviceGroupStatistics;
+use crate::cuda::rewards::{DeviceRewards, Rewards};
+use crate::cuda::{Cuda, raw};
 use crate::error::Result;
-use crate::loss_options::Reduction;
 use crate::objective::Objective;
+use crate::options::Reduction;
 use cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 
 /// Where the objective stage writes.

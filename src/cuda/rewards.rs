@@ -1,10 +1,12 @@
 //! Rewards on the host or on the device.
 
-use super::{Cuda, raw};
-use crate::batch::Batch;
+use crate::cuda::{Cuda, memory, raw};
+use crate::data::batch::Batch;
+use crate::data::rewards;
 use crate::error::Result;
 use crate::objective::Objective;
-use crate::stages::{self, check_rewards};
+use crate::stage::objective;
+use crate::stage::objective::check_rewards;
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtr, SyncOnDrop};
 
 /// Rewards `[S]`, or log q for [`Target::Distribution`](crate::Target::Distribution): wherever they are.
@@ -15,7 +17,7 @@ use cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtr, SyncOnDrop};
 /// graph can hold a step with rewards on the device only.
 pub enum Rewards<'a> {
     /// On the host.
-    Host(stages::Rewards<'a>),
+    Host(rewards::Rewards<'a>),
     /// On the device.
     Device(DeviceRewards<'a>),
 }
@@ -42,7 +44,7 @@ impl<'a> DeviceRewards<'a> {
     }
 
     /// Their addresses: the rewards', and the proposal's or 0.
-    pub(super) fn addresses<'b>(&'b self, stream: &'b CudaStream) -> (raw::Rewards, raw::Address, Held<'b>) {
+    pub(super) fn addresses<'b>(&'b self, stream: &'b CudaStream) -> (raw::Rewards, memory::Address, Held<'b>) {
         let (rewards, values) = match &self.values {
             Values::F32(view) => {
                 let (address, held) = view.device_ptr(stream);
@@ -72,7 +74,7 @@ impl Rewards<'_> {
                 if let Some(offsets) = &rewards.proposal {
                     cuda.check_view("proposal offsets", offsets, sequences)?;
                 }
-                stages::check_group_sizes(objective, batch)
+                objective::check_group_sizes(objective, batch)
             }
         }
     }
@@ -126,8 +128,8 @@ impl<'a> From<DeviceRewards<'a>> for Rewards<'a> {
     }
 }
 
-impl<'a> From<stages::Rewards<'a>> for Rewards<'a> {
-    fn from(rewards: stages::Rewards<'a>) -> Self {
+impl<'a> From<rewards::Rewards<'a>> for Rewards<'a> {
+    fn from(rewards: rewards::Rewards<'a>) -> Self {
         Self::Host(rewards)
     }
 }

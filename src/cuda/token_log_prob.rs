@@ -1,12 +1,15 @@
 //! Token log-probs on the device: launches `kernels/token_log_prob.cu` and `kernels/token_log_prob_backward.cu`.
 
-use super::context::CurrentContext;
-use super::{Cuda, Logits, LogitsMut, raw};
+use crate::cuda::context::CurrentContext;
+use crate::cuda::memory::{Logits, LogitsMut};
+use crate::cuda::raw::token_log_prob;
+use crate::cuda::{Cuda, memory, raw};
+use crate::data::logits::Shape;
+use crate::data::targets::TokenId;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::logits::{LogitOptions, Shape};
-use crate::stages::SoftmaxState;
-use crate::targets::TokenId;
+use crate::options::LogitOptions;
+use crate::stage::token_log_prob::SoftmaxState;
 use cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
 
 /// Where the token log-prob stage writes: one entry per row, N of each.
@@ -46,11 +49,11 @@ pub enum Reference<'a> {
 }
 
 /// Which of the two kinds of ids these are.
-pub(super) fn targets<I: TokenId>(address: raw::Address) -> raw::Targets {
+pub(super) fn targets<I: TokenId>(address: memory::Address) -> raw::Targets {
     if size_of::<I>() == 4 { raw::Targets::U32(address) } else { raw::Targets::I64(address) }
 }
 
-pub(super) fn rows<T: Element>(address: raw::Address, shape: Shape) -> raw::Rows {
+pub(super) fn rows<T: Element>(address: memory::Address, shape: Shape) -> raw::Rows {
     let dtype = <T as Element>::DTYPE;
     raw::Rows { address, rows: shape.rows, vocab: shape.vocab, row_stride: shape.row_stride, dtype }
 }
@@ -104,11 +107,15 @@ impl Cuda {
         let (log_probs, _write_log_probs) = log_probs.device_ptr_mut(stream);
         let (states, _write_states) = states.device_ptr_mut(stream);
         let entropies = entropies.as_mut().map(|entropies| entropies.device_ptr_mut(stream));
-        let outputs = raw::ForwardOutputs { log_probs, states, entropies: entropies.as_ref().map_or(0, |held| held.0) };
+        let outputs = token_log_prob::ForwardOutputs {
+            log_probs,
+            states,
+            entropies: entropies.as_ref().map_or(0, |held| held.0),
+        };
         // SAFETY: the views are as long as was checked, borrowed for as long as the launch takes to be ordered in the
         // stream, and mutable ones overlap nothing.
         unsafe {
-            raw::token_log_probs(
+            token_log_prob::token_log_probs(
                 self,
                 rows::<T>(logits_address, logits.shape),
                 self::targets::<I>(targets_address),
@@ -191,12 +198,12 @@ impl Cuda {
         let (log_probs, _read_gradients) = upstream.log_probs.device_ptr(stream);
         let entropy_gradients = upstream.entropies.as_ref().map(|entropies| entropies.device_ptr(stream));
         let address =
-            |held: &Option<(raw::Address, cudarc::driver::SyncOnDrop<'_>)>| held.as_ref().map_or(0, |held| held.0);
-        let per_row = raw::Upstream::PerRow { log_probs, entropies: address(&entropy_gradients) };
+            |held: &Option<(memory::Address, cudarc::driver::SyncOnDrop<'_>)>| held.as_ref().map_or(0, |held| held.0);
+        let per_row = token_log_prob::Upstream::PerRow { log_probs, entropies: address(&entropy_gradients) };
         // SAFETY: as in the forward pass; the logits and gradients are the caller's views, or one view twice.
         unsafe {
             let targets = self::targets::<I>(targets);
-            raw::token_log_probs_backward(
+            token_log_prob::token_log_probs_backward(
                 self,
                 logits,
                 targets,

@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 /// Columns of a slice: the unit in which a row is reduced, whoever reduces it. As in `kernels/include/logits.cuh`.
 pub(super) const SLICE: usize = 32_768;
 
-/// Columns of a unit of the linear stage, which chunks are multiples of. As in `kernels/linear_log_prob.cu`.
+/// Columns of a unit of the linear stage, which chunks are multiples of. As in `kernels/linear/fold.cu`.
 pub(super) const LINEAR_UNIT: usize = 512;
 
 /// Columns of the vocabulary that the linear stage does at once: chunks so large that the products run at full speed,
@@ -21,7 +21,7 @@ pub(super) const LINEAR_COLUMNS: usize = 8192;
 /// all of the weight's gradient, which takes thousands of rows to be cheap.
 pub(super) const LINEAR_ROW_BYTES: usize = 1 << 30;
 
-/// Columns of a block of the backward kernel. As in `kernels/linear_log_prob_backward.cu`.
+/// Columns of a block of the backward kernel. As in `kernels/linear/gradient.cu`.
 pub(super) const LINEAR_BLOCK_COLUMNS: usize = 8192;
 
 /// Major and minor, as in 9.0.
@@ -65,6 +65,7 @@ impl<E> Table<E> {
 }
 
 const EVERY_DTYPE: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::Bf16];
+
 /// What machine code has been made for, and looked at (`scripts/kernel-report`).
 const COUNTED: RangeInclusive<Capability> = (8, 0)..=(12, 1);
 
@@ -176,8 +177,8 @@ mod test {
     #[test]
     fn lengths_are_the_kernels() {
         let logits = include_str!("../../kernels/include/logits.cuh");
-        let forward = include_str!("../../kernels/linear_log_prob.cu");
-        let backward = include_str!("../../kernels/linear_log_prob_backward.cu");
+        let forward = include_str!("../../kernels/linear/fold.cu");
+        let backward = include_str!("../../kernels/linear/gradient.cu");
         assert!(logits.contains(&format!("constexpr int32_t SLICE = {SLICE};")));
         assert!(forward.contains("constexpr int LOADS = 4;") && forward.contains("constexpr int32_t STEP = 32 * 4;"));
         assert!(forward.contains("constexpr int32_t UNIT = LOADS * STEP;"));

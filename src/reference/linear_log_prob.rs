@@ -1,8 +1,8 @@
 //! Logits from hidden states and a head, x_n = W·h_n + b, and the gradients of the three from the logits'.
 
+use crate::data::head::Head;
+use crate::data::matrix::Matrix;
 use crate::element::Element;
-use crate::linear::Head;
-use crate::matrix::Matrix;
 
 /// The logits of one hidden state, `[V]`.
 pub fn logits<T: Element, W: Element>(hidden: &[T], head: &Head<'_, W>) -> Vec<f64> {

@@ -1,7 +1,7 @@
 //! Sequence log-ratios: S_i = Σ_t (log π(y_t) − log π_ref(y_t)) over the scored rows of completion i (EXO,
 //! the argument of Eq. 13's softmax before β_π).
 
-use crate::loss_options::LogRatio;
+use crate::options::LogRatio;
 
 /// One sequence: the scored rows' log-probs under the policy and the reference. 0 without a scored row.
 pub fn forward(log_probs: &[f64], reference: &[f64], kind: LogRatio) -> f64 {

@@ -1,15 +1,19 @@
 //! The stages composed: every intermediate result of one step, in f64.
 
-use crate::batch::Batch;
+use crate::data::batch::Batch;
+use crate::data::logits::Logits;
+use crate::data::reference::Reference;
+use crate::data::rewards::Rewards;
+use crate::data::targets;
+use crate::data::targets::TokenId;
 use crate::element::Element;
 use crate::error::Result;
-use crate::logits::Logits;
-use crate::loss_options::{LogRatio, LossOptions};
+use crate::options::{LogRatio, LossOptions};
 use crate::reference::objective::GroupLoss;
 use crate::reference::token_log_prob::TokenLogProb;
 use crate::reference::{log_ratio, objective, token_log_prob};
-use crate::stages::{Reference, Rewards, check_reference, check_rewards, check_rows};
-use crate::targets::{self, TokenId};
+use crate::stage::log_ratio::{check_reference, check_rows};
+use crate::stage::objective::check_rewards;
 
 /// Everything that one step computes, gradient included.
 #[derive(Debug, Clone, PartialEq)]

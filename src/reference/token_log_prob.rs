@@ -1,8 +1,8 @@
 //! Token log-probs: log softmax(z)\[target\], z = c·tanh(x/c)/T, and their gradient.
 
 use crate::element::Element;
-use crate::logits::LogitOptions;
-use crate::stages::LARGEST_EXPONENT;
+use crate::options::LogitOptions;
+use crate::stage::token_log_prob::LARGEST_EXPONENT;
 
 /// What is known of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

@@ -1,9 +1,9 @@
 //! Log-ratios over device addresses.
 
-use super::{Address, Cuda, StatusWord, Targets, launch};
-use crate::cuda::arguments;
+use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
-use crate::cuda::kernels::Stage;
+use crate::cuda::memory::{Address, StatusWord};
+use crate::cuda::raw::{Targets, launch, passed_by_value};
 use crate::error::{Error, Result};
 
 /// What the log-ratio stage reads: `[N]` per row, `[S]` per sequence; 0 where allowed.
@@ -73,7 +73,7 @@ pub(in crate::cuda) unsafe fn log_ratios_with(
     };
     let status = status.address(&cuda.stream)?;
     let (targets, target_bytes) = inputs.targets.parts();
-    let arguments = arguments::LogRatio {
+    let arguments = LogRatio {
         log_probs: inputs.log_probs,
         entropies: inputs.entropies,
         targets,
@@ -90,5 +90,27 @@ pub(in crate::cuda) unsafe fn log_ratios_with(
         mean: i32::from(inputs.mean),
     };
     // SAFETY: the caller's promise.
-    unsafe { launch(cuda, Stage::LogRatio, "log_ratio", (sequences as u32, 1), &arguments) }
+    unsafe { launch(cuda, "log_ratio", "log_ratio", (sequences as u32, 1), &arguments) }
 }
+
+/// `kernels/log_ratio.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct LogRatio {
+    pub(crate) log_probs: u64,
+    pub(crate) entropies: u64,
+    pub(crate) targets: u64,
+    pub(crate) reference_tokens: u64,
+    pub(crate) reference_sequences: u64,
+    pub(crate) sequence_offsets: u64,
+    pub(crate) log_ratios: u64,
+    pub(crate) log_prob_sums: u64,
+    pub(crate) entropy_sums: u64,
+    pub(crate) scored_rows: u64,
+    pub(crate) row_sequences: u64,
+    pub(crate) status: u64,
+    pub(crate) target_bytes: i32,
+    pub(crate) mean: i32,
+}
+
+passed_by_value!(LogRatio);

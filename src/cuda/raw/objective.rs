@@ -1,11 +1,13 @@
 //! The objective over device addresses.
 
-use super::{Address, Cuda, StatusWord, launch};
-use crate::cuda::arguments;
+use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
-use crate::cuda::kernels::Stage;
+use crate::cuda::memory::{Address, StatusWord};
+use crate::cuda::raw::{launch, passed_by_value};
 use crate::error::{Error, Result};
 use crate::objective::{Divergence, Objective, Target};
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::ValidAsZeroBits;
 
 /// Rewards, or log q, on the device: which of the two types, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +57,7 @@ pub struct ObjectiveOutputs {
     pub coefficients: Address,
     /// `[S]` f64: d loss / d log-prob of each row of the sequence; or 0.
     pub sequence_weights: Address,
-    /// `[G]` [`DeviceGroupStatistics`](arguments::DeviceGroupStatistics), or 0.
+    /// `[G]` [`DeviceGroupStatistics`], or 0.
     pub statistics: Address,
 }
 
@@ -126,7 +128,7 @@ pub(in crate::cuda) unsafe fn objective_with(
     let (target, beta_reward, label_smoothing) = target_code(objective.target());
     let (divergence, alpha) = divergence_code(objective.divergence());
     let (rewards, reward_bytes) = inputs.rewards.parts();
-    let arguments = arguments::ObjectiveArguments {
+    let arguments = ObjectiveArguments {
         log_ratios: inputs.log_ratios,
         rewards,
         proposal_offsets: inputs.proposal_offsets,
@@ -150,8 +152,56 @@ pub(in crate::cuda) unsafe fn objective_with(
         padding: 0,
     };
     // A warp per group.
-    let groups_per_block = cuda.kernels.kernel(Stage::Objective, "objective")?.threads as usize / 32;
+    let groups_per_block = cuda.kernels.kernel("objective", "objective")?.threads as usize / 32;
     let blocks = inputs.groups.div_ceil(groups_per_block) as u32;
     // SAFETY: the caller's promise.
-    unsafe { launch(cuda, Stage::Objective, "objective", (blocks, 1), &arguments) }
+    unsafe { launch(cuda, "objective", "objective", (blocks, 1), &arguments) }
 }
+
+/// `kernels/objective.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct ObjectiveArguments {
+    log_ratios: u64,
+    rewards: u64,
+    proposal_offsets: u64,
+    group_offsets: u64,
+    scored_rows: u64,
+    group_losses: u64,
+    coefficients: u64,
+    sequence_weights: u64,
+    statistics: u64,
+    status: u64,
+    beta_policy: f64,
+    beta_reward: f64,
+    label_smoothing: f64,
+    alpha: f64,
+    weight: f64,
+    target: i32,
+    divergence: i32,
+    reward_bytes: i32,
+    groups: i32,
+    mean: i32,
+    padding: i32,
+}
+
+passed_by_value!(ObjectiveArguments);
+
+/// [`GroupStatistics`](crate::GroupStatistics) as the kernel writes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct DeviceGroupStatistics {
+    /// As [`GroupStatistics::effective_sample_size`](crate::GroupStatistics::effective_sample_size).
+    pub effective_sample_size: f64,
+    /// As [`GroupStatistics::margin`](crate::GroupStatistics::margin).
+    pub margin: f64,
+    /// As [`GroupStatistics::agreement`](crate::GroupStatistics::agreement).
+    pub agreement: f64,
+    /// 1 if several tie.
+    pub tied: i64,
+}
+
+passed_by_value!(DeviceGroupStatistics);
+
+// SAFETY: numbers only.
+unsafe impl ValidAsZeroBits for DeviceGroupStatistics {}

@@ -3,7 +3,7 @@
 //!
 //! A sum of n terms that each go through at most d roundings is off by d·u·Σ|terms|, to first order in u.
 
-use super::{HIGHER_ORDER, RowBounds};
+use crate::reference::bounds::{HIGHER_ORDER, RowBounds};
 use crate::reference::token_log_prob::TokenLogProb;
 
 /// u of f32, in which all products are.

@@ -1,9 +1,10 @@
 //! Bounds of the row losses: each is formed in f64, or as one f32 product, and rounded to f32 once.
 
-use super::HIGHER_ORDER;
+use crate::reference::bounds::HIGHER_ORDER;
 
 /// u of f32.
 const UNIT_ROUNDOFF: f64 = 1.0 / (1u64 << 24) as f64;
+
 /// Half of the smallest denormal f32.
 const UNDERFLOW: f64 = f32::MIN_POSITIVE as f64 * UNIT_ROUNDOFF;
 

@@ -1,0 +1,326 @@
+// Log-probs straight from hidden states, backward: turns the f32 logits of a chunk of the vocabulary into their gradient
+// in the type of the head, which is an operand of the two products that follow; and what else those products need.
+//
+// Grid (M, ceil(columns / BLOCK_COLUMNS)), THREADS threads: a block does some columns of one gathered row. A lane loads 16
+// bytes and stores the 4 gradients beside those of its neighbours: both accesses are whole lines of the warp. With f32
+// gradients they may overwrite the logits. Rows of the chunk that are nobody's get zeros, which add nothing.
+//
+// f16 gradients underflow below 6e-8, where p g / N easily is: they are made larger by a power of two, exactly, that the
+// products divide out again (alpha).
+
+#include <cstdint>
+
+#include "../include/logits.cuh"
+#include "../include/row_gradient.cuh"
+#include "../include/status.cuh"
+
+constexpr int THREADS = 256;
+// 16-byte loads in flight per thread.
+constexpr int LOADS = 4;
+// As in src/cuda/tuning.rs.
+constexpr int32_t BLOCK_COLUMNS = 8192;
+
+// Where the upstream gradient of a row comes from.
+struct Upstream {
+    const float* row_gradients;      // [N], d loss / d log-prob; null: from the sequences
+    const float* entropy_gradients;  // [N], d loss / d entropy; null: none
+    const float* entropies;          // [N], as the forward kernel left them; read with entropy gradients
+    const int32_t* row_sequences;    // [N]; read where row_gradients is null
+    const double* sequence_weights;  // [S]
+    double loss_scale;
+
+    __device__ __forceinline__ float of_log_prob(int32_t row) const {
+        return row_gradients != nullptr ? row_gradients[row]
+                                        : static_cast<float>(sequence_weights[row_sequences[row]] * loss_scale);
+    }
+};
+
+struct LinearLogProbBackward {
+    const float* logits;   // [M, columns], rows row_stride elements apart, 16-byte aligned
+    const float* bias;     // [columns], 16-byte aligned; or null
+    void* gradients;       // [M, columns], rows gradient_row_stride elements apart, 16-byte aligned; f32: may be the logits
+    const float* factor;   // a power of two that the gradients are multiplied with; or null
+    const void* targets;   // [N]
+    const int32_t* rows;   // [M]: which of the N rows each is; -1: none
+    const float2* states;  // [N]: r, s, as the forward kernel left them
+    Upstream upstream;
+    int64_t row_stride;
+    int64_t gradient_row_stride;
+    double largest_upstream;  // as in row_gradient.cuh
+    int32_t begin;    // the vocabulary's column that the chunk begins with
+    int32_t columns;  // of the chunk
+    int32_t vocab;
+    int32_t target_bytes;  // 4 or 8
+    float scale;           // log2(e)/T
+    float inverse_temperature;
+    float softcap;  // not read by kernels without softcap
+    int32_t reserved;
+};
+
+// Four gradients.
+template <typename T>
+struct Four {
+    typename T::Word word[4 / T::PER_WORD];
+};
+
+// Not the read-only path: in place, this kernel writes what it reads. `volatile` and the memory clobber keep loads and
+// stores in the order of the text.
+__device__ __forceinline__ Vector<F32> load_vector(const float* address) {
+    Vector<F32> v;
+    asm volatile("ld.global.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.word[0]), "=f"(v.word[1]), "=f"(v.word[2]), "=f"(v.word[3])
+                 : "l"(address)
+                 : "memory");
+    return v;
+}
+
+template <typename T>
+__device__ __forceinline__ void store_four(typename T::Bits* address, const Four<T>& four) {
+    if constexpr (T::PER_WORD == 1) {
+        asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};"
+                     :
+                     : "l"(address), "f"(four.word[0]), "f"(four.word[1]), "f"(four.word[2]), "f"(four.word[3])
+                     : "memory");
+    } else {
+        asm volatile("st.global.v2.u32 [%0], {%1, %2};"
+                     :
+                     : "l"(address), "r"(four.word[0]), "r"(four.word[1])
+                     : "memory");
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void fill(typename T::Bits* gradients, int32_t columns, typename T::Word word) {
+    Four<T> four;
+#pragma unroll
+    for (auto& each : four.word) each = word;
+    const int32_t vectors = columns / 4, thread = static_cast<int32_t>(threadIdx.x);
+#pragma unroll 1
+    for (int32_t i = thread; i < vectors; i += THREADS) store_four<T>(gradients + 4 * i, four);
+    const int32_t single = 4 * vectors + thread;
+    if (single < columns) gradients[single] = static_cast<typename T::Bits>(word);
+}
+
+template <typename T, bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ Four<T> gradients_of(const Vector<F32>& v, const Scale& scale, const RowFactors& factors) {
+    float value[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) value[i] = gradient<SOFTCAP, ENTROPY, false>(v.word[i], scale, factors);
+    Four<T> four;
+    if constexpr (T::PER_WORD == 1) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) four.word[i] = value[i];
+    } else {
+        four.word[0] = T::pack(value[0], value[1]);
+        four.word[1] = T::pack(value[2], value[3]);
+    }
+    return four;
+}
+
+// A block's columns, as if none were the target.
+template <typename T, bool SOFTCAP, bool ENTROPY, bool BIAS>
+__device__ __forceinline__ void write_columns(const LinearLogProbBackward& arguments, const float* logits,
+                                              const float* bias, typename T::Bits* gradients, int32_t columns,
+                                              const RowFactors& factors) {
+    const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    const float* from = logits + 4 * thread;
+    const float* add = BIAS ? bias + 4 * thread : nullptr;
+    auto* to = gradients + 4 * thread;
+    int32_t left = columns / 4 - thread;
+    constexpr int32_t STEP = 4 * THREADS;
+#pragma unroll 1
+    for (; left > (LOADS - 1) * THREADS; left -= LOADS * THREADS) {
+        Vector<F32> v[LOADS];
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) v[i] = load_vector(from + i * STEP);
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            if constexpr (BIAS) {
+                const float4 b = __ldg(reinterpret_cast<const float4*>(add + i * STEP));
+                v[i] = {{v[i].word[0] + b.x, v[i].word[1] + b.y, v[i].word[2] + b.z, v[i].word[3] + b.w}};
+            }
+            store_four<T>(to + i * STEP, gradients_of<T, SOFTCAP, ENTROPY>(v[i], scale, factors));
+        }
+        from += LOADS * STEP;
+        if constexpr (BIAS) add += LOADS * STEP;
+        to += LOADS * STEP;
+    }
+#pragma unroll 1
+    for (; left > 0; left -= THREADS) {
+        Vector<F32> v = load_vector(from);
+        if constexpr (BIAS) {
+            const float4 b = __ldg(reinterpret_cast<const float4*>(add));
+            v = {{v.word[0] + b.x, v.word[1] + b.y, v.word[2] + b.z, v.word[3] + b.w}};
+            add += STEP;
+        }
+        store_four<T>(to, gradients_of<T, SOFTCAP, ENTROPY>(v, scale, factors));
+        from += STEP;
+        to += STEP;
+    }
+    const int32_t single = columns / 4 * 4 + thread;
+    if (single < columns) {
+        const float x = load<F32>(logits + single) + (BIAS ? __ldg(bias + single) : 0.0f);
+        const float value = gradient<SOFTCAP, ENTROPY, false>(x, scale, factors);
+        gradients[single] = static_cast<typename T::Bits>(T::pack(value, 0.0f));
+    }
+}
+
+template <typename T, bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ void linear_log_prob_backward(const LinearLogProbBackward& arguments) {
+    using Bits = typename T::Bits;
+    const int32_t row = arguments.rows[blockIdx.x];
+    const int32_t offset = static_cast<int32_t>(blockIdx.y) * BLOCK_COLUMNS;
+    const int32_t columns = min(arguments.columns - offset, BLOCK_COLUMNS);
+    const float* logits = arguments.logits + int64_t{blockIdx.x} * arguments.row_stride + offset;
+    const float* bias = arguments.bias == nullptr ? nullptr : arguments.bias + offset;
+    auto* gradients =
+        static_cast<Bits*>(arguments.gradients) + int64_t{blockIdx.x} * arguments.gradient_row_stride + offset;
+    if (row < 0) return fill<T>(gradients, columns, 0);
+
+    const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
+    const float2 state = arguments.states[row];
+    float g = arguments.upstream.of_log_prob(row);
+    float e = 0.0f, entropy = 0.0f;
+    if constexpr (ENTROPY) {
+        e = arguments.upstream.entropy_gradients[row];
+        entropy = arguments.upstream.entropies[row];
+    }
+    // Rows without a softmax or whose gradient does not fit, and those whose target is no column.
+    if (!has_gradient(state, g, e, entropy, arguments.largest_upstream) || target >= arguments.vocab) {
+        return fill<T>(gradients, columns, T::not_a_number());
+    }
+    if (g == 0.0f && e == 0.0f) return fill<T>(gradients, columns, 0);
+    if (arguments.factor != nullptr) {
+        const float factor = __ldg(arguments.factor);
+        g *= factor;
+        e *= factor;
+    }
+
+    const RowFactors factors = row_factors<ENTROPY>(state, g, e, entropy, arguments.inverse_temperature);
+    // The target's logit, before it is overwritten: the thread that overwrites it reads it, so that the order of its own
+    // instructions is enough.
+    const int64_t target_column = target - arguments.begin - offset;
+    const bool is_here = target_column >= 0 && target_column < columns;
+    const int32_t column = is_here ? static_cast<int32_t>(target_column) : 0;
+    const int32_t owner = column / 4 < columns / 4 ? column / 4 % THREADS : column % 4;
+    const bool owns_target = is_here && owner == static_cast<int32_t>(threadIdx.x);
+    float target_logit = 0.0f;
+    if (owns_target) target_logit = load<F32>(logits + column) + (bias == nullptr ? 0.0f : __ldg(bias + column));
+
+    if (bias == nullptr) {
+        write_columns<T, SOFTCAP, ENTROPY, false>(arguments, logits, bias, gradients, columns, factors);
+    } else {
+        write_columns<T, SOFTCAP, ENTROPY, true>(arguments, logits, bias, gradients, columns, factors);
+    }
+
+    if (owns_target) {
+        const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
+        const float value = target_gradient<SOFTCAP, ENTROPY>(target_logit, scale, arguments.inverse_temperature, state,
+                                                              g, e, entropy);
+        gradients[column] = static_cast<Bits>(T::pack(value, 0.0f));
+    }
+}
+
+#define KERNEL(NAME, T, SOFTCAP, ENTROPY)                               \
+    extern "C" __global__ void __launch_bounds__(THREADS, 4)            \
+        NAME(const __grid_constant__ LinearLogProbBackward arguments) { \
+        linear_log_prob_backward<T, SOFTCAP, ENTROPY>(arguments);       \
+    }
+#define KERNELS(SUFFIX, T)                                                         \
+    KERNEL(linear_log_prob_backward_##SUFFIX, T, false, false)                     \
+    KERNEL(linear_log_prob_backward_##SUFFIX##_entropy, T, false, true)            \
+    KERNEL(linear_log_prob_backward_##SUFFIX##_softcap, T, true, false)            \
+    KERNEL(linear_log_prob_backward_##SUFFIX##_softcap_entropy, T, true, true)
+
+KERNELS(f32, F32)
+KERNELS(f16, F16)
+KERNELS(bf16, Bf16)
+
+struct WithholdRows {
+    int32_t* rows;         // [M]
+    int32_t* positions;    // [N]
+    uint4* gathered;       // [M, gathered_words]: hidden states
+    const float2* states;  // [N]
+    Upstream upstream;
+    Status* status;
+    double largest_upstream;  // as in row_gradient.cuh
+    int32_t gathered_words;   // 16-byte words of a row
+    int32_t reserved;
+};
+
+// As in linear/rows.cu: the row's gradient is NaN.
+constexpr int32_t UNPLACED = -2;
+
+// Before gradients that are added to: takes rows that would add NaN or an infinity off the list, so that their gradient
+// is 0. A hidden state of theirs may hold NaN, and 0 * NaN is NaN: the gathered copy becomes 0 too. Grid (M).
+extern "C" __global__ void __launch_bounds__(THREADS)
+    linear_withhold_rows(const __grid_constant__ WithholdRows arguments) {
+    const int32_t row = arguments.rows[blockIdx.x];
+    if (row < 0) return;
+    const Upstream& upstream = arguments.upstream;
+    const float g = upstream.of_log_prob(row);
+    float e = 0.0f, entropy = 0.0f;
+    if (upstream.entropy_gradients != nullptr) {
+        e = upstream.entropy_gradients[row];
+        if (e != 0.0f) entropy = upstream.entropies[row];
+    }
+    // The state of a row whose target is no column is NaN too.
+    if (has_gradient(arguments.states[row], g, e, entropy, arguments.largest_upstream)) return;
+    uint4* state = arguments.gathered + int64_t{blockIdx.x} * arguments.gathered_words;
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    for (int32_t i = thread; i < arguments.gathered_words; i += THREADS) state[i] = make_uint4(0, 0, 0, 0);
+    // Behind the last read of the entry.
+    __syncthreads();
+    if (thread > 0) return;
+    arguments.rows[blockIdx.x] = -1;
+    arguments.positions[row] = UNPLACED;
+    record(&arguments.status->withheld_rows, &arguments.status->first_withheld_row, row);
+}
+
+struct GradientScale {
+    const int32_t* rows;  // [M]
+    Upstream upstream;
+    float* factors;  // [4]: the power of two, its inverse, 0 and 1
+    int32_t count;   // M
+    float inverse_temperature;
+};
+
+constexpr int SCALE_THREADS = 1024;
+
+// The power of two that brings the largest gradient of these rows just below 2^15, for f16. One block.
+//
+// |d loss / d x_j| <= (|g| + |e| (|p log p| + p H)) / T, and |p log p| <= 1/e < 0.4.
+extern "C" __global__ void __launch_bounds__(SCALE_THREADS, 1)
+    linear_gradient_scale(const __grid_constant__ GradientScale arguments) {
+    __shared__ float warps[SCALE_THREADS / 32];
+    const Upstream& upstream = arguments.upstream;
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    float largest = 0.0f;
+    for (int32_t i = thread; i < arguments.count; i += SCALE_THREADS) {
+        const int32_t row = arguments.rows[i];
+        if (row < 0) continue;
+        float size = fabsf(upstream.of_log_prob(row));
+        if (upstream.entropy_gradients != nullptr) {
+            const float e = upstream.entropy_gradients[row];
+            if (e != 0.0f) size += fabsf(e) * (0.4f + upstream.entropies[row]);
+        }
+        size *= arguments.inverse_temperature;
+        // Rows with NaN have a gradient of NaN whatever the factor is.
+        if (size < INFINITY) largest = fmaxf(largest, size);
+    }
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+    }
+    if (thread % 32 == 0) warps[thread / 32] = largest;
+    __syncthreads();
+    if (thread > 0) return;
+    for (int warp = 1; warp < SCALE_THREADS / 32; warp++) largest = fmaxf(largest, warps[warp]);
+    // At least 14 - 127: that power of two and its inverse are normal numbers.
+    const int exponent = largest > 0.0f ? min(14 - ilogbf(largest), 100) : 0;
+    arguments.factors[0] = scalbnf(1.0f, exponent);
+    arguments.factors[1] = scalbnf(1.0f, -exponent);
+    arguments.factors[2] = 0.0f;
+    arguments.factors[3] = 1.0f;
+}

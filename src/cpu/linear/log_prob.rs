@@ -1,0 +1,182 @@
+//! Token log-probs straight from hidden states, forward, on the CPU.
+//!
+//! A task makes the logits of [`ROWS`] rows over a slice of the vocabulary, tile by tile, and folds each tile into the
+//! rows' sums while it is in the second-level cache. A row is summed in units of [`COLUMNS`] columns, each relative to
+//! its own 2^r, that come together in ascending order in f64, where scaling by a power of two is exact. So the bits of
+//! a row's result depend on its hidden state and the head alone.
+//!
+//! Beside the outputs this takes, for M scored rows: 4·M·H bytes for the hidden states in f32, at most 32·40·M bytes
+//! for the sums, and for each thread a tile of 512 KiB, up to 1 MiB for a tile of weights that are not f32, and what
+//! `gemm` packs.
+
+use crate::cpu::Cpu;
+use crate::cpu::linear::tiles::{COLUMNS, ROWS, ScoredRows, TileScratch, VocabTile};
+use crate::cpu::softmax::{PartialSums, Scale};
+use crate::cpu::token_log_prob::RowForward;
+use crate::data::head::Head;
+use crate::data::matrix::Matrix;
+use crate::data::targets;
+use crate::data::targets::TokenId;
+use crate::element::Element;
+use crate::error::{Result, check_length};
+use crate::options::LogitOptions;
+use crate::stage::token_log_prob::{SoftmaxState, TokenLogProbs};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+/// The most slices that a vocabulary is divided into: how many tasks there are for one tile of rows.
+const SLICES: usize = 32;
+
+/// What is known of a row after a part of its vocabulary.
+#[derive(Clone, Copy)]
+pub(crate) struct RowSums {
+    sums: PartialSums,
+    /// The target's logit, from the part that it lies in; NaN from the others.
+    target: f32,
+}
+
+impl RowSums {
+    pub(crate) const EMPTY: RowSums = RowSums { sums: PartialSums::EMPTY, target: f32::NAN };
+
+    fn merge(self, other: Self, holds_target: bool) -> Self {
+        Self { sums: self.sums.merge(other.sums), target: if holds_target { other.target } else { self.target } }
+    }
+
+    /// Log-prob, state and entropy of a row whose whole vocabulary has been seen.
+    pub(crate) fn finish(&self, forward: &RowForward<'_>) -> (f32, SoftmaxState, f32) {
+        forward.finish(self.sums, self.target)
+    }
+}
+
+/// Adds a tile of logits, row stride [`COLUMNS`], to the sums of its rows.
+pub(crate) fn fold(
+    forward: &RowForward<'_>,
+    logits: &[f32],
+    rows: &[(usize, usize)],
+    tile: VocabTile,
+    sums: &mut [RowSums],
+) {
+    for ((logits, sums), (_, target)) in logits.chunks(COLUMNS).zip(sums).zip(rows) {
+        let logits = &logits[..tile.columns()];
+        let column = tile.column_of(*target);
+        let unit = RowSums { sums: forward.sums(logits), target: column.map_or(f32::NAN, |column| logits[column]) };
+        *sums = sums.merge(unit, column.is_some());
+    }
+}
+
+impl Cpu {
+    /// Token log-probs of hidden states `[N, H]` under a head, without its logits ever being held: log-probs, softmax
+    /// states and, if asked for, entropies, `[N]` each. The states are what [`token_log_probs`](Self::token_log_probs)
+    /// would leave for logits that are the f32 products.
+    ///
+    /// Products are in f32 whatever the types. A masked row's hidden state is not read.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length) for a hidden state that is not as long as a row of the weight, and for a
+    /// buffer that is not N long; [`Error::Target`](crate::Error::Target) for an id of V or more.
+    pub fn linear_token_log_probs<T: Element, W: Element, I: TokenId>(
+        &self,
+        hidden: Matrix<'_, T>,
+        head: &Head<'_, W>,
+        targets: &[I],
+        options: &LogitOptions,
+        outputs: TokenLogProbs<'_>,
+    ) -> Result<()> {
+        let rows = hidden.rows();
+        check_inputs(hidden, head, targets)?;
+        outputs.check(rows)?;
+        let TokenLogProbs { log_probs, states, mut entropies } = outputs;
+        log_probs.fill(0.0);
+        states.fill(SoftmaxState::default());
+        if let Some(entropies) = entropies.as_deref_mut() {
+            entropies.fill(0.0);
+        }
+
+        let scale = Scale::new(options);
+        let forward = RowForward { instructions: self.instructions, scale: &scale, entropy: entropies.is_some() };
+        let scored = ScoredRows::new(hidden, targets);
+        for (row, sums) in scored.rows.iter().zip(all_sums(&forward, &scored, head)) {
+            let (log_prob, state, entropy) = sums.finish(&forward);
+            log_probs[row.0] = log_prob;
+            states[row.0] = state;
+            if let Some(entropies) = entropies.as_deref_mut() {
+                entropies[row.0] = entropy;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// That hidden states, head and targets go together.
+pub(crate) fn check_inputs<T: Element, W: Element, I: TokenId>(
+    hidden: Matrix<'_, T>,
+    head: &Head<'_, W>,
+    targets: &[I],
+) -> Result<()> {
+    check_length("hidden size", hidden.columns(), head.weight().columns())?;
+    targets::check(targets, hidden.rows(), head.vocab())
+}
+
+/// How the tiles of a vocabulary are divided between tasks: by V alone.
+#[derive(Clone, Copy)]
+pub(crate) struct Slices {
+    vocab: usize,
+    tiles: usize,
+    pub(crate) tiles_per_slice: usize,
+}
+
+impl Slices {
+    pub(crate) fn new(vocab: usize) -> Self {
+        let tiles = vocab.div_ceil(COLUMNS);
+        Self { vocab, tiles, tiles_per_slice: tiles.div_ceil(SLICES) }
+    }
+
+    fn count(self) -> usize {
+        self.tiles.div_ceil(self.tiles_per_slice)
+    }
+
+    /// The tiles of a slice.
+    pub(crate) fn tiles(self, slice: usize) -> impl Iterator<Item = VocabTile> {
+        let last = self.tiles.min((slice + 1) * self.tiles_per_slice);
+        (slice * self.tiles_per_slice..last).map(move |tile| VocabTile::new(tile, self.vocab))
+    }
+
+    /// Brings the sums of the slices of some rows together, in ascending order.
+    pub(crate) fn merge<'a>(self, parts: impl Iterator<Item = &'a [RowSums]>, rows: &[(usize, usize)]) -> Vec<RowSums> {
+        let mut sums = vec![RowSums::EMPTY; rows.len()];
+        let width = self.tiles_per_slice * COLUMNS;
+        for (slice, part) in parts.enumerate() {
+            for ((sums, part), (_, target)) in sums.iter_mut().zip(part).zip(rows) {
+                *sums = sums.merge(*part, target / width == slice);
+            }
+        }
+        sums
+    }
+}
+
+/// The sums of every scored row over all of the vocabulary.
+fn all_sums<W: Element>(forward: &RowForward<'_>, scored: &ScoredRows, head: &Head<'_, W>) -> Vec<RowSums> {
+    let slices = Slices::new(head.vocab());
+    // Tiles of rows next to one another: they share a slice of the weight in the caches.
+    let tasks = (0..slices.count() * scored.tiles()).into_par_iter();
+    let parts: Vec<Vec<RowSums>> = tasks
+        .map_init(
+            || (TileScratch::default(), vec![0.0; ROWS * COLUMNS]),
+            |(scratch, logits), task| {
+                let (slice, row_tile) = (task / scored.tiles(), task % scored.tiles());
+                let rows = scored.of_tile(row_tile);
+                let mut sums = vec![RowSums::EMPTY; rows.len()];
+                for tile in slices.tiles(slice) {
+                    head.logits(scored.hidden(row_tile), tile, scratch, logits);
+                    fold(forward, logits, rows, tile, &mut sums);
+                }
+                sums
+            },
+        )
+        .collect();
+    (0..scored.tiles())
+        .flat_map(|row_tile| {
+            let parts = parts.iter().skip(row_tile).step_by(scored.tiles()).map(Vec::as_slice);
+            slices.merge(parts, scored.of_tile(row_tile))
+        })
+        .collect()
+}

@@ -1,0 +1,325 @@
+//! Token log-probs straight from hidden states, backward, on the CPU.
+//!
+//! With D `[N, V]` the gradient of the logits, grad hidden = D·W and grad weight = Dᵀ·hidden. Chunks of the vocabulary,
+//! one after another: the chunk's logits are made again and overwritten with D, tile by tile; then its rows of grad
+//! weight are finished, and its part of grad hidden is added up in f32. The parts of a sum are those of tiles, in
+//! ascending order: the results do not depend on how many tiles make a chunk, nor on the number of threads.
+//!
+//! Beside the gradients this takes, for M scored rows: 8·M·H bytes for hidden states and their gradient in f32; for
+//! each thread, and for eight at least, up to 2·512 KiB of D; 2048·H bytes for each 512 columns of a chunk where the
+//! weight's gradient is not f32; and what the forward pass takes of tiles.
+
+use crate::cpu::Cpu;
+use crate::cpu::linear::log_prob::check_inputs;
+use crate::cpu::linear::tiles::{Block, COLUMNS, DEPTH, ROWS, ScoredRows, TileScratch, VocabTile, multiply};
+use crate::cpu::token_log_prob_backward::{Backward, RowGradient, prepare};
+use crate::data::head::{Head, LinearGradients};
+use crate::data::matrix::{Matrix, MatrixMut};
+use crate::data::targets::TokenId;
+use crate::element::{Dtype, Element};
+use crate::error::Result;
+use crate::options::LogitOptions;
+use crate::stage::token_log_prob::{RowGradients, SavedRows};
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
+
+/// Elements of a tile.
+pub(crate) const TILE: usize = ROWS * COLUMNS;
+
+/// Tiles along the rows that a chunk has at most: the more, the less often the weight is read.
+const ROW_TILES: usize = 2;
+
+/// Tiles along the vocabulary that a chunk has at least, however few the threads.
+const FEWEST_TILES: usize = 8;
+
+impl Cpu {
+    /// Backward of [`linear_token_log_probs`](Self::linear_token_log_probs): gradients of the hidden states `[N, H]`,
+    /// the weight `[V, H]` and the bias `[V]`, of those that `gradients` has. The logits are made a second time.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length) for what does not fit; [`Error::Target`](crate::Error::Target) for an id
+    /// of V or more; [`Error::EntropiesNotKept`](crate::Error::EntropiesNotKept) for an entropy gradient without
+    /// entropies.
+    #[allow(clippy::too_many_arguments)]
+    pub fn linear_token_log_probs_backward<T: Element, W: Element, G: Element, I: TokenId>(
+        &self,
+        hidden: Matrix<'_, T>,
+        head: &Head<'_, W>,
+        targets: &[I],
+        options: &LogitOptions,
+        saved: SavedRows<'_>,
+        upstream: RowGradients<'_>,
+        gradients: LinearGradients<'_, T, G>,
+    ) -> Result<()> {
+        check_inputs(hidden, head, targets)?;
+        gradients.check(hidden.shape(), head.vocab())?;
+        let backward = prepare(self.instructions, hidden.rows(), head.vocab(), targets, options, saved, upstream)?;
+        if gradients.hidden.is_none() && gradients.weight.is_none() && gradients.bias.is_none() {
+            return Ok(());
+        }
+        let mut scored = ScoredRows::new(hidden, targets);
+        let mut rows: Vec<RowGradient> = scored.rows.iter().map(|(row, _)| backward.row_gradient(*row)).collect();
+        if gradients.accumulate {
+            withhold(&mut rows, &mut scored, 0);
+        }
+        let mut sums = GradientSums::new(gradients, &scored, head);
+        let chunk = chunk_tiles();
+        let mut gradient = vec![0.0; ROW_TILES.min(scored.tiles()) * chunk * TILE];
+        for first in (0..head.vocab().div_ceil(COLUMNS)).step_by(chunk) {
+            let tiles = vocab_tiles(first, chunk, head.vocab());
+            sums.begin(&tiles);
+            for row_tile in (0..scored.tiles()).step_by(ROW_TILES) {
+                let row_tiles = ROW_TILES.min(scored.tiles() - row_tile);
+                let gradient = &mut gradient[..row_tiles * tiles.len() * TILE];
+                gradient.par_chunks_exact_mut(TILE).enumerate().for_each_init(TileScratch::default, |scratch, tile| {
+                    let (index, tile) = tile;
+                    let (row_tile, vocab_tile) = (row_tile + index / tiles.len(), tiles[index % tiles.len()]);
+                    head.logits(scored.hidden(row_tile), vocab_tile, scratch, tile);
+                    overwrite(&backward, &rows[row_tile * ROWS..], &scored, row_tile, vocab_tile, tile);
+                });
+                sums.add(head, &scored, row_tile, &tiles, gradient);
+            }
+            sums.end(&tiles);
+        }
+        sums.finish(&scored);
+        Ok(())
+    }
+}
+
+/// Tiles along the vocabulary that are worked on at once. It decides about memory, not about the results.
+pub(crate) fn chunk_tiles() -> usize {
+    FEWEST_TILES.max(rayon::current_num_threads())
+}
+
+/// The tiles `first..first + count` of the vocabulary, as far as there are any.
+pub(crate) fn vocab_tiles(first: usize, count: usize, vocab: usize) -> Vec<VocabTile> {
+    (first..vocab.div_ceil(COLUMNS).min(first.saturating_add(count))).map(|tile| VocabTile::new(tile, vocab)).collect()
+}
+
+/// Leaves rows that would add NaN or an infinity out of the sums over rows, so that a buffer that is added to keeps what is
+/// in it. `rows` are those from `first` on.
+pub(crate) fn withhold(rows: &mut [RowGradient], scored: &mut ScoredRows, first: usize) {
+    for (index, row) in rows.iter_mut().enumerate().filter(|(_, row)| matches!(row, RowGradient::Nan)) {
+        *row = RowGradient::Zero;
+        scored.withhold(first + index);
+    }
+}
+
+/// Overwrites a tile of logits with their gradient. `rows` are the tile's.
+pub(crate) fn overwrite<I: TokenId>(
+    backward: &Backward<'_, I>,
+    rows: &[RowGradient],
+    scored: &ScoredRows,
+    row_tile: usize,
+    tile: VocabTile,
+    logits: &mut [f32],
+) {
+    let scored_rows = scored.of_tile(row_tile);
+    for ((logits, row), (_, target)) in logits.chunks_exact_mut(COLUMNS).zip(rows).zip(scored_rows) {
+        backward.overwrite(*row, &mut logits[..tile.columns()], tile.column_of(*target));
+    }
+    // The rows that fill up have logits of 0, or the bias: they must not reach the sums over rows.
+    let filled = scored.hidden(row_tile).rows;
+    logits[scored_rows.len() * COLUMNS..filled * COLUMNS].fill(0.0);
+}
+
+/// The gradients as they are summed.
+pub(crate) struct GradientSums<'a, T, G> {
+    gradients: LinearGradients<'a, T, G>,
+    /// Grad hidden in f32, by tiles of [`ROWS`] rows × `hidden_columns` columns, each contiguous: `[row tiles,
+    /// column tiles, rows, columns]`. Empty where it is not wanted.
+    hidden: Vec<f32>,
+    hidden_columns: usize,
+    hidden_size: usize,
+    /// A chunk of grad weight in f32, `[columns, H]`, where it is not summed in place.
+    weight: Vec<f32>,
+    /// A chunk of grad bias.
+    bias: Vec<f64>,
+    /// Whether the next rows are the first of this chunk, and nothing is there to add to.
+    fresh: bool,
+}
+
+impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
+    pub(crate) fn new<W: Element>(
+        gradients: LinearGradients<'a, T, G>,
+        scored: &ScoredRows,
+        head: &Head<'_, W>,
+    ) -> Self {
+        let hidden_size = head.weight().columns();
+        let hidden_columns = hidden_size.div_ceil(hidden_size.div_ceil(DEPTH));
+        let column_tiles = hidden_size.div_ceil(hidden_columns);
+        let hidden = if gradients.hidden.is_some() { scored.tiles() * column_tiles * ROWS * hidden_columns } else { 0 };
+        Self {
+            gradients,
+            hidden: vec![0.0; hidden],
+            hidden_columns,
+            hidden_size,
+            weight: Vec::new(),
+            bias: Vec::new(),
+            fresh: true,
+        }
+    }
+
+    /// Before the first rows of a chunk.
+    pub(crate) fn begin(&mut self, tiles: &[VocabTile]) {
+        self.fresh = true;
+        if self.gradients.weight.is_some() && G::DTYPE != Dtype::F32 {
+            self.weight.resize(tiles.len() * COLUMNS * self.hidden_size, 0.0);
+        }
+        if self.gradients.bias.is_some() {
+            self.bias.clear();
+            self.bias.resize(tiles.len() * COLUMNS, 0.0);
+        }
+    }
+
+    /// Adds what tiles of D say, `[row tiles, vocabulary tiles, ROWS, COLUMNS]`.
+    pub(crate) fn add<W: Element>(
+        &mut self,
+        head: &Head<'_, W>,
+        scored: &ScoredRows,
+        first_row_tile: usize,
+        tiles: &[VocabTile],
+        gradient: &[f32],
+    ) {
+        let row_tiles = gradient.len() / (tiles.len() * TILE);
+        // A tile of D, without the rows and columns behind its end.
+        let tile_of = |row_tile: usize, index: usize| {
+            let data = &gradient[(row_tile * tiles.len() + index) * TILE..][..TILE];
+            let rows = scored.hidden(first_row_tile + row_tile).rows;
+            Block::of_rows(data, rows, tiles[index].columns(), COLUMNS)
+        };
+        self.add_bias(row_tiles, tiles, tile_of);
+        let add = !self.fresh || (self.gradients.accumulate && G::DTYPE == Dtype::F32);
+        self.fresh = false;
+        let (hidden_size, hidden_columns) = (self.hidden_size, self.hidden_columns);
+        let (weight, stride) = weight_rows(&mut self.gradients.weight, &mut self.weight, tiles, hidden_size);
+        let column_tiles = hidden_size.div_ceil(hidden_columns);
+        let hidden = if self.hidden.is_empty() {
+            &mut []
+        } else {
+            &mut self.hidden[first_row_tile * column_tiles * ROWS * hidden_columns..]
+                [..row_tiles * column_tiles * ROWS * hidden_columns]
+        };
+        rayon::join(
+            || {
+                weight.par_chunks_mut(COLUMNS * stride.max(1)).take(tiles.len()).enumerate().for_each(
+                    |(index, out)| {
+                        for row_tile in 0..row_tiles {
+                            let hidden = scored.hidden(first_row_tile + row_tile);
+                            multiply(out, stride, tile_of(row_tile, index).transposed(), hidden, add || row_tile > 0);
+                        }
+                    },
+                );
+            },
+            || {
+                hidden.par_chunks_exact_mut(ROWS * hidden_columns).enumerate().for_each_init(
+                    TileScratch::default,
+                    |scratch, (position, out)| {
+                        let (row_tile, column_tile) = (position / column_tiles, position % column_tiles);
+                        for (index, tile) in tiles.iter().enumerate() {
+                            head.weight_columns(
+                                *tile,
+                                column_tile * hidden_columns,
+                                hidden_columns,
+                                scratch,
+                                |weight| {
+                                    multiply(out, hidden_columns, tile_of(row_tile, index), weight, true);
+                                },
+                            );
+                        }
+                    },
+                );
+            },
+        );
+    }
+
+    /// Column sums of D, in f64.
+    fn add_bias<'b>(
+        &mut self,
+        row_tiles: usize,
+        tiles: &[VocabTile],
+        tile_of: impl Fn(usize, usize) -> Block<'b> + Sync,
+    ) {
+        self.bias.par_chunks_mut(COLUMNS).take(tiles.len()).enumerate().for_each(|(index, sums)| {
+            for row_tile in 0..row_tiles {
+                let tile = tile_of(row_tile, index);
+                for row in tile.data.chunks_exact(COLUMNS).take(tile.rows) {
+                    for (sum, gradient) in sums.iter_mut().zip(&row[..tile.columns]) {
+                        *sum += f64::from(*gradient);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Behind the last rows of a chunk: rounds its part of the gradients to their type.
+    pub(crate) fn end(&mut self, tiles: &[VocabTile]) {
+        let (Some(first), Some(last)) = (tiles.first(), tiles.last()) else { return };
+        let accumulate = self.gradients.accumulate;
+        if let Some(bias) = &mut self.gradients.bias {
+            for (out, sum) in bias[first.first..last.last].iter_mut().zip(&self.bias) {
+                let before = if accumulate { f64::from(out.to_f32()) } else { 0.0 };
+                *out = G::from_f32((before + sum) as f32);
+            }
+        }
+        let Some(weight) = &mut self.gradients.weight else { return };
+        if self.fresh {
+            // Without a scored row nothing was summed.
+            if !accumulate {
+                (first.first..last.last).for_each(|row| weight.row_mut(row).fill(G::from_f32(0.0)));
+            }
+            return;
+        }
+        if G::DTYPE == Dtype::F32 {
+            return;
+        }
+        let stride = weight.row_stride();
+        let out = weight.rows_mut(first.first, last.last);
+        out.par_chunks_mut(stride).zip(self.weight.par_chunks(self.hidden_size)).for_each(|(out, sums)| {
+            for (out, sum) in out.iter_mut().zip(sums) {
+                let before = if accumulate { out.to_f32() } else { 0.0 };
+                *out = G::from_f32(before + sum);
+            }
+        });
+    }
+
+    /// Rounds grad hidden to its type and puts it where its rows are.
+    pub(crate) fn finish(&mut self, scored: &ScoredRows) {
+        let Some(gradient) = &mut self.gradients.hidden else { return };
+        for row in 0..gradient.rows() {
+            gradient.row_mut(row).fill(T::from_f32(0.0));
+        }
+        let columns = self.hidden_columns;
+        let column_tiles = self.hidden_size.div_ceil(columns);
+        for (index, (row, _)) in scored.rows.iter().enumerate() {
+            let (row_tile, row_in_tile) = (index / ROWS, index % ROWS);
+            for (column_tile, out) in gradient.row_mut(*row).chunks_mut(columns).enumerate() {
+                let start = ((row_tile * column_tiles + column_tile) * ROWS + row_in_tile) * columns;
+                for (out, sum) in out.iter_mut().zip(&self.hidden[start..]) {
+                    *out = T::from_f32(*sum);
+                }
+            }
+        }
+        for index in &scored.withheld {
+            gradient.row_mut(scored.rows[*index].0).fill(T::NAN);
+        }
+    }
+}
+
+/// Where a chunk of grad weight is summed, and its row stride: the buffer itself where that is f32. Empty where it is
+/// not wanted.
+fn weight_rows<'b, G: Element>(
+    gradient: &'b mut Option<MatrixMut<'_, G>>,
+    sums: &'b mut [f32],
+    tiles: &[VocabTile],
+    hidden_size: usize,
+) -> (&'b mut [f32], usize) {
+    match (gradient, tiles.first(), tiles.last()) {
+        (Some(gradient), Some(first), Some(last)) if G::DTYPE == Dtype::F32 => {
+            let stride = gradient.row_stride();
+            (bytemuck::cast_slice_mut(gradient.rows_mut(first.first, last.last)), stride)
+        }
+        (Some(_), ..) => (sums, hidden_size),
+        _ => (&mut [], 0),
+    }
+}

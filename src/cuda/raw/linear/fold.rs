@@ -1,0 +1,68 @@
+//! Launches of linear/fold.cu: a chunk of logits folded into softmax states.
+
+use crate::cuda::memory::address;
+use crate::cuda::raw::linear::pass::{Pass, RowResults};
+use crate::cuda::raw::{MatrixAt, launch, passed_by_value, scale};
+use crate::error::Result;
+
+/// `kernels/linear/fold.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct LinearLogProb {
+    pub(crate) logits: u64,
+    pub(crate) bias: u64,
+    pub(crate) targets: u64,
+    pub(crate) rows: u64,
+    pub(crate) sums: u64,
+    pub(crate) log_probs: u64,
+    pub(crate) states: u64,
+    pub(crate) entropies: u64,
+    pub(crate) status: u64,
+    pub(crate) row_stride: i64,
+    pub(crate) begin: i32,
+    pub(crate) columns: i32,
+    pub(crate) vocab: i32,
+    pub(crate) target_bytes: i32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
+}
+
+passed_by_value!(LinearLogProb);
+
+impl Pass<'_> {
+    /// Folds a chunk of logits into the sums of its rows; writes their results if it is the last.
+    ///
+    /// # Safety
+    /// As [`Pass::begin`]; `results` has room for all rows.
+    pub(crate) unsafe fn fold(
+        &mut self,
+        logits: &MatrixAt,
+        first_row: usize,
+        begin: usize,
+        results: &RowResults,
+    ) -> Result<()> {
+        let (targets, target_bytes) = self.inputs.targets.parts();
+        let one_chunk = logits.columns == self.vocab();
+        let fold = LinearLogProb {
+            logits: logits.address,
+            bias: self.wide_bias(begin),
+            targets,
+            rows: self.row_list(first_row),
+            sums: if one_chunk { 0 } else { address(&mut self.work.sums, &self.cuda.stream, 3 * self.count)? },
+            log_probs: results.log_probs,
+            states: results.states,
+            entropies: results.entropies,
+            status: self.status,
+            row_stride: logits.row_stride as i64,
+            begin: begin as i32,
+            columns: logits.columns as i32,
+            vocab: self.vocab() as i32,
+            target_bytes,
+            scale: scale(self.options),
+            softcap: self.options.softcap() as f32,
+        };
+        let name = format!("linear_log_prob{}", self.variant(results.entropies != 0));
+        // SAFETY: the caller's promise.
+        unsafe { launch(self.cuda, "linear/fold", &name, (logits.rows as u32, 1), &fold) }
+    }
+}

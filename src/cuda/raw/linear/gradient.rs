@@ -1,0 +1,206 @@
+//! Launches of linear/gradient.cu: a chunk of logits overwritten with its gradient.
+
+use crate::cuda::memory::{Address, address};
+use crate::cuda::raw::linear::pass::{Pass, padded};
+use crate::cuda::raw::token_log_prob::Upstream;
+use crate::cuda::raw::{MatrixAt, bytes, launch, passed_by_value, scale, suffix};
+use crate::cuda::tuning;
+use crate::element::Dtype;
+use crate::error::{Error, Result};
+use std::ops::Range;
+
+/// `kernels/linear/gradient.cu`: where the upstream gradient of a row comes from.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct UpstreamOfRows {
+    pub(crate) row_gradients: u64,
+    pub(crate) entropy_gradients: u64,
+    pub(crate) entropies: u64,
+    pub(crate) row_sequences: u64,
+    pub(crate) sequence_weights: u64,
+    pub(crate) loss_scale: f64,
+}
+
+/// `kernels/linear/gradient.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct LinearLogProbBackward {
+    pub(crate) logits: u64,
+    pub(crate) bias: u64,
+    pub(crate) gradients: u64,
+    pub(crate) factor: u64,
+    pub(crate) targets: u64,
+    pub(crate) rows: u64,
+    pub(crate) states: u64,
+    pub(crate) upstream: UpstreamOfRows,
+    pub(crate) row_stride: i64,
+    pub(crate) gradient_row_stride: i64,
+    pub(crate) largest_upstream: f64,
+    pub(crate) begin: i32,
+    pub(crate) columns: i32,
+    pub(crate) vocab: i32,
+    pub(crate) target_bytes: i32,
+    pub(crate) scale: f32,
+    pub(crate) inverse_temperature: f32,
+    pub(crate) softcap: f32,
+    pub(crate) reserved: i32,
+}
+
+passed_by_value!(LinearLogProbBackward);
+
+/// `kernels/linear/gradient.cu`: rows that are left out of gradients that are added to.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct WithholdRows {
+    rows: u64,
+    positions: u64,
+    gathered: u64,
+    states: u64,
+    upstream: UpstreamOfRows,
+    status: u64,
+    largest_upstream: f64,
+    gathered_words: i32,
+    reserved: i32,
+}
+
+passed_by_value!(WithholdRows);
+
+/// `kernels/linear/gradient.cu`: the power of two for f16 gradients.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct GradientScale {
+    rows: u64,
+    upstream: UpstreamOfRows,
+    factors: u64,
+    count: i32,
+    inverse_temperature: f32,
+}
+
+passed_by_value!(GradientScale);
+
+/// The upstream gradient as the kernels take it.
+pub(crate) fn upstream_of_rows(upstream: Upstream, entropies: Address) -> Result<UpstreamOfRows> {
+    let mut of_rows = UpstreamOfRows {
+        row_gradients: 0,
+        entropy_gradients: 0,
+        entropies: 0,
+        row_sequences: 0,
+        sequence_weights: 0,
+        loss_scale: 1.0,
+    };
+    match upstream {
+        Upstream::PerRow { log_probs, entropies: entropy_gradients } => {
+            if entropy_gradients != 0 && entropies == 0 {
+                return Err(Error::EntropiesNotKept);
+            }
+            of_rows.row_gradients = log_probs;
+            of_rows.entropy_gradients = entropy_gradients;
+            of_rows.entropies = if entropy_gradients == 0 { 0 } else { entropies };
+        }
+        Upstream::PerSequence { row_sequences, weights, loss_scale } => {
+            of_rows.row_sequences = row_sequences;
+            of_rows.sequence_weights = weights;
+            of_rows.loss_scale = loss_scale;
+        }
+    }
+    Ok(of_rows)
+}
+
+impl Pass<'_> {
+    /// Before gradients of the head that are added to: leaves out the rows that would add NaN or an infinity.
+    ///
+    /// # Safety
+    /// `states` and `upstream` are there for all rows; the logits of these rows have been made.
+    pub(crate) unsafe fn withhold(
+        &self,
+        rows: Range<usize>,
+        (states, upstream): (Address, UpstreamOfRows),
+    ) -> Result<()> {
+        let withhold = WithholdRows {
+            rows: self.row_list(rows.start),
+            positions: self.positions,
+            gathered: self.gathered.row(rows.start),
+            states,
+            upstream,
+            status: self.status,
+            largest_upstream: self.options.largest_upstream(),
+            gathered_words: (self.gathered.row_stride * bytes(self.gathered.dtype) / 16) as i32,
+            reserved: 0,
+        };
+        let grid = (rows.len() as u32, 1);
+        // SAFETY: the caller's promise; a gathered row is whole words of 16 bytes, see `padded`.
+        unsafe { launch(self.cuda, "linear/gradient", "linear_withhold_rows", grid, &withhold) }
+    }
+
+    /// For f16: the power of two that keeps the gradients of these rows in range, and its inverse. Else 0.
+    ///
+    /// # Safety
+    /// `upstream` is there for all rows.
+    pub(crate) unsafe fn gradient_scale(&mut self, rows: Range<usize>, upstream: UpstreamOfRows) -> Result<Address> {
+        if self.dtype() != Dtype::F16 {
+            return Ok(0);
+        }
+        let factors = address(&mut self.work.factors, &self.cuda.stream, 4)?;
+        let scale = GradientScale {
+            rows: self.row_list(rows.start),
+            upstream,
+            factors,
+            count: rows.len() as i32,
+            inverse_temperature: (1.0 / self.options.temperature()) as f32,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { launch(self.cuda, "linear/gradient", "linear_gradient_scale", (1, 1), &scale)? };
+        Ok(factors)
+    }
+
+    /// Turns a chunk of logits into their gradient, in the head's type.
+    ///
+    /// # Safety
+    /// As [`Pass::begin`]; `states` and `upstream` are there for all rows.
+    pub(crate) unsafe fn gradients(
+        &mut self,
+        logits: &MatrixAt,
+        first_row: usize,
+        begin: usize,
+        (states, upstream, factors): (Address, UpstreamOfRows, Address),
+    ) -> Result<MatrixAt> {
+        let dtype = self.dtype();
+        // f32 gradients take the logits' place.
+        let gradients = if dtype == Dtype::F32 {
+            *logits
+        } else {
+            let row_stride = padded(logits.columns, dtype);
+            let length = logits.rows * row_stride * bytes(dtype);
+            let place = address(&mut self.work.gradients, &self.cuda.stream, length)?;
+            MatrixAt { address: place, row_stride, dtype, ..*logits }
+        };
+        let (targets, target_bytes) = self.inputs.targets.parts();
+        let backward = LinearLogProbBackward {
+            logits: logits.address,
+            bias: self.wide_bias(begin),
+            gradients: gradients.address,
+            factor: factors,
+            targets,
+            rows: self.row_list(first_row),
+            states,
+            upstream,
+            row_stride: logits.row_stride as i64,
+            gradient_row_stride: gradients.row_stride as i64,
+            largest_upstream: self.options.largest_upstream(),
+            begin: begin as i32,
+            columns: logits.columns as i32,
+            vocab: self.vocab() as i32,
+            target_bytes,
+            scale: scale(self.options),
+            inverse_temperature: (1.0 / self.options.temperature()) as f32,
+            softcap: self.options.softcap() as f32,
+            reserved: 0,
+        };
+        let entropy = upstream.entropy_gradients != 0;
+        let name = format!("linear_log_prob_backward_{}{}", suffix(dtype), self.variant(entropy));
+        let grid = (logits.rows as u32, logits.columns.div_ceil(tuning::LINEAR_BLOCK_COLUMNS) as u32);
+        // SAFETY: the caller's promise.
+        unsafe { launch(self.cuda, "linear/gradient", &name, grid, &backward)? };
+        Ok(gradients)
+    }
+}

@@ -1,0 +1,203 @@
+//! The stages over device addresses: for tch, and for frameworks that own their memory.
+//!
+//! Every function launches on the stream of its [`Cuda`] and returns. An address of 0 is "none" where that is allowed.
+//! Checked here are lengths and settings; that an address is one, nobody can check.
+
+pub(crate) mod linear;
+pub(crate) mod log_ratio;
+pub(crate) mod objective;
+pub(crate) mod token_log_prob;
+
+use crate::cuda::blas::Operand;
+use crate::cuda::context::CurrentContext;
+use crate::cuda::driver::called;
+use crate::cuda::status::Status;
+use crate::cuda::{Cuda, tuning};
+use crate::data::matrix::MatrixShape;
+use crate::element::{Dtype, Element};
+use crate::error::{Error, Result};
+use crate::options::LogitOptions;
+use cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg};
+
+pub use crate::cuda::memory::Address;
+pub use crate::cuda::raw::linear::log_prob::{linear_token_log_probs, linear_token_log_probs_backward};
+pub use crate::cuda::raw::linear::row_loss::{RowLossesAt, linear_row_loss};
+pub use crate::cuda::raw::linear::{LinearGradientsAt, LinearInputs};
+pub(super) use crate::cuda::raw::log_ratio::log_ratios_with;
+pub use crate::cuda::raw::log_ratio::{LogRatioInputs, LogRatioOutputs, log_ratios};
+pub(super) use crate::cuda::raw::objective::objective_with;
+pub use crate::cuda::raw::objective::{ObjectiveInputs, ObjectiveOutputs, Rewards, objective};
+pub use crate::cuda::raw::token_log_prob::{ForwardOutputs, Upstream, token_log_probs, token_log_probs_backward};
+
+/// Target ids on the device: which of the two types, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Targets {
+    /// `[N]` u32; an id with its highest bit set masks its row.
+    U32(Address),
+    /// `[N]` i64; a negative id masks its row.
+    I64(Address),
+}
+
+impl Targets {
+    fn parts(self) -> (Address, i32) {
+        match self {
+            Self::U32(address) => (address, 4),
+            Self::I64(address) => (address, 8),
+        }
+    }
+}
+
+/// Logits on the device: `[N, V]`, row stride ≥ V in elements, aligned to an element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// The first element.
+    pub address: Address,
+    /// N.
+    pub rows: usize,
+    /// V.
+    pub vocab: usize,
+    /// Elements from the start of one row to the start of the next.
+    pub row_stride: usize,
+    /// The type of an element.
+    pub dtype: Dtype,
+}
+
+impl Rows {
+    fn check(&self) -> Result<()> {
+        let Self { rows, vocab, row_stride, dtype, .. } = *self;
+        // A grid has up to 65535 blocks along y, one per slice.
+        if vocab == 0 || vocab > 65_535 * tuning::SLICE {
+            return Err(Error::Vocabulary { vocab });
+        }
+        // A grid has up to 2^31 - 1 blocks along x.
+        if row_stride < vocab || !bytes_fit(rows, row_stride, dtype) || i32::try_from(rows).is_err() {
+            return Err(Error::Shape { elements: usize::MAX, rows: Some(rows), vocab, row_stride });
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of an element.
+pub(crate) fn bytes(dtype: Dtype) -> usize {
+    if dtype == Dtype::F32 { 4 } else { 2 }
+}
+
+/// Whether offsets in bytes within these rows are numbers that a kernel has, i64.
+fn bytes_fit(rows: usize, row_stride: usize, dtype: Dtype) -> bool {
+    let end = row_stride.checked_mul(rows).and_then(|elements| elements.checked_mul(bytes(dtype)));
+    end.is_some_and(|end| i64::try_from(end).is_ok())
+}
+
+fn suffix(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "f32",
+        Dtype::F16 => "f16",
+        Dtype::Bf16 => "bf16",
+    }
+}
+
+/// log2 e / T: logits are exponents of two inside of the kernels.
+fn scale(options: &LogitOptions) -> f32 {
+    (std::f64::consts::LOG2_E / options.temperature()) as f32
+}
+
+/// Launches `name` with its one struct of arguments.
+///
+/// # Safety
+/// `arguments` is the struct that this kernel declares, and its addresses are what the kernel takes them for.
+pub(super) unsafe fn launch<A: DeviceRepr>(
+    cuda: &Cuda,
+    file: &str,
+    name: &str,
+    grid: (u32, u32),
+    arguments: &A,
+) -> Result<()> {
+    let kernel = cuda.kernels.kernel(file, name)?;
+    let config = LaunchConfig { grid_dim: (grid.0, grid.1, 1), block_dim: (kernel.threads, 1, 1), shared_mem_bytes: 0 };
+    let mut builder = cuda.stream.launch_builder(&kernel.function);
+    builder.arg(arguments);
+    // SAFETY: the caller's promise.
+    called("cuLaunchKernel", unsafe { builder.launch(config) }.map(drop))
+}
+
+impl Cuda {
+    /// What the device has found in the calls of this module and of the stages since the word was cleared. Waits for
+    /// the stream.
+    ///
+    /// # Errors
+    /// [`Error::DeviceRowInput`] and [`Error::WithheldRows`], until the word is [cleared](Self::clear_status);
+    /// [`Error::Cuda`].
+    pub fn status(&self) -> Result<Status> {
+        self.unchecked_status()?.check()
+    }
+
+    /// The same, whatever was found.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn unchecked_status(&self) -> Result<Status> {
+        let _current = CurrentContext::keep()?;
+        self.status.read(&self.stream)
+    }
+
+    /// Clears the status word, in the stream's order.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn clear_status(&self) -> Result<()> {
+        let _current = CurrentContext::keep()?;
+        self.status.clear(&self.stream)
+    }
+}
+
+macro_rules! passed_by_value {
+    ($($arguments:ty),*) => {$(
+        // SAFETY: plain C layout of numbers only, as the kernel declares it.
+        unsafe impl cudarc::driver::DeviceRepr for $arguments {}
+    )*};
+}
+
+pub(crate) use passed_by_value;
+
+/// A matrix of this type and shape at an address.
+pub(super) fn at<T: Element>(address: Address, shape: MatrixShape) -> MatrixAt {
+    let MatrixShape { rows, columns, row_stride } = shape;
+    MatrixAt { address, rows, columns, row_stride, dtype: <T as Element>::DTYPE }
+}
+
+/// A matrix on the device: `[rows, columns]`, row stride ≥ columns in elements, aligned to an element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixAt {
+    /// The first element.
+    pub address: Address,
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub columns: usize,
+    /// Elements from the start of one row to the start of the next.
+    pub row_stride: usize,
+    /// The type of an element.
+    pub dtype: Dtype,
+}
+
+impl MatrixAt {
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { rows, columns, row_stride, dtype, .. } = *self;
+        let fits = |length: usize| i32::try_from(length).is_ok();
+        let is_matrix = columns > 0 && row_stride >= columns;
+        if !is_matrix || !fits(rows) || !fits(row_stride) || !bytes_fit(rows, row_stride, dtype) {
+            return Err(Error::Matrix { elements: usize::MAX, rows: Some(rows), columns, row_stride });
+        }
+        Ok(())
+    }
+
+    /// The address of a row.
+    pub(crate) fn row(&self, row: usize) -> Address {
+        self.address + (row * self.row_stride * bytes(self.dtype)) as Address
+    }
+
+    /// As an operand, from a row on.
+    pub(in crate::cuda) fn operand(&self, row: usize, transposed: bool) -> Operand {
+        Operand { address: self.row(row), stride: self.row_stride, dtype: self.dtype, transposed }
+    }
+}

@@ -1,0 +1,241 @@
+//! Launches of the token log-prob kernels, forward and backward.
+
+use crate::cuda::context::CurrentContext;
+use crate::cuda::memory::{Address, Scratch, address};
+use crate::cuda::raw::{Rows, Targets, launch, passed_by_value, scale, suffix};
+use crate::cuda::{Cuda, tuning};
+use crate::error::{Error, Result};
+use crate::options::LogitOptions;
+
+/// `kernels/token_log_prob.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct TokenLogProb {
+    pub(crate) logits: u64,
+    pub(crate) targets: u64,
+    pub(crate) log_probs: u64,
+    pub(crate) states: u64,
+    pub(crate) entropies: u64,
+    pub(crate) partials: u64,
+    pub(crate) tickets: u64,
+    pub(crate) status: u64,
+    pub(crate) row_stride: i64,
+    pub(crate) vocab: i32,
+    pub(crate) slices: i32,
+    pub(crate) slices_per_block: i32,
+    pub(crate) target_bytes: i32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
+}
+
+passed_by_value!(TokenLogProb);
+
+/// `kernels/token_log_prob_backward.cu`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct TokenLogProbBackward {
+    pub(crate) logits: u64,
+    pub(crate) gradients: u64,
+    pub(crate) targets: u64,
+    pub(crate) states: u64,
+    pub(crate) entropies: u64,
+    pub(crate) row_gradients: u64,
+    pub(crate) entropy_gradients: u64,
+    pub(crate) row_sequences: u64,
+    pub(crate) sequence_weights: u64,
+    pub(crate) row_stride: i64,
+    pub(crate) gradient_row_stride: i64,
+    pub(crate) loss_scale: f64,
+    pub(crate) largest_upstream: f64,
+    pub(crate) vocab: i32,
+    pub(crate) target_bytes: i32,
+    pub(crate) scale: f32,
+    pub(crate) inverse_temperature: f32,
+    pub(crate) softcap: f32,
+    pub(crate) reserved: i32,
+}
+
+passed_by_value!(TokenLogProbBackward);
+
+/// What the token log-prob stage writes.
+#[derive(Clone, Copy, Debug)]
+pub struct ForwardOutputs {
+    /// `[N]` f32.
+    pub log_probs: Address,
+    /// `[N]` [`SoftmaxState`](crate::SoftmaxState), aligned to 8 bytes.
+    pub states: Address,
+    /// `[N]` f32, or 0.
+    pub entropies: Address,
+}
+
+/// Where the gradient of a row's log-prob comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Upstream {
+    /// `[N]` f32 each.
+    PerRow {
+        /// d loss / d log-prob.
+        log_probs: Address,
+        /// d loss / d entropy, or 0; needs the entropies of the forward pass.
+        entropies: Address,
+    },
+    /// One number per sequence, times `loss_scale`.
+    PerSequence {
+        /// `[N]` i32: the sequence of each row.
+        row_sequences: Address,
+        /// `[S]` f64.
+        weights: Address,
+        /// The factor.
+        loss_scale: f64,
+    },
+}
+
+/// Logits and targets to log-probs, softmax states and, if wanted, entropies.
+///
+/// # Errors
+/// [`Error::Vocabulary`], [`Error::Shape`], [`Error::Cuda`]. What the device finds is in [`Cuda::status`].
+///
+/// # Safety
+/// 1. `logits` covers N rows as it says, in memory that the stream may read, and holds its `dtype`.
+/// 2. `targets` holds N ids, and `outputs` room for N results, each address aligned to its type.
+/// 3. Nothing else writes what is read, or touches what is written, until the stream has run it.
+/// 4. Outputs overlap neither one another nor the inputs.
+pub unsafe fn token_log_probs(
+    cuda: &Cuda,
+    logits: Rows,
+    targets: Targets,
+    options: &LogitOptions,
+    outputs: ForwardOutputs,
+) -> Result<()> {
+    let _current = CurrentContext::keep()?;
+    // SAFETY: the caller's promise.
+    cuda.with_scratch(|scratch| unsafe { token_log_probs_with(cuda, scratch, logits, targets, options, outputs) })
+}
+
+/// [`token_log_probs`] with scratch memory, and a status word, of the caller's.
+///
+/// # Safety
+/// As [`token_log_probs`].
+pub(crate) unsafe fn token_log_probs_with(
+    cuda: &Cuda,
+    scratch: &mut Scratch,
+    logits: Rows,
+    targets: Targets,
+    options: &LogitOptions,
+    outputs: ForwardOutputs,
+) -> Result<()> {
+    logits.check()?;
+    if logits.rows == 0 {
+        return Ok(());
+    }
+    let slices = logits.vocab.div_ceil(tuning::SLICE);
+    let key = tuning::Key { dtype: logits.dtype, vocab: logits.vocab, capability: cuda.capability };
+    let plain = options.softcap() == 0.0 && outputs.entropies == 0;
+    let tuned = cuda.token_log_prob_tuning.entry(key);
+    let slices_per_block = tuned.slices_per_block(logits.rows, slices, cuda.multiprocessors, plain);
+    let shared = slices_per_block < slices;
+    let stream = &cuda.stream;
+    let (mut partials, mut tickets) = (0, 0);
+    if shared {
+        partials = address(&mut scratch.partials, stream, 4 * logits.rows * slices)?;
+        tickets = address(&mut scratch.tickets, stream, logits.rows)?;
+    }
+    let status = scratch.status.address(stream)?;
+    let (target_address, target_bytes) = targets.parts();
+    let arguments = TokenLogProb {
+        logits: logits.address,
+        targets: target_address,
+        log_probs: outputs.log_probs,
+        states: outputs.states,
+        entropies: outputs.entropies,
+        partials,
+        tickets,
+        status,
+        row_stride: logits.row_stride as i64,
+        vocab: logits.vocab as i32,
+        slices: slices as i32,
+        slices_per_block: slices_per_block as i32,
+        target_bytes,
+        scale: scale(options),
+        softcap: options.softcap() as f32,
+    };
+    let softcap = if options.softcap() > 0.0 { "_softcap" } else { "" };
+    let entropy = if outputs.entropies == 0 { "" } else { "_entropy" };
+    let name = format!("token_log_prob_{}{softcap}{entropy}", suffix(logits.dtype));
+    let grid = (logits.rows as u32, slices.div_ceil(slices_per_block) as u32);
+    // SAFETY: the caller's promise, for the addresses; the scratch memory has the sizes that the kernel takes.
+    unsafe { launch(cuda, "token_log_prob", &name, grid, &arguments) }
+}
+
+/// The gradient of the logits, out of place or, with `gradients` the logits' own address and stride, in place: the bits
+/// are the same.
+///
+/// # Errors
+/// [`Error::Vocabulary`], [`Error::Shape`] (also if the two shapes differ), [`Error::EntropiesNotKept`],
+/// [`Error::Cuda`].
+///
+/// # Safety
+/// 1. to 4. of [`token_log_probs`], except that `gradients` may be the logits.
+/// 5. `states` and `entropies` are those of the forward pass over the same logits with the same options.
+/// 6. `upstream` holds as many entries as it says; every row's sequence is one of the weights'.
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn token_log_probs_backward(
+    cuda: &Cuda,
+    logits: Rows,
+    targets: Targets,
+    options: &LogitOptions,
+    states: Address,
+    entropies: Address,
+    upstream: Upstream,
+    gradients: Rows,
+) -> Result<()> {
+    let _current = CurrentContext::keep()?;
+    logits.check()?;
+    gradients.check()?;
+    let same = (logits.rows, logits.vocab, logits.dtype) == (gradients.rows, gradients.vocab, gradients.dtype);
+    if !same {
+        let Rows { rows, vocab, row_stride, .. } = gradients;
+        return Err(Error::Shape { elements: rows * row_stride, rows: Some(logits.rows), vocab, row_stride });
+    }
+    if logits.rows == 0 {
+        return Ok(());
+    }
+    let (mut row_gradients, mut entropy_gradients) = (0, 0);
+    let (mut sequences, mut sequence_weights, mut scale_of_loss) = (0, 0, 1.0);
+    match upstream {
+        Upstream::PerRow { log_probs, entropies } => (row_gradients, entropy_gradients) = (log_probs, entropies),
+        Upstream::PerSequence { row_sequences, weights, loss_scale } => {
+            (sequences, sequence_weights, scale_of_loss) = (row_sequences, weights, loss_scale);
+        }
+    }
+    if entropy_gradients != 0 && entropies == 0 {
+        return Err(Error::EntropiesNotKept);
+    }
+    let (target_address, target_bytes) = targets.parts();
+    let arguments = TokenLogProbBackward {
+        logits: logits.address,
+        gradients: gradients.address,
+        targets: target_address,
+        states,
+        entropies,
+        row_gradients,
+        entropy_gradients,
+        row_sequences: sequences,
+        sequence_weights,
+        row_stride: logits.row_stride as i64,
+        gradient_row_stride: gradients.row_stride as i64,
+        loss_scale: scale_of_loss,
+        largest_upstream: options.largest_upstream(),
+        vocab: logits.vocab as i32,
+        target_bytes,
+        scale: scale(options),
+        inverse_temperature: (1.0 / options.temperature()) as f32,
+        softcap: options.softcap() as f32,
+        reserved: 0,
+    };
+    let softcap = if options.softcap() > 0.0 { "_softcap" } else { "" };
+    let entropy = if entropy_gradients == 0 { "" } else { "_entropy" };
+    let name = format!("token_log_prob_backward_{}{softcap}{entropy}", suffix(logits.dtype));
+    let grid = (logits.rows as u32, logits.vocab.div_ceil(tuning::SLICE) as u32);
+    // SAFETY: the caller's promise.
+    unsafe { launch(cuda, "token_log_prob_backward", &name, grid, &arguments) }
+}

@@ -1,0 +1,185 @@
+//! Options of the stages and of the loss around its objective: temperature, softcap, log-ratio, reduction.
+
+use crate::data::logits::{LARGEST_RATIO, LARGEST_SETTING, SMALLEST_SETTING};
+use crate::error::{Error, Result};
+use crate::objective::Objective;
+
+/// How the rows of a sequence become its log-ratio.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogRatio {
+    /// Their sum, as in EXO and DPO.
+    #[default]
+    Sum,
+    /// Their sum divided by the number of scored rows (0 for none), as in length-normalised losses.
+    Mean,
+}
+
+/// How the losses of the groups become one.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Reduction {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// Their sum.
+    Sum,
+    /// Their sum divided by this number: the groups of all micro-batches or ranks, so that accumulated gradients are
+    /// those of the mean over all.
+    Normalizer(f64),
+}
+
+impl Reduction {
+    /// That a normaliser is in its range.
+    pub(crate) fn check(self) -> Result<()> {
+        match self {
+            // Beyond that the quotient has not all of its digits, or is infinite.
+            Reduction::Normalizer(given) if !(given > 0.0 && (1.0 / given).is_normal()) => {
+                let expected = "a finite number above 0 (5.6e-309 to 4.4e307)";
+                Err(Error::Parameter { name: "normalizer", given, expected })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What each group's loss is multiplied by.
+    pub(crate) fn weight(self, groups: usize) -> f64 {
+        match self {
+            Reduction::Mean if groups == 0 => 0.0,
+            Reduction::Mean => 1.0 / groups as f64,
+            Reduction::Sum => 1.0,
+            Reduction::Normalizer(normalizer) => 1.0 / normalizer,
+        }
+    }
+}
+
+/// An objective, and what is done to the logits before it and to the group losses after it.
+///
+/// Made from an [`Objective`]; the rest starts at temperature 1, no softcap, sums over rows, the mean over groups, no
+/// entropy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossOptions {
+    pub(crate) objective: Objective,
+    pub(crate) logits: LogitOptions,
+    pub(crate) log_ratio: LogRatio,
+    pub(crate) reduction: Reduction,
+    pub(crate) entropy: bool,
+}
+
+impl From<Objective> for LossOptions {
+    fn from(objective: Objective) -> Self {
+        LossOptions {
+            objective,
+            logits: LogitOptions::default(),
+            log_ratio: LogRatio::default(),
+            reduction: Reduction::default(),
+            entropy: false,
+        }
+    }
+}
+
+impl LossOptions {
+    /// Temperature and softcap.
+    #[must_use]
+    pub fn with_logits(self, logits: LogitOptions) -> Self {
+        LossOptions { logits, ..self }
+    }
+
+    /// Sum or mean over the rows of a sequence.
+    #[must_use]
+    pub fn with_log_ratio(self, log_ratio: LogRatio) -> Self {
+        LossOptions { log_ratio, ..self }
+    }
+
+    /// Mean or sum over groups, or a normaliser of the caller's.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] if a normaliser is not a number from 5.6e-309 to 4.4e307, whose inverse is a normal f64.
+    pub fn with_reduction(self, reduction: Reduction) -> Result<Self> {
+        reduction.check()?;
+        Ok(LossOptions { reduction, ..self })
+    }
+
+    /// Whether the report holds the mean entropy of the scored rows, from the same pass over the logits.
+    #[must_use]
+    pub fn with_entropy(self, entropy: bool) -> Self {
+        LossOptions { entropy, ..self }
+    }
+
+    /// The objective.
+    pub fn objective(&self) -> Objective {
+        self.objective
+    }
+
+    /// Temperature and softcap.
+    pub fn logits(&self) -> LogitOptions {
+        self.logits
+    }
+}
+
+/// What is done to a logit x before the softmax: z = c·tanh(x/c)/T, with c the softcap (0: none) and T the temperature.
+///
+/// The default is T = 1 without a softcap. T must be the one the completions were sampled at, or the importance weights
+/// are those of another policy (the official code divides policy and reference logits by 0.8).
+///
+/// A logit of −inf stays excluded under a softcap: its probability is 0, though c·tanh(−inf/c) would be −c.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LogitOptions {
+    temperature: f64,
+    softcap: f64,
+}
+
+impl Default for LogitOptions {
+    fn default() -> Self {
+        LogitOptions { temperature: 1.0, softcap: 0.0 }
+    }
+}
+
+impl LogitOptions {
+    /// Divides the logits by `temperature`.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] unless it is between 1e-30 and 1e30.
+    pub fn with_temperature(self, temperature: f64) -> Result<Self> {
+        if !(SMALLEST_SETTING..=LARGEST_SETTING).contains(&temperature) {
+            return Err(Error::Parameter {
+                name: "temperature",
+                given: temperature,
+                expected: "a number above 0 (1e-30 to 1e30)",
+            });
+        }
+        Ok(LogitOptions { temperature, ..self })
+    }
+
+    /// Caps the logits to (−`softcap`, `softcap`) before the temperature; 0 for no cap. One of 2⁶⁰ times the temperature
+    /// or more caps nothing that a softmax sees, and is none.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] unless it is 0 or between 1e-30 and 1e30.
+    pub fn with_softcap(self, softcap: f64) -> Result<Self> {
+        if softcap != 0.0 && !(SMALLEST_SETTING..=LARGEST_SETTING).contains(&softcap) {
+            return Err(Error::Parameter {
+                name: "softcap",
+                given: softcap,
+                expected: "0 (none) or a number above 0 (1e-30 to 1e30)",
+            });
+        }
+        Ok(LogitOptions { softcap, ..self })
+    }
+
+    /// T.
+    pub fn temperature(&self) -> f64 {
+        self.temperature
+    }
+
+    /// c; 0 for none: none was asked for, or one of 2⁶⁰·T or more. A row that has a softmax has no z beyond 2³⁰ (in base
+    /// 2), and those are moved by less than 2⁻⁶⁰ of themselves under such a cap, while c/T itself may be no f32.
+    pub fn softcap(&self) -> f64 {
+        if self.softcap < LARGEST_RATIO * self.temperature { self.softcap } else { 0.0 }
+    }
+
+    /// A row has a gradient up to 2·|g| + 256·|e| = this × min(1, 2s), with the upstream gradients g of its log-prob and e of
+    /// its entropy: up to there all that the gradients of its logits are made of fits f32, (g + e·(H − ln s))/(T·s) and
+    /// e·ln 2·t/(T·s), where |H − ln s| ≤ ln V < 22 and |t| ≤ 127. s is ½ or more, but for logits of 2²⁴ and more in base 2.
+    pub(crate) fn largest_upstream(&self) -> f64 {
+        f64::from(f32::MAX) * self.temperature()
+    }
+}

@@ -1,0 +1,103 @@
+//! The contract of the objective stage: what it reads, writes and refuses.
+
+use crate::data::batch::Batch;
+use crate::data::rewards::Rewards;
+use crate::error::{Error, Result, check_length};
+use crate::objective::{Objective, Target};
+
+/// What the objective stage reads.
+#[derive(Debug, Clone, Copy)]
+pub struct ObjectiveInputs<'a> {
+    /// S log-ratios.
+    pub log_ratios: &'a [f64],
+    /// Which sequences make up which group.
+    pub batch: &'a Batch,
+    /// S rewards, or log q.
+    pub rewards: Rewards<'a>,
+}
+
+/// Where the objective stage writes.
+#[derive(Debug)]
+pub struct ObjectiveOutputs<'a> {
+    /// Loss of each group, G, before the reduction.
+    pub group_losses: &'a mut [f64],
+    /// d loss / d log-ratio of each sequence, S, with β_π and the reduction's weight in it.
+    pub coefficients: &'a mut [f64],
+    /// What a trainer logs of each group, G.
+    pub statistics: &'a mut [GroupStatistics],
+}
+
+/// What a trainer logs of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct GroupStatistics {
+    /// 1/Σp²: how many of the K samples carry the policy distribution; K when it is uniform, 1 when one has it all.
+    pub effective_sample_size: f64,
+    /// Implicit reward of the sequence with the largest q, less the mean of the others'; of several with the largest q,
+    /// the mean of what each would have, so that their order does not matter. 0 where all have it, and for K = 1; NaN
+    /// where the implicit rewards on both sides are −inf.
+    pub margin: f64,
+    /// 1 if the sequence with the largest p has the largest q, 0 if not; of several with the largest p, the share that
+    /// has it: what a fair coin among them would be right in. 0 where p is NaN.
+    pub agreement: f64,
+    /// Whether several sequences tie for the largest q.
+    pub tied: bool,
+}
+
+/// That rewards and proposal offsets fit the batch and the objective.
+pub(crate) fn check_rewards(objective: &Objective, rewards: Rewards<'_>, batch: &Batch) -> Result<()> {
+    let sequences = batch.sequences();
+    check_length("rewards", rewards.len(), sequences)?;
+    if let Some(offsets) = rewards.proposal {
+        check_length("proposal offsets", offsets.len(), sequences)?;
+        check_finite("proposal offset", offsets.iter().copied())?;
+    }
+    match objective.target() {
+        Target::Rewards { beta } => {
+            check_finite("reward", (0..sequences).map(|i| rewards.value(i)))?;
+            check_finite("reward / beta_r", (0..sequences).map(|i| rewards.value(i) / beta))
+        }
+        Target::Preference { .. } => check_finite("reward", (0..sequences).map(|i| rewards.value(i))),
+        Target::OfficialPreference => {
+            check_finite("reward", (0..sequences).map(|i| rewards.value(i)))?;
+            check_group_sizes(objective, batch)
+        }
+        Target::Distribution => {
+            for group in batch.group_ranges() {
+                let sequence = group.start;
+                for i in group.clone() {
+                    let value = rewards.value(i);
+                    if value.is_nan() || value == f64::INFINITY {
+                        return Err(Error::NotFinite { what: "log target probability", sequence: i, value });
+                    }
+                    if value == f64::NEG_INFINITY && objective.is_infinite_at_zero_target() {
+                        return Err(Error::ZeroTarget { sequence: i });
+                    }
+                }
+                if group.clone().all(|i| rewards.value(i) == f64::NEG_INFINITY) {
+                    return Err(Error::ZeroTarget { sequence });
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+/// That the objective takes groups of these sizes.
+pub(crate) fn check_group_sizes(objective: &Objective, batch: &Batch) -> Result<()> {
+    if objective.target() != Target::OfficialPreference {
+        return Ok(());
+    }
+    match batch.group_ranges().enumerate().find(|(_, group)| group.len() > 2) {
+        Some((group, sequences)) => Err(Error::PairsOnly { group, size: sequences.len() }),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn check_finite(what: &'static str, values: impl Iterator<Item = f64>) -> Result<()> {
+    for (sequence, value) in values.enumerate() {
+        if !value.is_finite() {
+            return Err(Error::NotFinite { what, sequence, value });
+        }
+    }
+    Ok(())
+}
