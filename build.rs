@@ -37,7 +37,14 @@ fn main() {
     watch("kernels");
     // Cargo runs this in the package's folder.
     let root = std::env::current_dir().unwrap_or_default();
-    let Some(nvcc) = nvcc::find(&root, |name| std::env::var_os(name)) else {
+    let found = nvcc::find(&root, |name| std::env::var_os(name));
+    if let Some(named) = std::env::var_os("NVCC").filter(|named| !named.is_empty() && !Path::new(named).is_file())
+        && found.as_ref().is_none_or(|nvcc| nvcc.with_extension("") != Path::new(&named).with_extension(""))
+    {
+        let instead = found.as_ref().map_or("nothing instead".to_owned(), |nvcc| format!("{} instead", nvcc.display()));
+        println!("cargo:warning=NVCC names {}, where there is no file: using {instead}", Path::new(&named).display());
+    }
+    let Some(nvcc) = found else {
         // Not in a published package.
         let script = if root.join("scripts/install-nvcc").is_file() { " (scripts/install-nvcc does so)" } else { "" };
         println!(

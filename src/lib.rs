@@ -13,6 +13,7 @@ mod element;
 mod error;
 #[cfg(feature = "candle")]
 mod forward_pass;
+pub mod guide;
 mod loss;
 pub mod objective;
 mod operand;

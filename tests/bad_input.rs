@@ -1,4 +1,4 @@
-//! What bad input gets: each row of the error table of the README, on the whole loss and on the stages.
+//! What bad input gets: each row of the table of docs/bad_input.md, on the whole loss and on the stages.
 
 // One sequence, one range.
 #![allow(clippy::single_range_in_vec_init)]

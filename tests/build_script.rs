@@ -365,6 +365,37 @@ done
         fs::remove_dir_all(root).expect("it was made above");
     }
 
+    #[test]
+    fn a_compiler_that_is_named_and_not_there_is_said() {
+        let root = package("misnamed", "13.0");
+        fs::create_dir(root.join("bin")).expect("a folder");
+        for file in ["nvcc", "listing"] {
+            fs::rename(root.join(file), root.join("bin").join(file)).expect("it is there");
+        }
+        let named = root.join("none/nvcc");
+        let path = std::env::join_paths([root.join("bin"), "/usr/bin".into(), "/bin".into()]).expect("folders");
+        let variables =
+            [("NVCC", named.as_os_str()), ("PATH", path.as_os_str()), ("EXO_KERNELS_CUDA_ARCHS", "9.0".as_ref())];
+        let lines = lines(&root, &run(&root, &variables));
+        let [warning] = warnings(&lines)[..] else { panic!("{lines:?}") };
+        let parts = [named.display().to_string(), root.join("bin/nvcc").display().to_string()];
+        assert!(parts.iter().all(|part| warning.contains(part)), "{warning}");
+        fs::remove_dir_all(root).expect("it was made above");
+    }
+
+    #[test]
+    fn the_table_of_images_follows_the_folders() {
+        let root = package("folders", "13.0");
+        touch(&root.join("kernels/linear/two.cu"));
+        touch(&root.join("kernels/include/no.cuh"));
+        let compiler = root.join("nvcc");
+        lines(&root, &run(&root, &[("NVCC", compiler.as_os_str()), ("EXO_KERNELS_CUDA_ARCHS", "9.0".as_ref())]));
+        let table = fs::read_to_string(root.join("images.rs")).expect("a table");
+        let names: Vec<&str> = table.split('"').skip(1).step_by(4).collect();
+        assert_eq!(names, ["linear/two", "one"], "{table}");
+        fs::remove_dir_all(root).expect("it was made above");
+    }
+
     /// No message sends the reader to what only the repository has.
     #[test]
     fn a_build_without_nvcc_says_what_to_set() {

@@ -1,5 +1,5 @@
 //! No input, however hostile, makes a call panic, hang, or write where it was refused; and what is accepted gives finite
-//! numbers, or those that README promises for bad input. `support/hostile` says how a call is made and judged; here is
+//! numbers, or those that docs/bad_input.md promises. `support/hostile` says how a call is made and judged; here is
 //! what is tried:
 //! - every single deviation from the usual, of every argument of every public constructor and call;
 //! - pairs of deviations, as many as there is time for, and random scripts;
