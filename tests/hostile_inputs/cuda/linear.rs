@@ -103,7 +103,7 @@ pub(super) fn scored<'m, 'a, T>(
     states: &'m Matrix<'a, T>,
     kinds: &[Kind],
 ) -> (Hidden<'m, 'a, T>, bool) {
-    choices.calls(&["cuda/linear::Hidden::new", "cuda/linear::Hidden::with_scored_rows"]);
+    choices.calls(&["cuda/linear/mod::Hidden::new", "cuda/linear/mod::Hidden::with_scored_rows"]);
     let said = choices.of(None, &[Some(usize::MAX), Some(kinds.len()), Some(0), Some(1)]);
     let scored = kinds.iter().filter(|kind| **kind != Kind::Masked).count();
     match said {
@@ -136,12 +136,12 @@ where
     G: Element + Sentinel + DeviceRepr,
 {
     choices.calls(&[
-        "cuda/linear::Head::new",
-        "cuda/linear::Head::with_bias",
-        "cuda/linear::LinearGradients::new",
-        "cuda/linear::LinearGradients::with_bias",
-        "cuda/linear_log_prob::Cuda::linear_token_log_probs",
-        "cuda/linear_log_prob::Cuda::linear_token_log_probs_backward",
+        "cuda/linear/mod::Head::new",
+        "cuda/linear/mod::Head::with_bias",
+        "cuda/linear/mod::LinearGradients::new",
+        "cuda/linear/mod::LinearGradients::with_bias",
+        "cuda/linear/log_prob::Cuda::linear_token_log_probs",
+        "cuda/linear/log_prob::Cuda::linear_token_log_probs_backward",
     ]);
     let cuda = cuda();
     let count = choices.of(4, &[0, 1]);
@@ -215,7 +215,7 @@ where
     T: Element + Sentinel + DeviceRepr,
     G: Element + Sentinel + DeviceRepr,
 {
-    choices.calls(&["cuda/linear_row_loss::Cuda::linear_row_loss"]);
+    choices.calls(&["cuda/linear/row_loss::Cuda::linear_row_loss"]);
     let cuda = cuda();
     let count = choices.of(4, &[0, 1]);
     let case = Case::<T, T>::choose(choices, count);

@@ -53,9 +53,9 @@ fn check_report(inputs: &Inputs, loss: &PreferenceLoss<Cuda>, kinds: &[Kind], ta
 
 fn from_logits_of<T: Element + Sentinel + DeviceRepr>(choices: &mut Choices<'_>) {
     choices.calls(&[
-        "cuda/loss::PreferenceLoss::forward",
-        "cuda/loss::PreferenceLoss::backward",
-        "cuda/loss::PreferenceLoss::backward_in_place",
+        "cuda/loss/mod::PreferenceLoss::forward",
+        "cuda/loss/mod::PreferenceLoss::backward",
+        "cuda/loss/mod::PreferenceLoss::backward_in_place",
     ]);
     let cuda = cuda();
     let inputs = Inputs::choose(choices);
@@ -129,8 +129,8 @@ where
     G: Element + Sentinel + DeviceRepr,
 {
     choices.calls(&[
-        "cuda/linear_loss::PreferenceLoss::forward_linear",
-        "cuda/linear_loss::PreferenceLoss::backward_linear",
+        "cuda/loss/linear::PreferenceLoss::forward_linear",
+        "cuda/loss/linear::PreferenceLoss::backward_linear",
     ]);
     let cuda = cuda();
     let inputs = Inputs::choose(choices);

@@ -94,7 +94,7 @@ fn rows_at(address: raw::Address, shape: &Shape) -> raw::Rows {
 }
 
 pub(super) fn token_log_probs(choices: &mut Choices<'_>) {
-    choices.calls(&["cuda/raw::token_log_probs"]);
+    choices.calls(&["cuda/raw/token_log_prob::token_log_probs"]);
     let shape = Shape::choose(choices, ROWS, VOCAB);
     let options = settings::logit_options(choices);
     // No row: nothing is launched, whatever else there is.
@@ -112,7 +112,7 @@ pub(super) fn token_log_probs(choices: &mut Choices<'_>) {
 }
 
 pub(super) fn token_log_probs_backward(choices: &mut Choices<'_>) {
-    choices.calls(&["cuda/raw::token_log_probs_backward"]);
+    choices.calls(&["cuda/raw/token_log_prob::token_log_probs_backward"]);
     let (shape, of_gradient) = (Shape::choose(choices, ROWS, VOCAB), Shape::choose(choices, ROWS, VOCAB));
     let options = settings::logit_options(choices);
     let (dtype, with_entropies, kept) = (choices.of(Dtype::F32, &[Dtype::F16]), choices.yes(), !choices.yes());
@@ -282,8 +282,8 @@ impl Operands {
 
 pub(super) fn linear(choices: &mut Choices<'_>) {
     choices.calls(&[
-        "cuda/raw/linear_log_prob::linear_token_log_probs",
-        "cuda/raw/linear_log_prob::linear_token_log_probs_backward",
+        "cuda/raw/linear/log_prob::linear_token_log_probs",
+        "cuda/raw/linear/log_prob::linear_token_log_probs_backward",
     ]);
     let operands = Operands::choose(choices);
     let options = settings::logit_options(choices);
@@ -315,7 +315,7 @@ pub(super) fn linear(choices: &mut Choices<'_>) {
 }
 
 pub(super) fn linear_row_loss(choices: &mut Choices<'_>) {
-    choices.calls(&["cuda/raw/linear_row_loss::linear_row_loss"]);
+    choices.calls(&["cuda/raw/linear/row_loss::linear_row_loss"]);
     let operands = Operands::choose(choices);
     let options = settings::logit_options(choices);
     let scored_rows = choices.of(None, &[Some(usize::MAX), Some(0)]);

@@ -19,17 +19,17 @@ use half::{bf16, f16};
 /// Views, chunks and devices.
 pub(super) fn views(choices: &mut Choices<'_>) {
     choices.calls(&[
-        "cuda/logits::Logits::new",
-        "cuda/logits::Logits::strided",
-        "cuda/logits::LogitsMut::new",
-        "cuda/logits::LogitsMut::strided",
-        "cuda/matrix::Matrix::new",
-        "cuda/matrix::Matrix::strided",
-        "cuda/matrix::MatrixMut::new",
-        "cuda/matrix::MatrixMut::strided",
-        "cuda/linear_workspace::LinearChunks::with_columns",
-        "cuda/linear_workspace::LinearChunks::with_row_bytes",
-        "cuda/linear_workspace::Cuda::set_linear_chunks",
+        "cuda/memory::Logits::new",
+        "cuda/memory::Logits::strided",
+        "cuda/memory::LogitsMut::new",
+        "cuda/memory::LogitsMut::strided",
+        "cuda/memory::Matrix::new",
+        "cuda/memory::Matrix::strided",
+        "cuda/memory::MatrixMut::new",
+        "cuda/memory::MatrixMut::strided",
+        "cuda/linear/workspace::LinearChunks::with_columns",
+        "cuda/linear/workspace::LinearChunks::with_row_bytes",
+        "cuda/linear/workspace::Cuda::set_linear_chunks",
         "cuda/mod::Cuda::device",
     ]);
     let cuda = cuda();

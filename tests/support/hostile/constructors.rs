@@ -11,13 +11,13 @@ use half::{bf16, f16};
 /// Offsets from every integer type, and padded batches.
 pub(crate) fn batches(choices: &mut Choices<'_>) {
     choices.calls(&[
-        "batch::Batch::new",
-        "batch::Batch::padded",
-        "batch::Batch::rows",
-        "batch::Batch::sequences",
-        "batch::Batch::groups",
-        "batch::Batch::sequence_offsets",
-        "batch::Batch::group_offsets",
+        "data/batch::Batch::new",
+        "data/batch::Batch::padded",
+        "data/batch::Batch::rows",
+        "data/batch::Batch::sequences",
+        "data/batch::Batch::groups",
+        "data/batch::Batch::sequence_offsets",
+        "data/batch::Batch::group_offsets",
     ]);
     let mut offsets = |usual: [i64; 4]| -> Vec<i64> {
         let mut offsets = usual.to_vec();
@@ -68,7 +68,7 @@ fn check(batch: &Batch) {
 
 /// The shift by one.
 pub(crate) fn targets(choices: &mut Choices<'_>) {
-    choices.calls(&["targets::shifted_targets"]);
+    choices.calls(&["data/targets::shifted_targets"]);
     let ends = [0, 1, 2, 3, 4, 5, usize::MAX];
     let mut range = |usual: std::ops::Range<usize>| {
         let start = choices.of(usual.start, &ends);
@@ -109,33 +109,33 @@ pub(crate) fn views(choices: &mut Choices<'_>) {
 
 fn views_of<T: Element>(choices: &mut Choices<'_>) {
     choices.calls(&[
-        "logits::Logits::new",
-        "logits::Logits::strided",
-        "logits::Logits::rows",
-        "logits::Logits::vocab",
-        "logits::Logits::row",
-        "logits::LogitsMut::new",
-        "logits::LogitsMut::strided",
-        "logits::LogitsMut::rows",
-        "logits::LogitsMut::vocab",
-        "logits::LogitsMut::as_logits",
-        "matrix::Matrix::new",
-        "matrix::Matrix::strided",
-        "matrix::Matrix::rows",
-        "matrix::Matrix::columns",
-        "matrix::Matrix::row",
-        "matrix::MatrixMut::new",
-        "matrix::MatrixMut::strided",
-        "matrix::MatrixMut::rows",
-        "matrix::MatrixMut::columns",
-        "linear::Head::new",
-        "linear::Head::with_bias",
-        "linear::Head::weight",
-        "linear::Head::bias",
-        "linear::Head::vocab",
-        "linear::LinearGradients::new",
-        "linear::LinearGradients::with_bias",
-        "linear::LinearGradients::accumulating",
+        "data/logits::Logits::new",
+        "data/logits::Logits::strided",
+        "data/logits::Logits::rows",
+        "data/logits::Logits::vocab",
+        "data/logits::Logits::row",
+        "data/logits::LogitsMut::new",
+        "data/logits::LogitsMut::strided",
+        "data/logits::LogitsMut::rows",
+        "data/logits::LogitsMut::vocab",
+        "data/logits::LogitsMut::as_logits",
+        "data/matrix::Matrix::new",
+        "data/matrix::Matrix::strided",
+        "data/matrix::Matrix::rows",
+        "data/matrix::Matrix::columns",
+        "data/matrix::Matrix::row",
+        "data/matrix::MatrixMut::new",
+        "data/matrix::MatrixMut::strided",
+        "data/matrix::MatrixMut::rows",
+        "data/matrix::MatrixMut::columns",
+        "data/head::Head::new",
+        "data/head::Head::with_bias",
+        "data/head::Head::weight",
+        "data/head::Head::bias",
+        "data/head::Head::vocab",
+        "data/head::LinearGradients::new",
+        "data/head::LinearGradients::with_bias",
+        "data/head::LinearGradients::accumulating",
     ]);
     let mut data = vec![T::from_f32(1.0); choices.of(12, &[0, 1, 2, 11, 13])];
     let (rows, columns, stride) = (choices.size(3), choices.size(4), choices.size(4));
@@ -205,11 +205,11 @@ fn views_of<T: Element>(choices: &mut Choices<'_>) {
 /// Options of a loss, and the loss itself before any forward pass.
 pub(crate) fn settings(choices: &mut Choices<'_>) {
     choices.calls(&[
-        "loss_options::LossOptions::with_logits",
-        "loss_options::LossOptions::with_log_ratio",
-        "loss_options::LossOptions::with_entropy",
-        "loss_options::LossOptions::objective",
-        "loss_options::LossOptions::logits",
+        "options::LossOptions::with_logits",
+        "options::LossOptions::with_log_ratio",
+        "options::LossOptions::with_entropy",
+        "options::LossOptions::objective",
+        "options::LossOptions::logits",
         "loss::PreferenceLoss::new",
         "loss::PreferenceLoss::with_temperature",
         "loss::PreferenceLoss::with_softcap",
@@ -220,8 +220,8 @@ pub(crate) fn settings(choices: &mut Choices<'_>) {
         "loss::PreferenceLoss::options",
         "loss::PreferenceLoss::unchecked_report",
         "loss::PreferenceLoss::report",
-        "stages::Rewards::with_proposal",
-        "stages::SoftmaxState::log_sum_exp",
+        "data/rewards::Rewards::with_proposal",
+        "stage/token_log_prob::SoftmaxState::log_sum_exp",
     ]);
     let objective = settings::objective(choices);
     let logits = settings::logit_options(choices);

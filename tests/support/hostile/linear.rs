@@ -20,8 +20,8 @@ pub(crate) fn walk(choices: &mut Choices<'_>) {
 
 fn walk_of<T: Element + Sentinel, W: Element + Sentinel, G: Element + Sentinel>(choices: &mut Choices<'_>) {
     choices.calls(&[
-        "cpu/linear_log_prob::Cpu::linear_token_log_probs",
-        "cpu/linear_log_prob_backward::Cpu::linear_token_log_probs_backward",
+        "cpu/linear/log_prob::Cpu::linear_token_log_probs",
+        "cpu/linear/log_prob_backward::Cpu::linear_token_log_probs_backward",
     ]);
     let count = choices.of(4, &[0, 1]);
     let case = Case::<T, W>::choose(choices, count);

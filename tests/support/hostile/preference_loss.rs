@@ -157,9 +157,9 @@ pub(crate) fn from_logits(choices: &mut Choices<'_>) {
 
 fn from_logits_of<T: Element + Sentinel>(choices: &mut Choices<'_>) {
     choices.calls(&[
-        "loss::PreferenceLoss::forward",
-        "loss::PreferenceLoss::backward",
-        "loss::PreferenceLoss::backward_in_place",
+        "cpu/loss::PreferenceLoss::forward",
+        "cpu/loss::PreferenceLoss::backward",
+        "cpu/loss::PreferenceLoss::backward_in_place",
         "report::Report::check",
         "step::Step::with_moved_inputs",
     ]);
@@ -274,7 +274,7 @@ pub(crate) fn from_hidden_states(choices: &mut Choices<'_>) {
 fn from_hidden_states_of<T: Element + Sentinel, W: Element + Sentinel, G: Element + Sentinel>(
     choices: &mut Choices<'_>,
 ) {
-    choices.calls(&["linear_loss::PreferenceLoss::forward_linear", "linear_loss::PreferenceLoss::backward_linear"]);
+    choices.calls(&["cpu/loss::PreferenceLoss::forward_linear", "cpu/loss::PreferenceLoss::backward_linear"]);
     let inputs = Inputs::choose(choices);
     let count = choices.length(inputs.batch.rows());
     let case = Case::<T, W>::choose(choices, count);

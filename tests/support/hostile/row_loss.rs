@@ -122,7 +122,7 @@ impl Held {
 }
 
 fn walk_of<T: Element + Sentinel, W: Element + Sentinel, G: Element + Sentinel>(choices: &mut Choices<'_>) {
-    choices.calls(&["cpu/linear_row_loss::Cpu::linear_row_loss"]);
+    choices.calls(&["cpu/linear/row_loss::Cpu::linear_row_loss"]);
     let count = choices.of(4, &[0, 1]);
     let case = Case::<T, W>::choose(choices, count);
     let options = settings::logit_options(choices);

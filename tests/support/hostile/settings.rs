@@ -73,10 +73,10 @@ impl Fit {
 /// Temperature and softcap.
 pub(crate) fn logit_options(choices: &mut Choices<'_>) -> LogitOptions {
     choices.calls(&[
-        "logits::LogitOptions::with_temperature",
-        "logits::LogitOptions::with_softcap",
-        "logits::LogitOptions::temperature",
-        "logits::LogitOptions::softcap",
+        "options::LogitOptions::with_temperature",
+        "options::LogitOptions::with_softcap",
+        "options::LogitOptions::temperature",
+        "options::LogitOptions::softcap",
     ]);
     let mut options = LogitOptions::default();
     let temperature = choices.f64(0.8);
@@ -172,7 +172,7 @@ pub(crate) fn any_reduction(choices: &mut Choices<'_>) -> (Reduction, Fit) {
 
 /// The same, but only what [`LossOptions`] would take.
 pub(crate) fn reduction(choices: &mut Choices<'_>, objective: Objective) -> Reduction {
-    choices.calls(&["loss_options::LossOptions::with_reduction"]);
+    choices.calls(&["options::LossOptions::with_reduction"]);
     let (reduction, fit) = any_reduction(choices);
     let made = LossOptions::from(objective).with_reduction(reduction);
     if fit.check("normalizer", made).is_some() { reduction } else { Reduction::Mean }
