@@ -10,8 +10,6 @@ use crate::error::Result;
 use cudarc::driver::{
     CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, ValidAsZeroBits, result, sys,
 };
-#[cfg(feature = "candle-cuda")]
-use std::mem::take;
 use std::sync::{Arc, OnceLock};
 
 /// Logits on the device, to read: `[N, V]`, row stride ≥ V, columns contiguous.

@@ -51,8 +51,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use crate::cuda::blas::cublas_present;
 pub use crate::cuda::driver::driver_present;
-#[cfg(feature = "candle-cuda")]
-pub(crate) use crate::cuda::forward_pass::ForwardPass;
 pub use crate::cuda::linear::workspace::LinearChunks;
 pub use crate::cuda::linear::{Head, Hidden, LinearGradients, RowLosses};
 pub use crate::cuda::log_ratio::{DeviceBatch, LogRatios};

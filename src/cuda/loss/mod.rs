@@ -289,7 +289,7 @@ impl PreferenceLoss<Cuda> {
         let (Some(rows), Some(targets), Some(states), Some(row_sequences), Some(sequence_weights)) =
             (rows, targets, states, row_sequences, sequence_weights)
         else {
-            return Err(Error::NoForward);
+            return Err(crate::error::Error::NoForward);
         };
         Ok(ForwardPass { rows, vocab: work.vocab, options, targets, states, row_sequences, sequence_weights })
     }

@@ -17,8 +17,6 @@ use crate::stage::objective::GroupStatistics;
 use crate::stage::token_log_prob::SoftmaxState;
 use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
 use cudarc::driver::{CudaStream, CudaView, DevicePtr, DeviceSlice};
-#[cfg(feature = "candle-cuda")]
-use std::mem::take;
 use std::sync::Arc;
 
 /// Device buffers of a loss, kept between steps: per row (N), per sequence (S) and per group (G), never anything of the
@@ -28,9 +26,9 @@ pub struct CudaWorkspace {
     /// Partial sums, tickets and the status word of this loss.
     pub(crate) scratch: Scratch,
     /// Copies of the ids, for the backward pass: one of the two types.
-    targets_u32: Grown<u32>,
-    targets_i64: Grown<i64>,
-    target_bytes: usize,
+    pub(crate) targets_u32: Grown<u32>,
+    pub(crate) targets_i64: Grown<i64>,
+    pub(crate) target_bytes: usize,
     pub(crate) log_probs: Grown<f32>,
     pub(crate) states: Grown<SoftmaxState>,
     pub(crate) entropies: Grown<f32>,
