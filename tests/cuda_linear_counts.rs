@@ -1,5 +1,5 @@
 //! What the linear stage costs on CUDA, counted by softcuda: the launches, bytes and device memory that the docs of
-//! `src/cuda/linear_log_prob.rs` plan. On a real device nothing counts: then this says so and stops. One test at a time has
+//! `src/cuda/linear/log_prob.rs` plan. On a real device nothing counts: then this says so and stops. One test at a time has
 //! the counters.
 
 #![cfg(feature = "cuda")]

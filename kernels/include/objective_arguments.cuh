@@ -1,4 +1,4 @@
-// What the objective kernel is given and what it writes. Mirrored by #[repr(C)] in src/cuda/arguments.rs.
+// What the objective kernel is given and what it writes. Mirrored by #[repr(C)] in src/cuda/raw/objective.rs.
 #pragma once
 
 #include <cstdint>

@@ -17,7 +17,7 @@ struct RowFactors {
     uint32_t sign;   // folded: the sign bits of a word
 };
 
-// Whether a row has a gradient that fits f32 with all that it is made of; LogitOptions::largest_upstream in src/logits.rs
+// Whether a row has a gradient that fits f32 with all that it is made of; LogitOptions::largest_upstream in src/options.rs
 // says why. Every comparison with a NaN is false. In f64, of which many devices have few units, only where it may be close:
 // the limit is at least 3.4e8 s, as a temperature is at least 1e-30.
 __device__ __forceinline__ bool has_gradient(float2 state, float g, float e, float entropy, double largest_upstream) {

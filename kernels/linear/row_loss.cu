@@ -17,7 +17,7 @@ struct RowLoss {
     float* losses;               // [N]
     float* gradients;            // [N]
     Status* status;
-    double largest_product;  // of |w|, or |w A|: RowLoss::largest_product in src/row_loss.rs
+    double largest_product;  // of |w|, or |w A|: RowLoss::largest_product in src/stage/row_loss.rs
     int32_t count;           // M
     float low;
     float high;
