@@ -8,7 +8,7 @@
 //! (`exo_kernels::reference::bounds`; above 1 is over). "Stage alone" is the K-sample stage fed with the file's
 //! expected log-ratios. With `--check` the exit status is 1 when an output is over its bound. A file that cannot be
 //! read, or whose inputs a loss refuses, is exit status 2. The backend `cuda` needs the feature of that name; where there is no CUDA driver it runs on
-//! the software device of `tests/softcuda`, and says so.
+//! the software device of `emulators/softcuda`, and says so.
 
 #[path = "../tests/support/comparison.rs"]
 mod comparison;
