@@ -20,18 +20,13 @@ constexpr int THREADS = 256;
 constexpr int LOADS = 4;
 
 struct TokenLogProbBackward {
-    const void* logits;              // [N, V], rows row_stride elements apart
-    void* gradients;                 // [N, V], rows gradient_row_stride elements apart; may be the logits
-    const void* targets;             // [N]
-    const float2* states;            // [N]: r, s, as the forward kernel left them
-    const float* entropies;          // [N], as the forward kernel left them; not read by kernels without entropy
-    const float* row_gradients;      // [N], d loss / d log-prob; null: from the sequences
-    const float* entropy_gradients;  // [N], d loss / d entropy; not read by kernels without entropy
-    const int32_t* row_sequences;    // [N]; read where row_gradients is null
-    const double* sequence_weights;  // [S], d loss / d log-prob of each of the sequence's rows
+    const void* logits;    // [N, V], rows row_stride elements apart
+    void* gradients;       // [N, V], rows gradient_row_stride elements apart; may be the logits
+    const void* targets;   // [N]
+    const float2* states;  // [N]: r, s, as the forward kernel left them
+    UpstreamOfRows upstream;
     int64_t row_stride;
     int64_t gradient_row_stride;
-    double loss_scale;
     double largest_upstream;  // as in row_gradient.cuh
     int32_t vocab;
     int32_t target_bytes;  // 4 or 8
@@ -208,14 +203,11 @@ __device__ __forceinline__ void token_log_prob_backward(const TokenLogProbBackwa
     const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
     if (target < 0) return fill<T>(gradients, division, 0);
     const float2 state = arguments.states[row];
-    const float g =
-        arguments.row_gradients != nullptr
-            ? arguments.row_gradients[row]
-            : static_cast<float>(arguments.sequence_weights[arguments.row_sequences[row]] * arguments.loss_scale);
+    const float g = arguments.upstream.of_log_prob(row);
     float e = 0.0f, entropy = 0.0f;
     if constexpr (ENTROPY) {
-        e = arguments.entropy_gradients[row];
-        entropy = arguments.entropies[row];
+        e = arguments.upstream.entropy_gradients[row];
+        entropy = arguments.upstream.entropies[row];
     }
     // Rows without a softmax or whose gradient does not fit, and those whose target is no column.
     if (!has_gradient(state, g, e, entropy, arguments.largest_upstream) || target >= arguments.vocab) {

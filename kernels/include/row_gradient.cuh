@@ -8,6 +8,21 @@
 
 #include "logits.cuh"
 
+// Where the upstream gradient of a row comes from.
+struct UpstreamOfRows {
+    const float* row_gradients;      // [N], d loss / d log-prob; null: from the sequences
+    const float* entropy_gradients;  // [N], d loss / d entropy; null: none
+    const float* entropies;          // [N], as the forward kernel left them; read with entropy gradients
+    const int32_t* row_sequences;    // [N]; read where row_gradients is null
+    const double* sequence_weights;  // [S], d loss / d log-prob of each of the sequence's rows
+    double loss_scale;
+
+    __device__ __forceinline__ float of_log_prob(int32_t row) const {
+        return row_gradients != nullptr ? row_gradients[row]
+                                        : static_cast<float>(sequence_weights[row_sequences[row]] * loss_scale);
+    }
+};
+
 // What turns exponents into gradients: 2^t (constant + slope t), or, folded, 2^(t + log2 |constant|) and the sign: that
 // is half an operation per column less where two columns are packed into a word, which takes both signs at once.
 struct RowFactors {

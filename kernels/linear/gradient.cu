@@ -12,6 +12,7 @@
 
 #include "../include/logits.cuh"
 #include "../include/row_gradient.cuh"
+#include "../include/scored_rows.cuh"
 #include "../include/status.cuh"
 
 constexpr int THREADS = 256;
@@ -19,21 +20,6 @@ constexpr int THREADS = 256;
 constexpr int LOADS = 4;
 // As in src/cuda/tuning.rs.
 constexpr int32_t BLOCK_COLUMNS = 8192;
-
-// Where the upstream gradient of a row comes from.
-struct Upstream {
-    const float* row_gradients;      // [N], d loss / d log-prob; null: from the sequences
-    const float* entropy_gradients;  // [N], d loss / d entropy; null: none
-    const float* entropies;          // [N], as the forward kernel left them; read with entropy gradients
-    const int32_t* row_sequences;    // [N]; read where row_gradients is null
-    const double* sequence_weights;  // [S]
-    double loss_scale;
-
-    __device__ __forceinline__ float of_log_prob(int32_t row) const {
-        return row_gradients != nullptr ? row_gradients[row]
-                                        : static_cast<float>(sequence_weights[row_sequences[row]] * loss_scale);
-    }
-};
 
 struct LinearLogProbBackward {
     const float* logits;   // [M, columns], rows row_stride elements apart, 16-byte aligned
@@ -43,7 +29,7 @@ struct LinearLogProbBackward {
     const void* targets;   // [N]
     const int32_t* rows;   // [M]: which of the N rows each is; -1: none
     const float2* states;  // [N]: r, s, as the forward kernel left them
-    Upstream upstream;
+    UpstreamOfRows upstream;
     int64_t row_stride;
     int64_t gradient_row_stride;
     double largest_upstream;  // as in row_gradient.cuh
@@ -242,15 +228,12 @@ struct WithholdRows {
     int32_t* positions;    // [N]
     uint4* gathered;       // [M, gathered_words]: hidden states
     const float2* states;  // [N]
-    Upstream upstream;
+    UpstreamOfRows upstream;
     Status* status;
     double largest_upstream;  // as in row_gradient.cuh
     int32_t gathered_words;   // 16-byte words of a row
     int32_t reserved;
 };
-
-// As in linear/rows.cu: the row's gradient is NaN.
-constexpr int32_t UNPLACED = -2;
 
 // Before gradients that are added to: takes rows that would add NaN or an infinity off the list, so that their gradient
 // is 0. A hidden state of theirs may hold NaN, and 0 * NaN is NaN: the gathered copy becomes 0 too. Grid (M).
@@ -258,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     linear_withhold_rows(const __grid_constant__ WithholdRows arguments) {
     const int32_t row = arguments.rows[blockIdx.x];
     if (row < 0) return;
-    const Upstream& upstream = arguments.upstream;
+    const UpstreamOfRows& upstream = arguments.upstream;
     const float g = upstream.of_log_prob(row);
     float e = 0.0f, entropy = 0.0f;
     if (upstream.entropy_gradients != nullptr) {
@@ -274,13 +257,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __syncthreads();
     if (thread > 0) return;
     arguments.rows[blockIdx.x] = -1;
+    // Its gradient is NaN.
     arguments.positions[row] = UNPLACED;
     record(&arguments.status->withheld_rows, &arguments.status->first_withheld_row, row);
 }
 
 struct GradientScale {
     const int32_t* rows;  // [M]
-    Upstream upstream;
+    UpstreamOfRows upstream;
     float* factors;  // [4]: the power of two, its inverse, 0 and 1
     int32_t count;   // M
     float inverse_temperature;
@@ -294,7 +278,7 @@ constexpr int SCALE_THREADS = 1024;
 extern "C" __global__ void __launch_bounds__(SCALE_THREADS, 1)
     linear_gradient_scale(const __grid_constant__ GradientScale arguments) {
     __shared__ float warps[SCALE_THREADS / 32];
-    const Upstream& upstream = arguments.upstream;
+    const UpstreamOfRows& upstream = arguments.upstream;
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
     float largest = 0.0f;
     for (int32_t i = thread; i < arguments.count; i += SCALE_THREADS) {

@@ -7,6 +7,8 @@
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
+// Columns of a block of the bias's gradient, a lane each. As in src/cuda/raw/linear/head.rs.
+constexpr int32_t BIAS_COLUMNS = 32;
 
 struct BiasGradient {
     const void* gradients;  // [M, columns] of the logits, rows row_stride elements apart
@@ -22,13 +24,13 @@ struct BiasGradient {
     int32_t reserved;
 };
 
-// Grid (ceil(columns / 32)): a lane a column, a warp every WARPS-th row; sums in f64 in an order that the row's place in
+// Grid (ceil(columns / BIAS_COLUMNS)): a lane a column, a warp every WARPS-th row; sums in f64 in an order that the row's place in
 // the batch decides, and nothing else.
 template <typename T, typename G>
 __device__ __forceinline__ void bias_gradient(const BiasGradient& arguments) {
-    __shared__ double shared[WARPS][32];
+    __shared__ double shared[WARPS][BIAS_COLUMNS];
     const int32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int32_t column = static_cast<int32_t>(blockIdx.x) * 32 + lane;
+    const int32_t column = static_cast<int32_t>(blockIdx.x) * BIAS_COLUMNS + lane;
     double sum = 0.0;
     if (column < arguments.columns) {
         const auto* from = static_cast<const typename T::Bits*>(arguments.gradients) + column;

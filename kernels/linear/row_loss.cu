@@ -8,7 +8,7 @@
 
 constexpr int THREADS = 256;
 
-struct RowLoss {
+struct RowLossArguments {
     const int32_t* rows;     // [M]: which of the N rows each is; -1: none
     const float* log_probs;  // [N]
     const float* weights;    // [N]
@@ -30,7 +30,7 @@ struct LossAndGradient {
 };
 
 // -w log pi. False: the weight is not accepted.
-__device__ __forceinline__ bool weighted(const RowLoss& arguments, int32_t row, LossAndGradient& result) {
+__device__ __forceinline__ bool weighted(const RowLossArguments& arguments, int32_t row, LossAndGradient& result) {
     const float weight = arguments.weights[row];
     if (!(fabs(double{weight}) <= arguments.largest_product)) return false;
     // Not 0 * -inf, for a target that has no probability.
@@ -43,7 +43,7 @@ __device__ __forceinline__ bool weighted(const RowLoss& arguments, int32_t row, 
 }
 
 // The clipped ratio. False: one of its numbers is not accepted. What cannot matter is not looked at.
-__device__ __forceinline__ bool clipped_ratio(const RowLoss& arguments, int32_t row, LossAndGradient& result) {
+__device__ __forceinline__ bool clipped_ratio(const RowLossArguments& arguments, int32_t row, LossAndGradient& result) {
     const double weight = arguments.weights[row];
     if (!isfinite(weight)) return false;
     if (weight == 0.0) return true;
@@ -67,7 +67,7 @@ __device__ __forceinline__ bool clipped_ratio(const RowLoss& arguments, int32_t 
     return true;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) row_loss(const __grid_constant__ RowLoss arguments) {
+extern "C" __global__ void __launch_bounds__(THREADS) row_loss(const __grid_constant__ RowLossArguments arguments) {
     const int32_t index = static_cast<int32_t>(blockIdx.x * THREADS + threadIdx.x);
     if (index >= arguments.count) return;
     const int32_t row = arguments.rows[index];

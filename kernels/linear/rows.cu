@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "../include/logits.cuh"
+#include "../include/scored_rows.cuh"
 #include "../include/status.cuh"
 
 constexpr int THREADS = 256;
@@ -25,10 +26,6 @@ struct ScoredRows {
     int32_t target_bytes;
     int32_t reserved;
 };
-
-constexpr int32_t MASKED = -1;
-// Scored, but behind the `capacity` first: the caller's bound was too small. Or withheld: linear_withhold_rows.
-constexpr int32_t UNPLACED = -2;
 
 constexpr int SCAN_THREADS = 1024;
 constexpr int SCAN_WARPS = SCAN_THREADS / 32;

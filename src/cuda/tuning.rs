@@ -173,19 +173,6 @@ mod test {
         assert_eq!(seen, 12, "kernels");
     }
 
-    /// A launch divides rows and columns as the kernels do.
-    #[test]
-    fn lengths_are_the_kernels() {
-        let logits = include_str!("../../kernels/include/logits.cuh");
-        let forward = include_str!("../../kernels/linear/fold.cu");
-        let backward = include_str!("../../kernels/linear/gradient.cu");
-        assert!(logits.contains(&format!("constexpr int32_t SLICE = {SLICE};")));
-        assert!(forward.contains("constexpr int LOADS = 4;") && forward.contains("constexpr int32_t STEP = 32 * 4;"));
-        assert!(forward.contains("constexpr int32_t UNIT = LOADS * STEP;"));
-        assert_eq!(LINEAR_UNIT, 4 * 32 * 4);
-        assert!(backward.contains(&format!("constexpr int32_t BLOCK_COLUMNS = {LINEAR_BLOCK_COLUMNS};")));
-    }
-
     /// Few rows share out their slices, many do not.
     #[test]
     fn slices_are_shared_out_until_rows_fill_the_device() {

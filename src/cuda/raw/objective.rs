@@ -61,22 +61,34 @@ pub struct ObjectiveOutputs {
     pub statistics: Address,
 }
 
-/// The codes of `kernels/objective.cu`.
+/// Codes of the target distribution, as in `kernels/include/objective_arguments.cuh`.
+const TARGET_REWARDS: i32 = 0;
+const TARGET_PREFERENCE: i32 = 1;
+const TARGET_OFFICIAL_PREFERENCE: i32 = 2;
+const TARGET_DISTRIBUTION: i32 = 3;
+/// Codes of the divergence.
+const REVERSE_KL: i32 = 0;
+const FORWARD_KL: i32 = 1;
+const ALPHA: i32 = 2;
+const JENSEN_SHANNON: i32 = 3;
+
+/// The target's code, `beta_reward` and `label_smoothing`.
 fn target_code(target: Target) -> (i32, f64, f64) {
     match target {
-        Target::Rewards { beta } => (0, beta, 0.0),
-        Target::Preference { label_smoothing } => (1, 1.0, label_smoothing),
-        Target::OfficialPreference => (2, 1.0, 0.0),
-        Target::Distribution => (3, 1.0, 0.0),
+        Target::Rewards { beta } => (TARGET_REWARDS, beta, 0.0),
+        Target::Preference { label_smoothing } => (TARGET_PREFERENCE, 1.0, label_smoothing),
+        Target::OfficialPreference => (TARGET_OFFICIAL_PREFERENCE, 1.0, 0.0),
+        Target::Distribution => (TARGET_DISTRIBUTION, 1.0, 0.0),
     }
 }
 
+/// The divergence's code, and `alpha`.
 fn divergence_code(divergence: Divergence) -> (i32, f64) {
     match divergence {
-        Divergence::ReverseKl => (0, 0.0),
-        Divergence::ForwardKl => (1, 0.0),
-        Divergence::Alpha(alpha) => (2, alpha),
-        Divergence::JensenShannon => (3, 0.0),
+        Divergence::ReverseKl => (REVERSE_KL, 0.0),
+        Divergence::ForwardKl => (FORWARD_KL, 0.0),
+        Divergence::Alpha(alpha) => (ALPHA, alpha),
+        Divergence::JensenShannon => (JENSEN_SHANNON, 0.0),
     }
 }
 

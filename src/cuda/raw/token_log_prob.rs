@@ -30,6 +30,18 @@ pub(crate) struct TokenLogProb {
 
 passed_by_value!(TokenLogProb);
 
+/// `kernels/include/row_gradient.cuh`: where the upstream gradient of a row comes from.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct UpstreamOfRows {
+    pub(crate) row_gradients: u64,
+    pub(crate) entropy_gradients: u64,
+    pub(crate) entropies: u64,
+    pub(crate) row_sequences: u64,
+    pub(crate) sequence_weights: u64,
+    pub(crate) loss_scale: f64,
+}
+
 /// `kernels/token_log_prob_backward.cu`.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -38,14 +50,9 @@ pub(crate) struct TokenLogProbBackward {
     pub(crate) gradients: u64,
     pub(crate) targets: u64,
     pub(crate) states: u64,
-    pub(crate) entropies: u64,
-    pub(crate) row_gradients: u64,
-    pub(crate) entropy_gradients: u64,
-    pub(crate) row_sequences: u64,
-    pub(crate) sequence_weights: u64,
+    pub(crate) upstream: UpstreamOfRows,
     pub(crate) row_stride: i64,
     pub(crate) gradient_row_stride: i64,
-    pub(crate) loss_scale: f64,
     pub(crate) largest_upstream: f64,
     pub(crate) vocab: i32,
     pub(crate) target_bytes: i32,
@@ -87,6 +94,36 @@ pub enum Upstream {
         /// The factor.
         loss_scale: f64,
     },
+}
+
+impl Upstream {
+    /// As the kernels take it. `entropies`: those of the forward pass, or 0.
+    pub(crate) fn of_rows(self, entropies: Address) -> Result<UpstreamOfRows> {
+        let mut of_rows = UpstreamOfRows {
+            row_gradients: 0,
+            entropy_gradients: 0,
+            entropies: 0,
+            row_sequences: 0,
+            sequence_weights: 0,
+            loss_scale: 1.0,
+        };
+        match self {
+            Self::PerRow { log_probs, entropies: entropy_gradients } => {
+                if entropy_gradients != 0 && entropies == 0 {
+                    return Err(Error::EntropiesNotKept);
+                }
+                of_rows.row_gradients = log_probs;
+                of_rows.entropy_gradients = entropy_gradients;
+                of_rows.entropies = if entropy_gradients == 0 { 0 } else { entropies };
+            }
+            Self::PerSequence { row_sequences, weights, loss_scale } => {
+                of_rows.row_sequences = row_sequences;
+                of_rows.sequence_weights = weights;
+                of_rows.loss_scale = loss_scale;
+            }
+        }
+        Ok(of_rows)
+    }
 }
 
 /// Logits and targets to log-probs, softmax states and, if wanted, entropies.
@@ -199,31 +236,16 @@ pub unsafe fn token_log_probs_backward(
     if logits.rows == 0 {
         return Ok(());
     }
-    let (mut row_gradients, mut entropy_gradients) = (0, 0);
-    let (mut sequences, mut sequence_weights, mut scale_of_loss) = (0, 0, 1.0);
-    match upstream {
-        Upstream::PerRow { log_probs, entropies } => (row_gradients, entropy_gradients) = (log_probs, entropies),
-        Upstream::PerSequence { row_sequences, weights, loss_scale } => {
-            (sequences, sequence_weights, scale_of_loss) = (row_sequences, weights, loss_scale);
-        }
-    }
-    if entropy_gradients != 0 && entropies == 0 {
-        return Err(Error::EntropiesNotKept);
-    }
+    let upstream = upstream.of_rows(entropies)?;
     let (target_address, target_bytes) = targets.parts();
     let arguments = TokenLogProbBackward {
         logits: logits.address,
         gradients: gradients.address,
         targets: target_address,
         states,
-        entropies,
-        row_gradients,
-        entropy_gradients,
-        row_sequences: sequences,
-        sequence_weights,
+        upstream,
         row_stride: logits.row_stride as i64,
         gradient_row_stride: gradients.row_stride as i64,
-        loss_scale: scale_of_loss,
         largest_upstream: options.largest_upstream(),
         vocab: logits.vocab as i32,
         target_bytes,
@@ -233,7 +255,7 @@ pub unsafe fn token_log_probs_backward(
         reserved: 0,
     };
     let softcap = if options.softcap() > 0.0 { "_softcap" } else { "" };
-    let entropy = if entropy_gradients == 0 { "" } else { "_entropy" };
+    let entropy = if upstream.entropy_gradients == 0 { "" } else { "_entropy" };
     let name = format!("token_log_prob_backward_{}{softcap}{entropy}", suffix(logits.dtype));
     let grid = (logits.rows as u32, logits.vocab.div_ceil(tuning::SLICE) as u32);
     // SAFETY: the caller's promise.

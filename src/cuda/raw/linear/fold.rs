@@ -29,6 +29,18 @@ pub(crate) struct LinearLogProb {
 
 passed_by_value!(LinearLogProb);
 
+/// `kernels/linear/fold.cu`: what a chunk leaves to the next one, for each row. Only the device reads and writes it.
+#[repr(C)]
+struct RowSums {
+    s: f64,
+    weighted: f64,
+    r: f32,
+    target_logit: f32,
+}
+
+/// The same in numbers of the buffer that they lie in.
+const WORDS_OF_ROW_SUMS: usize = size_of::<RowSums>() / size_of::<f64>();
+
 impl Pass<'_> {
     /// Folds a chunk of logits into the sums of its rows; writes their results if it is the last.
     ///
@@ -48,7 +60,11 @@ impl Pass<'_> {
             bias: self.wide_bias(begin),
             targets,
             rows: self.row_list(first_row),
-            sums: if one_chunk { 0 } else { address(&mut self.work.sums, &self.cuda.stream, 3 * self.count)? },
+            sums: if one_chunk {
+                0
+            } else {
+                address(&mut self.work.sums, &self.cuda.stream, WORDS_OF_ROW_SUMS * self.count)?
+            },
             log_probs: results.log_probs,
             states: results.states,
             entropies: results.entropies,

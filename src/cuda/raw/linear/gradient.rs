@@ -2,24 +2,12 @@
 
 use crate::cuda::memory::{Address, address};
 use crate::cuda::raw::linear::pass::{Pass, padded};
-use crate::cuda::raw::token_log_prob::Upstream;
+use crate::cuda::raw::token_log_prob::UpstreamOfRows;
 use crate::cuda::raw::{MatrixAt, bytes, launch, passed_by_value, scale, suffix};
 use crate::cuda::tuning;
 use crate::element::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use std::ops::Range;
-
-/// `kernels/linear/gradient.cu`: where the upstream gradient of a row comes from.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(crate) struct UpstreamOfRows {
-    pub(crate) row_gradients: u64,
-    pub(crate) entropy_gradients: u64,
-    pub(crate) entropies: u64,
-    pub(crate) row_sequences: u64,
-    pub(crate) sequence_weights: u64,
-    pub(crate) loss_scale: f64,
-}
 
 /// `kernels/linear/gradient.cu`.
 #[derive(Clone, Copy)]
@@ -77,34 +65,6 @@ struct GradientScale {
 }
 
 passed_by_value!(GradientScale);
-
-/// The upstream gradient as the kernels take it.
-pub(crate) fn upstream_of_rows(upstream: Upstream, entropies: Address) -> Result<UpstreamOfRows> {
-    let mut of_rows = UpstreamOfRows {
-        row_gradients: 0,
-        entropy_gradients: 0,
-        entropies: 0,
-        row_sequences: 0,
-        sequence_weights: 0,
-        loss_scale: 1.0,
-    };
-    match upstream {
-        Upstream::PerRow { log_probs, entropies: entropy_gradients } => {
-            if entropy_gradients != 0 && entropies == 0 {
-                return Err(Error::EntropiesNotKept);
-            }
-            of_rows.row_gradients = log_probs;
-            of_rows.entropy_gradients = entropy_gradients;
-            of_rows.entropies = if entropy_gradients == 0 { 0 } else { entropies };
-        }
-        Upstream::PerSequence { row_sequences, weights, loss_scale } => {
-            of_rows.row_sequences = row_sequences;
-            of_rows.sequence_weights = weights;
-            of_rows.loss_scale = loss_scale;
-        }
-    }
-    Ok(of_rows)
-}
 
 impl Pass<'_> {
     /// Before gradients of the head that are added to: leaves out the rows that would add NaN or an infinity.

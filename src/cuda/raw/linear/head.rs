@@ -39,6 +39,9 @@ struct RoundWeight {
 
 passed_by_value!(RoundWeight);
 
+/// Columns of a block of the bias's gradient. As in `kernels/linear/head.cu`.
+const BIAS_COLUMNS: usize = 32;
+
 impl Pass<'_> {
     /// A chunk's part of the bias's gradient: the whole of it, or the part of some rows.
     ///
@@ -72,7 +75,7 @@ impl Pass<'_> {
             reserved: 0,
         };
         let name = format!("linear_bias_gradient_{}_{}", suffix(self.dtype()), suffix(target.bias_dtype));
-        let blocks = gradients.columns.div_ceil(32) as u32;
+        let blocks = gradients.columns.div_ceil(BIAS_COLUMNS) as u32;
         // SAFETY: the caller's promise.
         unsafe { launch(self.cuda, "linear/head", &name, (blocks, 1), &bias) }
     }

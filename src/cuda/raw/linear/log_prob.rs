@@ -5,7 +5,6 @@ use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
 use crate::cuda::linear::workspace::LinearScratch;
 use crate::cuda::memory::{Address, StatusWord};
-use crate::cuda::raw::linear::gradient::upstream_of_rows;
 use crate::cuda::raw::linear::pass::{Pass, RowResults};
 use crate::cuda::raw::linear::{LinearGradientsAt, LinearInputs, clear_head};
 use crate::cuda::raw::token_log_prob::{ForwardOutputs, Upstream};
@@ -117,7 +116,7 @@ pub(in crate::cuda) unsafe fn backward_with(
     gradients: &LinearGradientsAt,
 ) -> Result<()> {
     gradients.check(inputs)?;
-    let upstream = upstream_of_rows(upstream, entropies)?;
+    let upstream = upstream.of_rows(entropies)?;
     if !gradients.any() {
         return Ok(());
     }

@@ -5,10 +5,10 @@ use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
 use crate::cuda::linear::workspace::LinearScratch;
 use crate::cuda::memory::{Address, address};
-use crate::cuda::raw::linear::gradient::UpstreamOfRows;
 use crate::cuda::raw::linear::log_prob::chunks;
 use crate::cuda::raw::linear::pass::{Pass, RowResults};
 use crate::cuda::raw::linear::{LinearGradientsAt, LinearInputs, clear_head};
+use crate::cuda::raw::token_log_prob::Upstream;
 use crate::cuda::raw::{MatrixAt, launch, passed_by_value};
 use crate::element::Dtype;
 use crate::error::Result;
@@ -78,14 +78,7 @@ unsafe fn with_scratch(
     let mut pass = unsafe { Pass::begin(cuda, &cuda.status, work, inputs, options, results)? };
     let (count, vocab) = (pass.count, pass.vocab());
     let of_loss = arguments(loss, outputs, row_gradients, options);
-    let upstream = UpstreamOfRows {
-        row_gradients,
-        entropy_gradients: 0,
-        entropies: 0,
-        row_sequences: 0,
-        sequence_weights: 0,
-        loss_scale: 1.0,
-    };
+    let upstream = Upstream::PerRow { log_probs: row_gradients, entropies: 0 }.of_rows(0)?;
     // Several chunks add up in f32: beside the buffer, if that is of another type.
     let beside = match gradients.weight {
         Some(weight) if count > at_once && weight.dtype != Dtype::F32 => Some(weight_sums(&mut pass)?),
