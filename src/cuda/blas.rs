@@ -1,5 +1,6 @@
 //! cuBLAS: whether there is one, a handle on a stream, and the one product that the linear stage is made of.
 
+use crate::cuda::context::FreedInContext;
 use crate::cuda::driver::opens;
 use crate::cuda::memory::Address;
 use crate::element::Dtype;
@@ -9,7 +10,7 @@ use cudarc::cublas::sys::{
     cublasComputeType_t, cublasGemmAlgo_t, cublasMath_t, cublasOperation_t, cublasPointerMode_t, cudaDataType_t,
 };
 use cudarc::cublas::{CudaBlas, result, sys};
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtrMut};
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
@@ -155,10 +156,10 @@ impl Blas {
     }
 }
 
-impl Drop for Blas {
-    fn drop(&mut self) {
-        // The handle is destroyed in the context that is current. Without an answer: it is, or the context is no more.
-        let _ = self.stream.context().bind_to_thread();
+/// The handle is destroyed in the context that is current.
+impl FreedInContext for Blas {
+    fn freed_in(&self) -> Option<&CudaContext> {
+        Some(self.stream.context())
     }
 }
 

@@ -4,9 +4,10 @@ use crate::cuda::Cuda;
 use crate::cuda::driver::called;
 use crate::error::{Error, Result, check_length};
 use cudarc::driver::result::ctx;
-use cudarc::driver::{DeviceSlice, sys};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceSlice, DriverError, sys};
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 /// Gives the calling thread its current context back, or none, when it goes out of scope.
 ///
@@ -37,29 +38,63 @@ impl Drop for CurrentContext {
     }
 }
 
-fn current() -> std::result::Result<Option<sys::CUcontext>, cudarc::driver::DriverError> {
+fn current() -> std::result::Result<Option<sys::CUcontext>, DriverError> {
     count(ctx::get_current())
 }
 
-/// What holds device memory, streams or modules: freeing it leaves the current context as it was.
-#[derive(Clone, Default)]
-pub(super) struct Kept<T>(ManuallyDrop<T>);
+/// What is freed in a context.
+///
+/// cudarc frees memory in the order of its stream without making the stream's context current. Where that is the null
+/// stream, or one of the driver's special handles, it would be a stream of whichever context is current: the memory would
+/// be freed before what still uses it, or, with none, never.
+pub(super) trait FreedInContext {
+    /// None where there is nothing to free.
+    fn freed_in(&self) -> Option<&CudaContext>;
+}
 
-impl<T> Kept<T> {
+impl<T> FreedInContext for CudaSlice<T> {
+    fn freed_in(&self) -> Option<&CudaContext> {
+        Some(self.stream().context())
+    }
+}
+
+impl FreedInContext for Arc<CudaStream> {
+    fn freed_in(&self) -> Option<&CudaContext> {
+        Some(self.context())
+    }
+}
+
+impl<T: FreedInContext> FreedInContext for Option<T> {
+    fn freed_in(&self) -> Option<&CudaContext> {
+        self.as_ref().and_then(T::freed_in)
+    }
+}
+
+/// What holds device memory, streams or modules: it is freed in its context, and leaves the current context as it was.
+#[derive(Clone, Default)]
+pub(super) struct Kept<T: FreedInContext>(ManuallyDrop<T>);
+
+impl<T: FreedInContext> Kept<T> {
     pub(super) fn new(value: T) -> Self {
         Self(ManuallyDrop::new(value))
     }
 }
 
-impl<T> Drop for Kept<T> {
+impl<T: FreedInContext> Drop for Kept<T> {
     fn drop(&mut self) {
         let _current = CurrentContext::keep();
+        if let Some(context) = self.0.freed_in() {
+            // Not cudarc's `bind_to_thread`, which does nothing where an earlier call has failed. An error here: the context
+            // is no more, and what was in it neither.
+            // SAFETY: a context that `self` keeps, or whose owner has promised to.
+            let _ = unsafe { ctx::set_current(context.cu_ctx()) };
+        }
         // SAFETY: here alone, and nothing uses it afterwards.
         unsafe { ManuallyDrop::drop(&mut self.0) };
     }
 }
 
-impl<T> Deref for Kept<T> {
+impl<T: FreedInContext> Deref for Kept<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -67,7 +102,7 @@ impl<T> Deref for Kept<T> {
     }
 }
 
-impl<T> DerefMut for Kept<T> {
+impl<T: FreedInContext> DerefMut for Kept<T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.0
     }
@@ -106,7 +141,6 @@ fn count<T>(result: T) -> T {
 #[cfg(test)]
 mod test {
     use super::*;
-    use cudarc::driver::CudaContext;
 
     /// Two calls where nothing has changed, three where something has.
     #[test]
@@ -128,7 +162,24 @@ mod test {
         unset();
         assert_eq!(counted(&|| context.bind_to_thread().expect("a context")), 3);
         assert_eq!(ctx::get_current(), Ok(None));
-        drop(Kept::new(context));
-        assert_eq!(ctx::get_current(), Ok(None), "freeing a context makes it current");
+        let stream = context.new_stream().expect("a stream");
+        unset();
+        drop(Kept::new(stream));
+        assert_eq!(ctx::get_current(), Ok(None), "freeing makes its context current");
+    }
+
+    /// Memory of a null stream is freed on the null stream of its own context, whichever is current.
+    #[test]
+    fn memory_of_a_null_stream_is_freed_in_its_context() {
+        softcuda::install().expect("softcuda can be loaded where there is no driver");
+        let other = CudaContext::new_non_primary(0, 0).expect("another context");
+        let context = CudaContext::new(0).expect("device 0");
+        for current in [std::ptr::null_mut(), other.cu_ctx(), context.cu_ctx()] {
+            let slice = context.default_stream().alloc_zeros::<f32>(3).expect("memory");
+            // SAFETY: none, or a context that is alive.
+            unsafe { ctx::set_current(current) }.expect("a context");
+            drop(Kept::new(slice));
+            assert_eq!(context.check_err(), Ok(()), "cudarc notes what fails when memory is freed");
+        }
     }
 }

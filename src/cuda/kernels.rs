@@ -1,6 +1,6 @@
 //! The compiled kernels, loaded once per context.
 
-use crate::cuda::context::Kept;
+use crate::cuda::context::{FreedInContext, Kept};
 use crate::cuda::driver;
 use crate::cuda::driver::called;
 use crate::error::{Error, Result};
@@ -76,6 +76,12 @@ fn known(context: &CudaContext) -> Option<Arc<Kept<Kernels>>> {
     };
     // The lock is released: dropping one whose last user has gone meanwhile unloads its modules.
     alive.into_iter().find(|kernels| kernels.context.cu_ctx() == context.cu_ctx())
+}
+
+impl FreedInContext for Kernels {
+    fn freed_in(&self) -> Option<&CudaContext> {
+        Some(&self.context)
+    }
 }
 
 impl Kernels {

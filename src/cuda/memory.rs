@@ -181,7 +181,7 @@ impl<T: DeviceRepr + ValidAsZeroBits> Grown<T> {
     /// still uses it.
     pub(super) fn at_least(&mut self, stream: &Arc<CudaStream>, length: usize) -> Result<&mut CudaSlice<T>> {
         if self.slice.as_ref().is_some_and(|slice| slice.len() < length) {
-            *self.slice = None;
+            self.slice = Kept::default();
         }
         match &mut *self.slice {
             Some(slice) => Ok(slice),
