@@ -1,9 +1,10 @@
-//! Contexts: the one that views must lie in, and the calling thread's current one, which every call leaves as it was.
+//! Contexts: the one that views must lie in, the calling thread's current one, which every call leaves as it was, and those
+//! that another framework owns.
 
 use crate::cuda::Cuda;
 use crate::cuda::driver::called;
 use crate::error::{Error, Result, check_length};
-use cudarc::driver::result::ctx;
+use cudarc::driver::result::{ctx, device};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceSlice, DriverError, sys};
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
@@ -106,6 +107,72 @@ impl<T: FreedInContext> DerefMut for Kept<T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.0
     }
+}
+
+/// A context that another framework owns, as a value of cudarc's: never destroyed here.
+pub(super) struct ForeignContext(ManuallyDrop<Arc<CudaContext>>);
+
+impl ForeignContext {
+    /// Makes the context current, which the caller undoes.
+    ///
+    /// # Safety
+    /// `context` is null or a context that outlives everything made from it.
+    pub(super) unsafe fn new(context: sys::CUcontext) -> Result<Self> {
+        // Before cudarc has it: what fails there destroys the context.
+        // SAFETY: the caller's promise.
+        called("cuCtxSetCurrent", unsafe { ctx::set_current(context) })?;
+        // An error where the context is null.
+        let (handle, ordinal) = current_device()?;
+        // SAFETY: a context, of this device. It is not destroyed: see `drop`.
+        let context = unsafe { CudaContext::from_raw_context(ordinal, handle, context) };
+        called("cuDeviceGetAttribute", context).map(|context| Self(ManuallyDrop::new(context)))
+    }
+
+    /// A stream of this context that its owner destroys.
+    ///
+    /// # Errors
+    /// [`Error::Device`] for a stream of another context.
+    ///
+    /// # Safety
+    /// `stream` is a stream, the null stream or one of the special handles, and outlives everything made from it. This
+    /// context is current.
+    pub(super) unsafe fn stream(&self, stream: sys::CUstream) -> Result<Arc<CudaStream>> {
+        let mut owner = std::ptr::null_mut();
+        // What the driver does not answer (for streams of green contexts) is not checked.
+        // SAFETY: the caller's promise; a place for the answer.
+        let is_answered = unsafe { sys::cuStreamGetCtx(stream, &raw mut owner) }.result().is_ok();
+        if is_answered && owner != self.0.cu_ctx() {
+            // SAFETY: the context of a stream that is alive.
+            called("cuCtxSetCurrent", unsafe { ctx::set_current(owner) })?;
+            let (_, given) = current_device()?;
+            return Err(Error::Device { what: "stream", given, expected: self.0.ordinal() });
+        }
+        // SAFETY: the caller's promise.
+        Ok(unsafe { self.0.wrap_borrowed_stream(stream) })
+    }
+}
+
+impl Drop for ForeignContext {
+    /// cudarc destroys a context with its last reference. So the last one is taken apart here; and where somebody else
+    /// holds one still (a clone of the stream, a workspace), this one is never given back, so that theirs is not the last.
+    fn drop(&mut self) {
+        // SAFETY: here alone, and nothing uses it afterwards.
+        match Arc::try_unwrap(unsafe { ManuallyDrop::take(&mut self.0) }) {
+            Ok(context) => std::mem::forget(context),
+            Err(held) => std::mem::forget(held),
+        }
+    }
+}
+
+/// The current context's device, and its ordinal.
+fn current_device() -> Result<(sys::CUdevice, usize)> {
+    let mut handle = 0;
+    // SAFETY: a place for the answer.
+    called("cuCtxGetDevice", unsafe { sys::cuCtxGetDevice(&raw mut handle) }.result())?;
+    let count = called("cuDeviceGetCount", device::get_count())?;
+    let ordinal = (0..count).find(|&ordinal| device::get(ordinal) == Ok(handle));
+    let ordinal = ordinal.ok_or(DriverError(sys::CUresult::CUDA_ERROR_INVALID_DEVICE));
+    Ok((handle, called("cuDeviceGet", ordinal)? as usize))
 }
 
 impl Cuda {

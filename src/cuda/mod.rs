@@ -39,13 +39,13 @@ mod status;
 pub(crate) mod token_log_prob;
 mod tuning;
 
-use crate::cuda::context::{CurrentContext, Kept};
+use crate::cuda::context::{CurrentContext, ForeignContext, Kept};
 use crate::cuda::kernels::Kernels;
 use crate::cuda::lent::Lender;
 use crate::cuda::linear::workspace::LinearScratch;
 use crate::cuda::memory::{Scratch, StatusWord};
 use crate::error::{Error, Result};
-use cudarc::driver::sys::{CUdevice_attribute, CUresult};
+use cudarc::driver::sys::{CUcontext, CUdevice_attribute, CUresult, CUstream};
 use cudarc::driver::{CudaStream, DriverError};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -81,10 +81,13 @@ pub struct Cuda {
     capability: tuning::Capability,
     /// How the forward pass of the token log-probs is launched.
     token_log_prob_tuning: &'static tuning::Table<tuning::TokenLogProb>,
+    /// The last field: what those above hold of the context is given back before it.
+    _foreign: Option<Arc<ForeignContext>>,
 }
 
 impl Cuda {
-    /// The device of `stream`, on which everything will run.
+    /// The device of `stream`, on which everything will run. cudarc's per-thread stream is another stream on every thread:
+    /// a backend on it is for one thread.
     ///
     /// # Errors
     /// [`Error::NoDriver`], [`Error::KernelsNotBuilt`], or what the driver says to loading the kernels.
@@ -112,7 +115,63 @@ impl Cuda {
             multiprocessors: multiprocessors.max(1) as usize,
             capability,
             token_log_prob_tuning: &tuning::TOKEN_LOG_PROB,
+            _foreign: None,
         })
+    }
+
+    /// A context and a stream that another framework owns: tch, or a trainer in C++.
+    ///
+    /// Neither is destroyed when this value and what was made from it are dropped; the kernels are unloaded from the context
+    /// and scratch memory is freed, in the stream's order. The calling thread's current context is the same after every
+    /// call, this one included. A null `stream` is the context's null stream, and the driver's handles for the legacy and
+    /// the per-thread stream (1 and 2) are streams too.
+    ///
+    /// With the runtime API, and so with PyTorch, the context is the device's primary one: what `cuCtxGetCurrent` says
+    /// behind any call of it, or what `cuDevicePrimaryCtxRetain` gives. The stream is PyTorch's
+    /// `at::cuda::getCurrentCUDAStream().stream()`.
+    ///
+    /// ```no_run
+    /// use exo_kernels::cuda::{Cuda, raw};
+    /// use exo_kernels::{Dtype, LogitOptions};
+    /// use std::ffi::c_void;
+    ///
+    /// /// Log-probs of `[rows, vocab]` bf16 logits, all of it in the framework's memory and on its stream.
+    /// ///
+    /// /// # Safety
+    /// /// `context` and `stream` as [`Cuda::from_raw`] says; the addresses as [`raw::token_log_probs`] says.
+    /// unsafe fn log_probs(
+    ///     (context, stream): (*mut c_void, *mut c_void),
+    ///     (logits, rows, vocab): (u64, usize, usize),
+    ///     targets: u64,
+    ///     (log_probs, states): (u64, u64),
+    /// ) -> exo_kernels::Result<()> {
+    ///     // SAFETY: the caller's promise. A trainer makes it once and keeps it.
+    ///     let cuda = unsafe { Cuda::from_raw(context.cast(), stream.cast())? };
+    ///     let logits = raw::Rows { address: logits, rows, vocab, row_stride: vocab, dtype: Dtype::Bf16 };
+    ///     let outputs = raw::ForwardOutputs { log_probs, states, entropies: 0 };
+    ///     // SAFETY: the caller's promise.
+    ///     unsafe { raw::token_log_probs(&cuda, logits, raw::Targets::I64(targets), &LogitOptions::default(), outputs) }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cuda::new`]; [`Error::Device`] for a stream of another context; [`Error::Cuda`] for a null context.
+    ///
+    /// # Safety
+    /// 1. `context` is a context of the driver, and `stream` one of its streams, null, or one of the special handles.
+    /// 2. Both outlive this value, its clones, and everything that holds one: losses, workspaces, batches, clones of
+    ///    [`Cuda::stream`].
+    /// 3. The per-thread stream is another stream on every thread, and calls on several streams do not wait for one another:
+    ///    made from it, this value, its clones and what was made from them are used and dropped on one thread.
+    pub unsafe fn from_raw(context: CUcontext, stream: CUstream) -> Result<Self> {
+        driver::require()?;
+        let _current = CurrentContext::keep()?;
+        // SAFETY: the caller's promise.
+        let foreign = unsafe { ForeignContext::new(context)? };
+        // SAFETY: the caller's promise; the line above has made the context current.
+        let stream = unsafe { foreign.stream(stream)? };
+        let cuda = Self::new(&stream)?;
+        Ok(Self { _foreign: Some(Arc::new(foreign)), ..cuda })
     }
 
     /// Device `ordinal`'s default stream: the null stream of its primary context.
