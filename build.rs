@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, exit};
 
 #[path = "build/architectures.rs"]
-mod architectures;
+pub mod architectures;
 #[path = "build/nvcc.rs"]
-mod nvcc;
+pub mod nvcc;
 
 /// nvcc processes at once.
 const PARALLEL: usize = 2;

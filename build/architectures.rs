@@ -3,9 +3,9 @@
 use std::fmt;
 
 /// By default: A100, RTX 30, RTX 40 and L4, H100, B200, RTX 50.
-pub(crate) const DEFAULT: &str = "80,86,89,90,100,120";
+pub const DEFAULT: &str = "80,86,89,90,100,120";
 /// The variable that names others.
-pub(crate) const VARIABLE: &str = "EXO_KERNELS_CUDA_ARCHS";
+pub const VARIABLE: &str = "EXO_KERNELS_CUDA_ARCHS";
 /// The kernels reduce integers over a warp in one instruction, which devices have from here on.
 const LOWEST: u32 = 80;
 /// The first numbers whose features can be asked for alone (`90a`), and with those of their family (`100f`).
@@ -16,7 +16,7 @@ const SIGN_OF_FAMILIES: u32 = 121;
 
 /// A compute capability as nvcc writes it: 90 for 9.0, and `a` or `f` behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Architecture {
+pub struct Architecture {
     number: u32,
     suffix: Option<char>,
 }
@@ -65,7 +65,7 @@ impl Architecture {
 }
 
 /// `8.0, 9.0`, as people write them.
-pub(crate) fn list(architectures: &[Architecture]) -> String {
+pub fn list(architectures: &[Architecture]) -> String {
     let name = |Architecture { number, suffix }: &Architecture| {
         format!("{}.{}{}", number / 10, number % 10, suffix.map(String::from).unwrap_or_default())
     };
@@ -74,7 +74,7 @@ pub(crate) fn list(architectures: &[Architecture]) -> String {
 
 /// What `nvcc --list-gpu-arch` has printed: `compute_80` and the like, one on a line. Those that the kernels can run on;
 /// `None` if it names none at all.
-pub(crate) fn supported(printed: &str) -> Option<Vec<Architecture>> {
+pub fn supported(printed: &str) -> Option<Vec<Architecture>> {
     let words = printed.split_whitespace().filter(|word| word.starts_with("compute_"));
     let mut all: Vec<Architecture> = words.filter_map(Architecture::read).collect();
     if all.is_empty() {
@@ -85,16 +85,22 @@ pub(crate) fn supported(printed: &str) -> Option<Vec<Architecture>> {
     Some(all)
 }
 
-/// What is compiled, in ascending order, and what of the default list is not, since this nvcc does not support it.
+/// What is compiled and what is not.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Chosen {
-    pub(crate) architectures: Vec<Architecture>,
-    pub(crate) left_out: Vec<Architecture>,
+pub struct Chosen {
+    /// In ascending order.
+    pub architectures: Vec<Architecture>,
+    /// Of the default list, since this nvcc does not support it.
+    pub left_out: Vec<Architecture>,
 }
 
 /// Reads a list, in any order, with `,`, `;` or spaces between its entries. An empty one, which is how many tools unset a
 /// variable, is the default list; that is cut to what is supported, while an entry of the user's that is not is an error.
-pub(crate) fn choose(named: &str, supported: Option<&[Architecture]>) -> Result<Chosen, String> {
+///
+/// # Errors
+///
+/// The entry, and why kernels are not compiled for it.
+pub fn choose(named: &str, supported: Option<&[Architecture]>) -> Result<Chosen, String> {
     let entries = |text: &'static str| text.split(',').filter_map(Architecture::read);
     let mut words = named.split([',', ';']).flat_map(str::split_whitespace).peekable();
     let mut chosen = Chosen { architectures: Vec::new(), left_out: Vec::new() };
@@ -124,7 +130,7 @@ pub(crate) fn choose(named: &str, supported: Option<&[Architecture]>) -> Result<
 
 /// `-gencode` options: machine code for each, PTX of the lowest and of the highest. PTX is without suffix: with one, no
 /// later device could compile it.
-pub(crate) fn code_options(architectures: &[Architecture]) -> Vec<String> {
+pub fn code_options(architectures: &[Architecture]) -> Vec<String> {
     let machine_code = architectures.iter().map(|name| format!("-gencode=arch=compute_{name},code=sm_{name}"));
     let mut ends: Vec<u32> =
         [architectures.first(), architectures.last()].into_iter().flatten().map(|end| end.number).collect();

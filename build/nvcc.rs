@@ -4,18 +4,18 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Where `scripts/install-nvcc` puts it, below the root of the repository. (A published package has no such script.)
-pub(crate) const INSTALLED: &str = ".cache/nvcc/nvidia/cu13/bin/nvcc";
+pub const INSTALLED: &str = ".cache/nvcc/nvidia/cu13/bin/nvcc";
 /// What `find` looks at.
-pub(crate) const VARIABLES: [&str; 5] = ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "CONDA_PREFIX"];
+pub const VARIABLES: [&str; 5] = ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH", "CONDA_PREFIX"];
 
 /// The first nvcc of: the variable NVCC, the toolkits at CUDA_HOME and CUDA_PATH, PATH, the conda environment, what
 /// `scripts/install-nvcc` has installed, and the toolkits in /usr/local. `variable` gives the environment's variables.
-pub(crate) fn find(root: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+pub fn find(root: &Path, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     find_on(root, Path::new("/usr/local"), std::env::consts::EXE_SUFFIX, variable)
 }
 
 /// [`find`] on a machine whose toolkits are in `local`, and whose programs' names end with `suffix` (`.exe`).
-pub(crate) fn find_on(
+pub fn find_on(
     root: &Path,
     local: &Path,
     suffix: &str,

@@ -1,10 +1,6 @@
 //! Where the build script finds nvcc, and what it asks of it.
 
-#[path = "../build/architectures.rs"]
-mod architectures;
-#[path = "../build/nvcc.rs"]
-mod nvcc;
-
+use kernel_build::{architectures, nvcc};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -256,7 +252,7 @@ done
         static SCRIPT: OnceLock<PathBuf> = OnceLock::new();
         SCRIPT.get_or_init(|| {
             let program = folder("script").join("build-script");
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("build.rs");
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../build.rs");
             let compiled = Command::new("rustc").args(["--edition", "2024", "-o"]).arg(&program).arg(source).output();
             let compiled = compiled.expect("rustc runs");
             assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
@@ -320,7 +316,7 @@ done
         for compiler in [true, false] {
             let root = package(&format!("second-{compiler}"), "13.0");
             for file in ["build.rs", "build/nvcc.rs", "build/architectures.rs"] {
-                fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(file), root.join(file)).expect("a copy");
+                fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file), root.join(file)).expect("a copy");
             }
             touch(&root.join("src/lib.rs"));
             let manifest = "[package]\nname = \"package\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\

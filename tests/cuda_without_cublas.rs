@@ -1,14 +1,9 @@
 //! Without cuBLAS everything but the linear stage works, and that says what is missing. A binary of its own, into which
 //! softcublas is never loaded; where the machine has a cuBLAS this says so and stops.
 
-#![cfg(feature = "cuda")]
-
-#[path = "support/device.rs"]
-mod device;
-
-use device::{Rows, download, upload};
 use exo_kernels::cuda::{Head, Matrix, TokenLogProbs, cublas_present};
 use exo_kernels::{Error, LogitOptions, SoftmaxState};
+use support::device::{self, Rows, download, upload};
 
 #[test]
 fn the_linear_stage_names_what_is_missing() {

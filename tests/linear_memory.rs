@@ -2,15 +2,12 @@
 //!
 //! A counting allocator follows what is allocated. There is one test in this file, so nothing else allocates beside it.
 
-#[path = "support/peak_memory.rs"]
-mod peak_memory;
-
 use exo_kernels::{
     Cpu, Head, LinearGradients, LogitOptions, Matrix, MatrixMut, RowGradients, RowLoss, RowLosses, SavedRows,
     SoftmaxState, TokenLogProbs,
 };
 use half::bf16;
-use peak_memory::peak;
+use support::peak_memory::{self, peak};
 
 #[global_allocator]
 static ALLOCATOR: peak_memory::Counting = peak_memory::Counting;

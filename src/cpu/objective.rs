@@ -11,7 +11,7 @@
 //!
 //! The textbook form, p·(log p − log q) summed and p_i·(log p_i − log q_i − L), gives negative losses next to the
 //! optimum and, where one sample has all the weight, gradients that are nothing but rounding noise: even in f64
-//! (`tests/objective_precision.rs` holds both forms to fifty-digit arithmetic).
+//! (`tests/contract/objective_precision.rs` holds both forms to fifty-digit arithmetic).
 
 use crate::cpu::Cpu;
 use crate::cpu::objective_math::{

@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 const SEQUENCES: usize = 30_000;
 
 fn corpus() -> Vec<Vec<u8>> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/calls");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/calls");
     let mut files: Vec<_> =
         std::fs::read_dir(folder).expect("the corpus").map(|file| file.expect("a file").path()).collect();
     files.sort();

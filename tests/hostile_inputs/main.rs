@@ -1,17 +1,15 @@
 //! No input, however hostile, makes a call panic, hang, or write where it was refused; and what is accepted gives finite
-//! numbers, or those that docs/bad_input.md promises. `support/hostile` says how a call is made and judged; here is
+//! numbers, or those that docs/bad_input.md promises. `hostile` says how a call is made and judged; here is
 //! what is tried:
 //! - every single deviation from the usual, of every argument of every public constructor and call;
 //! - pairs of deviations, as many as there is time for, and random scripts;
 //! - bytes, as the fuzz target in `fuzz/` does, from its corpus and mutations of it (`bytes`);
-//! - with the feature `cuda` the CUDA backend's own (`cuda`).
+//! - the CUDA backend's own (`cuda`).
 //!
 //! `inventory` holds the list of what is tried to the sources.
 
 mod bytes;
-#[cfg(feature = "cuda")]
 mod cuda;
-#[path = "../support/hostile/mod.rs"]
 mod hostile;
 mod inventory;
 mod trials;

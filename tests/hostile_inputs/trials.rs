@@ -119,7 +119,6 @@ impl Trials {
     }
 
     /// The usual calls.
-    #[cfg(feature = "cuda")]
     pub(crate) fn usual(&mut self, name: &str, walk: fn(&mut Choices<'_>)) {
         self.walk(name, walk, Script::Deviations(&[]));
     }

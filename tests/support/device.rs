@@ -1,17 +1,13 @@
 //! A CUDA device for tests: a real one where there is a driver, softcuda elsewhere.
 
-#![allow(dead_code, reason = "every test binary uses its own part of it")]
-
 use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, DeviceRepr};
 use exo_kernels::cuda::{Cuda, Logits, LogitsMut, RowGradients, SavedRows, TokenLogProbs};
 use exo_kernels::{Element, LogitOptions, Result, SoftmaxState};
 
-#[path = "host_rows.rs"]
-mod host_rows;
-pub(crate) use host_rows::{Forward, Rows};
+pub use crate::host_rows::{Forward, Rows};
 
 /// A backend on a stream of its own.
-pub(crate) fn cuda() -> Cuda {
+pub fn cuda() -> Cuda {
     let installed = softcuda::install().expect("softcuda can be loaded where there is no driver");
     eprintln!("CUDA device: {installed:?}");
     let context = CudaContext::new(0).expect("device 0");
@@ -19,7 +15,7 @@ pub(crate) fn cuda() -> Cuda {
 }
 
 /// Host numbers on the device.
-pub(crate) fn upload<T: DeviceRepr + Copy>(cuda: &Cuda, numbers: &[T]) -> CudaSlice<T> {
+pub fn upload<T: DeviceRepr + Copy>(cuda: &Cuda, numbers: &[T]) -> CudaSlice<T> {
     // An allocation of nothing is none: empty inputs get one element that nobody reads.
     if numbers.is_empty() {
         // SAFETY: it is never read.
@@ -29,7 +25,7 @@ pub(crate) fn upload<T: DeviceRepr + Copy>(cuda: &Cuda, numbers: &[T]) -> CudaSl
 }
 
 /// Device numbers on the host, behind everything in the stream. A fault on softcuda fails the test with its text.
-pub(crate) fn download<T: DeviceRepr + Clone>(cuda: &Cuda, numbers: &impl DevicePtr<T>) -> Vec<T> {
+pub fn download<T: DeviceRepr + Clone>(cuda: &Cuda, numbers: &impl DevicePtr<T>) -> Vec<T> {
     let numbers = cuda.stream().clone_dtoh(numbers).and_then(|numbers| cuda.stream().synchronize().map(|()| numbers));
     numbers.unwrap_or_else(|error| match softcuda::control().and_then(|control| control.take_fault()) {
         Some(fault) => panic!("{fault}"),
@@ -39,12 +35,12 @@ pub(crate) fn download<T: DeviceRepr + Clone>(cuda: &Cuda, numbers: &impl Device
 
 impl<T: Element + DeviceRepr> Rows<T> {
     /// Forward on the device.
-    pub(crate) fn forward(&self, cuda: &Cuda, options: &LogitOptions, entropies: bool) -> Forward {
+    pub fn forward(&self, cuda: &Cuda, options: &LogitOptions, entropies: bool) -> Forward {
         self.try_forward(cuda, options, entropies).expect("forward")
     }
 
     /// The same, as an error where it is refused.
-    pub(crate) fn try_forward(&self, cuda: &Cuda, options: &LogitOptions, entropies: bool) -> Result<Forward> {
+    pub fn try_forward(&self, cuda: &Cuda, options: &LogitOptions, entropies: bool) -> Result<Forward> {
         let count = self.count();
         let logits = upload(cuda, &self.logits);
         // Poison: what is not written shows.
@@ -73,7 +69,7 @@ impl<T: Element + DeviceRepr> Rows<T> {
     }
 
     /// Backward on the device: the whole buffer, in place or out of place.
-    pub(crate) fn backward(
+    pub fn backward(
         &self,
         cuda: &Cuda,
         options: &LogitOptions,
@@ -85,7 +81,7 @@ impl<T: Element + DeviceRepr> Rows<T> {
     }
 
     /// The same, as an error where it is refused.
-    pub(crate) fn try_backward(
+    pub fn try_backward(
         &self,
         cuda: &Cuda,
         options: &LogitOptions,

@@ -4,14 +4,12 @@
 //! are left after every cancellation that can occur: the significand grows with the spread of the logits, because 1 − p
 //! and p − q of a group in which one sample dominates lose as many digits as that spread has.
 
-#![allow(dead_code, reason = "every test binary uses its own part of it")]
-
 use dashu_float::FBig;
 use dashu_float::round::mode::HalfEven;
 use exo_kernels::{Divergence, Objective, Target};
 
 /// A number of many binary digits.
-pub(crate) type Real = FBig<HalfEven, 2>;
+pub type Real = FBig<HalfEven, 2>;
 
 /// 320 bits are 96 decimal digits. The two largest cancellations are 1 − W, of the order α·d², for α = 1e-12 and d =
 /// 1e-8 (28 digits), and those that come with the spread, which has digits of its own.
@@ -22,16 +20,16 @@ const FARTHEST: f64 = 2000.0;
 
 /// The exact results of one group.
 #[derive(Debug)]
-pub(crate) struct Exact {
+pub struct Exact {
     /// Before the reduction.
-    pub(crate) loss: Real,
+    pub loss: Real,
     /// d loss / d f, before β_π and the reduction.
-    pub(crate) gradient: Vec<Real>,
+    pub gradient: Vec<Real>,
 }
 
 /// Numbers of one length.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Digits {
+pub struct Digits {
     bits: usize,
 }
 
@@ -41,7 +39,7 @@ impl Digits {
     ///
     /// Logits that are farther apart than [`FARTHEST`] have a probability that no f64 comes near, whatever it is
     /// multiplied with: it is 0 here. What such logits, of up to 2^1700, cost is their own digits.
-    pub(crate) fn for_spread(spread: f64, divergence: Divergence) -> Self {
+    pub fn for_spread(spread: f64, divergence: Divergence) -> Self {
         let of_spread = if spread < FARTHEST { 1.5 * spread } else { 1.5 * FARTHEST + 2000.0 };
         let of_order = match divergence {
             Divergence::Alpha(alpha) if alpha > 0.0 && alpha < 1e-12 => -2.0 * alpha.log2(),
@@ -51,7 +49,7 @@ impl Digits {
     }
 
     /// The exact value of a finite f64.
-    pub(crate) fn number(self, value: f64) -> Real {
+    pub fn number(self, value: f64) -> Real {
         assert!(value.is_finite(), "{value} is not a number of these");
         self.long(Real::try_from(value).unwrap_or(Real::ZERO))
     }
@@ -60,14 +58,14 @@ impl Digits {
         value.with_precision(self.bits).value()
     }
 
-    pub(crate) fn exp(self, value: &Real) -> Real {
+    pub fn exp(self, value: &Real) -> Real {
         if value.to_f64().value() < -FARTHEST {
             return self.number(0.0);
         }
         self.long(self.long(value.clone()).exp())
     }
 
-    pub(crate) fn ln(self, value: &Real) -> Real {
+    pub fn ln(self, value: &Real) -> Real {
         self.long(self.long(value.clone()).ln())
     }
 
@@ -129,15 +127,15 @@ impl Digits {
 
 /// The two distributions of one group of K.
 #[derive(Debug)]
-pub(crate) struct Group {
+pub struct Group {
     digits: Digits,
     /// log Σ of the target before its normalisation and without the proposal's offsets: log(1 + e^(−10)) for the
     /// official one.
     log_total: Real,
     /// log p; `None` for p = 0.
-    pub(crate) log_p: Vec<Option<Real>>,
+    pub log_p: Vec<Option<Real>>,
     /// log q of the normalised target; `None` for q = 0.
-    pub(crate) log_q: Vec<Option<Real>>,
+    pub log_q: Vec<Option<Real>>,
     p: Vec<Real>,
     q: Vec<Real>,
 }
@@ -145,7 +143,7 @@ pub(crate) struct Group {
 impl Group {
     /// For log-ratios that are finite or −∞, not all −∞. The divergence of `objective` is of no account but for the
     /// digits that an order below 1e-12 needs.
-    pub(crate) fn new(objective: &Objective, log_ratios: &[f64], rewards: &[f64], offsets: &[f64]) -> Self {
+    pub fn new(objective: &Objective, log_ratios: &[f64], rewards: &[f64], offsets: &[f64]) -> Self {
         let beta = objective.beta_policy();
         let spread = |values: &[f64], scale: f64| {
             let finite = || values.iter().filter(|value| value.is_finite()).map(|value| value * scale);
@@ -181,7 +179,7 @@ impl Group {
     }
 
     /// Loss and gradient. `objective` has the target that the group was made for.
-    pub(crate) fn exact(&self, objective: &Objective) -> Exact {
+    pub fn exact(&self, objective: &Objective) -> Exact {
         let (loss, gradient) = match (objective.target(), objective.divergence()) {
             // The official log-targets 0 and −10 are taken as they are, not normalised.
             (Target::OfficialPreference, Divergence::ReverseKl) => {
@@ -199,7 +197,7 @@ impl Group {
     }
 
     /// What the oracle's own rounding can amount to: 80 of the bits are for cancellation and for the division by α.
-    pub(crate) fn error(&self) -> f64 {
+    pub fn error(&self) -> f64 {
         0.5f64.powi(self.digits.bits as i32 - 80)
     }
 

@@ -4,49 +4,50 @@ use exo_kernels::SoftmaxState;
 
 /// What the forward pass gave.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Forward {
-    pub(crate) log_probs: Vec<f32>,
-    pub(crate) states: Vec<SoftmaxState>,
+pub struct Forward {
+    pub log_probs: Vec<f32>,
+    pub states: Vec<SoftmaxState>,
     /// Empty where they were not asked for.
-    pub(crate) entropies: Vec<f32>,
+    pub entropies: Vec<f32>,
 }
 
 /// Rows of logits with their targets: `[N, V]`, row stride ≥ V.
 #[derive(Debug, Clone)]
-pub(crate) struct Rows<T> {
-    pub(crate) logits: Vec<T>,
-    pub(crate) targets: Vec<i64>,
-    pub(crate) vocab: usize,
-    pub(crate) row_stride: usize,
+pub struct Rows<T> {
+    pub logits: Vec<T>,
+    pub targets: Vec<i64>,
+    pub vocab: usize,
+    pub row_stride: usize,
     /// Elements before the first row: another alignment.
-    pub(crate) offset: usize,
+    pub offset: usize,
     /// The ids are given as `u32`.
-    pub(crate) targets_in_32_bits: bool,
+    pub targets_in_32_bits: bool,
 }
 
 impl<T: Copy> Rows<T> {
     /// Contiguous rows.
-    pub(crate) fn new(logits: Vec<T>, targets: Vec<i64>, vocab: usize) -> Self {
+    pub fn new(logits: Vec<T>, targets: Vec<i64>, vocab: usize) -> Self {
         Self { logits, targets, vocab, row_stride: vocab, offset: 0, targets_in_32_bits: false }
     }
 
     /// One row.
-    pub(crate) fn one(logits: &[T], target: usize) -> Self {
+    pub fn one(logits: &[T], target: usize) -> Self {
         Self::new(logits.to_vec(), vec![target as i64], logits.len())
     }
 
     /// How many rows the buffer of logits has room for: N, if nothing is amiss.
-    pub(crate) fn rows_of_logits(&self) -> usize {
+    pub fn rows_of_logits(&self) -> usize {
         (self.logits.len() - self.offset + self.row_stride - self.vocab) / self.row_stride
     }
 
     /// N.
-    pub(crate) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.targets.len()
     }
 
     /// The same rows `offset` elements into a buffer, with `padding` elements behind each; both filled with `fill`.
-    pub(crate) fn moved(&self, offset: usize, padding: usize, fill: T) -> Self {
+    #[must_use]
+    pub fn moved(&self, offset: usize, padding: usize, fill: T) -> Self {
         let row_stride = self.vocab + padding;
         let mut logits = vec![fill; offset + self.count() * row_stride];
         for (row, place) in logits[offset..].chunks_mut(row_stride).enumerate() {
@@ -56,12 +57,12 @@ impl<T: Copy> Rows<T> {
     }
 
     /// Row `row` in a buffer that is laid out as the logits are.
-    pub(crate) fn row<'a, V>(&self, buffer: &'a [V], row: usize) -> &'a [V] {
+    pub fn row<'a, V>(&self, buffer: &'a [V], row: usize) -> &'a [V] {
         &buffer[self.offset + row * self.row_stride..][..self.vocab]
     }
 
     /// The ids as `u32`.
-    pub(crate) fn narrow_targets(&self) -> Vec<u32> {
+    pub fn narrow_targets(&self) -> Vec<u32> {
         self.targets.iter().map(|&target| target as u32).collect()
     }
 }

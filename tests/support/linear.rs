@@ -1,26 +1,24 @@
 //! Hidden states and heads for the tests of the linear stage.
 
-#![allow(dead_code, reason = "every test binary uses its own part of it")]
-
 use exo_kernels::{Element, Head, Matrix};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 /// Hidden states `[N, H]`, a head `[V, H]` with or without bias, targets with masked rows among them.
 #[derive(Debug, Clone)]
-pub(crate) struct Case<T, W> {
-    pub(crate) rows: usize,
-    pub(crate) hidden_size: usize,
-    pub(crate) vocab: usize,
-    pub(crate) hidden: Vec<T>,
-    pub(crate) weight: Vec<W>,
-    pub(crate) bias: Option<Vec<W>>,
-    pub(crate) targets: Vec<i64>,
+pub struct Case<T, W> {
+    pub rows: usize,
+    pub hidden_size: usize,
+    pub vocab: usize,
+    pub hidden: Vec<T>,
+    pub weight: Vec<W>,
+    pub bias: Option<Vec<W>>,
+    pub targets: Vec<i64>,
 }
 
 impl<T: Element, W: Element> Case<T, W> {
     /// Logits of about unit size; every fourth row or so is masked, with NaN for its hidden state.
-    pub(crate) fn random(rows: usize, hidden_size: usize, vocab: usize, bias: bool, seed: u64) -> Self {
+    pub fn random(rows: usize, hidden_size: usize, vocab: usize, bias: bool, seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let size = 2.0 / (hidden_size as f32).sqrt();
         let targets: Vec<i64> =
@@ -39,11 +37,11 @@ impl<T: Element, W: Element> Case<T, W> {
         Self { rows, hidden_size, vocab, hidden, weight, bias, targets }
     }
 
-    pub(crate) fn hidden(&self) -> Matrix<'_, T> {
+    pub fn hidden(&self) -> Matrix<'_, T> {
         Matrix::new(&self.hidden, self.hidden_size).expect("rows")
     }
 
-    pub(crate) fn head(&self) -> Head<'_, W> {
+    pub fn head(&self) -> Head<'_, W> {
         let head = Head::new(Matrix::new(&self.weight, self.hidden_size).expect("rows")).expect("a vocabulary");
         match &self.bias {
             Some(bias) => head.with_bias(bias).expect("a bias"),
@@ -54,20 +52,20 @@ impl<T: Element, W: Element> Case<T, W> {
 
 /// What is wanted of the gradients.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
-    pub(crate) hidden: bool,
-    pub(crate) weight: bool,
-    pub(crate) bias: bool,
+pub struct Wanted {
+    pub hidden: bool,
+    pub weight: bool,
+    pub bias: bool,
     /// Adds to a head's gradient that is all this number.
-    pub(crate) accumulate: Option<f32>,
+    pub accumulate: Option<f32>,
 }
 
-pub(crate) const ALL: Wanted = Wanted { hidden: true, weight: true, bias: true, accumulate: None };
+pub const ALL: Wanted = Wanted { hidden: true, weight: true, bias: true, accumulate: None };
 
 /// Gradients, on the host; what was not wanted is as it was: NaN.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Gradients<T, G> {
-    pub(crate) hidden: Vec<T>,
-    pub(crate) weight: Vec<G>,
-    pub(crate) bias: Vec<G>,
+pub struct Gradients<T, G> {
+    pub hidden: Vec<T>,
+    pub weight: Vec<G>,
+    pub bias: Vec<G>,
 }

@@ -3,7 +3,7 @@
 //!
 //! `on_every_linear_backend!(one, another);` makes tests `cpu::one`, `cuda::one`, ... of functions that take a backend.
 
-#![allow(dead_code, reason = "every test binary uses its own part of it")]
+pub use crate::on_every_linear_backend;
 
 use crate::linear::{Case, Gradients, Wanted};
 use exo_kernels::{
@@ -11,30 +11,23 @@ use exo_kernels::{
     SoftmaxState, TokenLogProbs,
 };
 
-/// A type of hidden states, on every backend that is built.
-#[cfg(not(feature = "cuda"))]
-pub(crate) trait TestElement: Element {}
-#[cfg(not(feature = "cuda"))]
-impl<T: Element> TestElement for T {}
-/// A type of hidden states, on every backend that is built.
-#[cfg(feature = "cuda")]
-pub(crate) trait TestElement: Element + cudarc::driver::DeviceRepr {}
-#[cfg(feature = "cuda")]
+/// A type of hidden states, on every backend there is.
+pub trait TestElement: Element + cudarc::driver::DeviceRepr {}
 impl<T: Element + cudarc::driver::DeviceRepr> TestElement for T {}
 
 /// What a call wrote, and what was found wrong: by the call itself, or by the device when its status was read. Outputs are
 /// poisoned with `f32::MAX` before, gradients as [`Wanted`] says.
 #[derive(Debug)]
-pub(crate) struct Outcome<T, G> {
-    pub(crate) log_probs: Vec<f32>,
+pub struct Outcome<T, G> {
+    pub log_probs: Vec<f32>,
     /// Of a row loss.
-    pub(crate) losses: Vec<f32>,
-    pub(crate) gradients: Gradients<T, G>,
-    pub(crate) found: Result<(), Error>,
+    pub losses: Vec<f32>,
+    pub gradients: Gradients<T, G>,
+    pub found: Result<(), Error>,
 }
 
 /// A backend's linear stage.
-pub(crate) trait LinearBackend {
+pub trait LinearBackend {
     /// Whether numbers of the rows are on the host, so that the call itself refuses them.
     fn on_host(&self) -> bool;
 
@@ -56,6 +49,7 @@ pub(crate) trait LinearBackend {
     ) -> Outcome<T, G>;
 }
 
+#[macro_export]
 macro_rules! on_every_linear_backend {
     ($($test:ident),* $(,)?) => {
         mod cpu {
@@ -65,17 +59,14 @@ macro_rules! on_every_linear_backend {
             })*
         }
 
-        #[cfg(feature = "cuda")]
         mod cuda {
             $(#[test]
             fn $test() {
-                super::$test(&crate::linear_device::cuda());
+                super::$test(&$crate::linear_device::cuda());
             })*
         }
     };
 }
-pub(crate) use on_every_linear_backend;
-
 impl<T: TestElement, G: TestElement> Gradients<T, G> {
     fn poisoned(case: &Case<T, T>, wanted: Wanted) -> Self {
         let before = wanted.accumulate.map_or(G::NAN, G::from_f32);
@@ -136,7 +127,6 @@ impl LinearBackend for Cpu {
     }
 }
 
-#[cfg(feature = "cuda")]
 impl LinearBackend for exo_kernels::cuda::Cuda {
     fn on_host(&self) -> bool {
         false
@@ -169,7 +159,6 @@ impl LinearBackend for exo_kernels::cuda::Cuda {
 }
 
 /// What the status says; it is clear again then.
-#[cfg(feature = "cuda")]
 fn found(cuda: &exo_kernels::cuda::Cuda) -> Result<(), Error> {
     let found = cuda.status().map(drop);
     cuda.clear_status().expect("cleared");

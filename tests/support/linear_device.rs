@@ -1,11 +1,8 @@
 //! The linear stage on a CUDA device for tests.
 
-#![allow(dead_code, reason = "every test binary uses its own part of it")]
-
 use crate::device::{self, Forward, download, upload};
 use crate::linear::Case;
-#[allow(unused_imports, reason = "every test binary uses its own part of it")]
-pub(crate) use crate::linear::{ALL, Gradients, Wanted};
+pub use crate::linear::{ALL, Gradients, Wanted};
 use cudarc::driver::{CudaSlice, DeviceRepr};
 use exo_kernels::cuda::{
     Cuda, Head, Hidden, LinearChunks, LinearGradients, Matrix, MatrixMut, RowGradients, RowLosses, SavedRows,
@@ -14,19 +11,19 @@ use exo_kernels::cuda::{
 use exo_kernels::{Element, LogitOptions, RowLoss, SoftmaxState};
 
 /// A backend with cuBLAS.
-pub(crate) fn cuda() -> Cuda {
+pub fn cuda() -> Cuda {
     let cuda = device::cuda();
     eprintln!("cuBLAS: {:?}", softcublas::install().expect("softcublas can be loaded where softcuda is"));
     cuda
 }
 
 /// So many columns at once, and as many bytes of rows.
-pub(crate) fn set_chunks(cuda: &Cuda, columns: usize, row_bytes: usize) {
+pub fn set_chunks(cuda: &Cuda, columns: usize, row_bytes: usize) {
     cuda.set_linear_chunks(LinearChunks::default().with_columns(columns).expect("units").with_row_bytes(row_bytes));
 }
 
 /// A case on the device.
-pub(crate) struct OnDevice<T> {
+pub struct OnDevice<T> {
     cuda: Cuda,
     rows: usize,
     size: usize,
@@ -36,7 +33,7 @@ pub(crate) struct OnDevice<T> {
     bias: Option<CudaSlice<T>>,
     targets: CudaSlice<i64>,
     /// What is said of the number of scored rows.
-    pub(crate) scored_rows: Option<usize>,
+    pub scored_rows: Option<usize>,
 }
 
 /// Buffers for gradients, on the device.
@@ -78,7 +75,7 @@ impl<T: Element + DeviceRepr, G: Element + DeviceRepr> Buffers<T, G> {
 }
 
 impl<T: Element + DeviceRepr> OnDevice<T> {
-    pub(crate) fn new(cuda: &Cuda, case: &Case<T, T>) -> Self {
+    pub fn new(cuda: &Cuda, case: &Case<T, T>) -> Self {
         Self {
             cuda: cuda.clone(),
             rows: case.rows,
@@ -109,7 +106,7 @@ impl<T: Element + DeviceRepr> OnDevice<T> {
     }
 
     /// Forward.
-    pub(crate) fn forward(&self, options: &LogitOptions, entropies: bool) -> Forward {
+    pub fn forward(&self, options: &LogitOptions, entropies: bool) -> Forward {
         let (cuda, rows) = (&self.cuda, self.rows);
         let mut log_probs = upload(cuda, &vec![f32::MAX; rows]);
         let mut states = upload(cuda, &vec![SoftmaxState { r: f32::MAX, s: f32::MAX }; rows]);
@@ -130,7 +127,7 @@ impl<T: Element + DeviceRepr> OnDevice<T> {
     }
 
     /// Backward.
-    pub(crate) fn backward<G: Element + DeviceRepr>(
+    pub fn backward<G: Element + DeviceRepr>(
         &self,
         options: &LogitOptions,
         forward: &Forward,
@@ -161,7 +158,7 @@ impl<T: Element + DeviceRepr> OnDevice<T> {
     }
 
     /// A row loss: log-probs, losses, gradients.
-    pub(crate) fn row_loss<G: Element + DeviceRepr>(
+    pub fn row_loss<G: Element + DeviceRepr>(
         &self,
         options: &LogitOptions,
         loss: RowLoss<&[f32]>,

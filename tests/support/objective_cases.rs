@@ -1,8 +1,6 @@
 //! Adversarial groups for the objectives, and what a backend's results on them are held to: arithmetic of a hundred
 //! digits, within bounds derived from f64's rounding.
 
-#![allow(dead_code, reason = "every test binary uses its own part of it")]
-
 use exo_kernels::{Betas, Divergence, Objective, Target};
 
 use super::fifty_digits::{Exact, Group, Real};
@@ -10,36 +8,36 @@ use super::objective_bounds;
 
 /// One group's inputs.
 #[derive(Debug, Clone)]
-pub(crate) struct Case {
-    pub(crate) name: String,
-    pub(crate) log_ratios: Vec<f64>,
-    pub(crate) rewards: Vec<f64>,
-    pub(crate) offsets: Option<Vec<f64>>,
-    pub(crate) betas: Betas,
+pub struct Case {
+    pub name: String,
+    pub log_ratios: Vec<f64>,
+    pub rewards: Vec<f64>,
+    pub offsets: Option<Vec<f64>>,
+    pub betas: Betas,
 }
 
 impl Case {
-    pub(crate) fn new(name: impl Into<String>, betas: Betas, log_ratios: Vec<f64>, rewards: Vec<f64>) -> Self {
+    pub fn new(name: impl Into<String>, betas: Betas, log_ratios: Vec<f64>, rewards: Vec<f64>) -> Self {
         Case { name: name.into(), log_ratios, rewards, offsets: None, betas }
     }
 
     /// From implicit rewards f and target logits s: S = f/β_π, r = s·β_r, as f64 rounds them.
-    pub(crate) fn from_logits(name: impl Into<String>, betas: Betas, f: &[f64], s: &[f64]) -> Self {
+    pub fn from_logits(name: impl Into<String>, betas: Betas, f: &[f64], s: &[f64]) -> Self {
         let log_ratios = f.iter().map(|f| f / betas.policy).collect();
         Case::new(name, betas, log_ratios, s.iter().map(|s| s * betas.reward).collect())
     }
 }
 
-pub(crate) const EXACT: Betas = Betas { policy: 1.0, reward: 1.0 };
+pub const EXACT: Betas = Betas { policy: 1.0, reward: 1.0 };
 /// Neither is an f64: every product and quotient rounds.
-pub(crate) const ROUNDED: Betas = Betas { policy: 0.1, reward: 0.3 };
-pub(crate) const TINY: Betas = Betas { policy: 1e-3, reward: 1e-3 };
+pub const ROUNDED: Betas = Betas { policy: 0.1, reward: 0.3 };
+pub const TINY: Betas = Betas { policy: 1e-3, reward: 1e-3 };
 
 /// Numbers that look random, the same in every run (splitmix64), uniform in [−1, 1).
-pub(crate) struct Numbers(pub(crate) u64);
+pub struct Numbers(pub u64);
 
 impl Numbers {
-    pub(crate) fn next(&mut self) -> f64 {
+    pub fn draw(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -47,17 +45,17 @@ impl Numbers {
         ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 52) as f64 - 1.0
     }
 
-    pub(crate) fn take(&mut self, k: usize, scale: f64) -> Vec<f64> {
-        (0..k).map(|_| scale * self.next()).collect()
+    pub fn take(&mut self, k: usize, scale: f64) -> Vec<f64> {
+        (0..k).map(|_| scale * self.draw()).collect()
     }
 
     /// On a grid of 2^(−10), so that sums and differences of a few of them are exact.
-    pub(crate) fn take_dyadic(&mut self, k: usize, scale: f64) -> Vec<f64> {
-        (0..k).map(|_| (scale * self.next() * 1024.0).round() / 1024.0).collect()
+    pub fn take_dyadic(&mut self, k: usize, scale: f64) -> Vec<f64> {
+        (0..k).map(|_| (scale * self.draw() * 1024.0).round() / 1024.0).collect()
     }
 }
 
-pub(crate) fn cases() -> Vec<Case> {
+pub fn cases() -> Vec<Case> {
     let mut numbers = Numbers(1);
     let mut cases = Vec::new();
     for k in [1, 2, 3, 8, 64, 1024] {
@@ -69,7 +67,7 @@ pub(crate) fn cases() -> Vec<Case> {
         let d = 0.5f64.powi(exponent);
         for k in [2, 8, 64] {
             let s = numbers.take_dyadic(k, 2.0);
-            let f: Vec<f64> = s.iter().map(|s| s + d * (numbers.next() * 16.0).round() / 16.0).collect();
+            let f: Vec<f64> = s.iter().map(|s| s + d * (numbers.draw() * 16.0).round() / 16.0).collect();
             cases.push(Case::from_logits(format!("d = 2^-{exponent}, exact, K = {k}"), EXACT, &f, &s));
             cases.push(Case::from_logits(format!("d = 2^-{exponent}, rounded, K = {k}"), ROUNDED, &f, &s));
         }
@@ -120,15 +118,15 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// α close to and at the limits 0 and 1, at the symmetric ½ and on both sides of it.
-pub(crate) const ALPHAS: [f64; 8] = [0.0, 1e-12, 1e-3, 0.1, 0.5, 0.9, 0.999, 1.0];
+pub const ALPHAS: [f64; 8] = [0.0, 1e-12, 1e-3, 0.1, 0.5, 0.9, 0.999, 1.0];
 
-pub(crate) fn reward_objectives(betas: Betas) -> Vec<Objective> {
+pub fn reward_objectives(betas: Betas) -> Vec<Objective> {
     let mut objectives = vec![Objective::exo(betas), Objective::dpo_rw(betas), Objective::jensen_shannon(betas)];
     objectives.extend(ALPHAS.iter().map(|&alpha| Objective::alpha(alpha, betas)));
     objectives.into_iter().map(|objective| objective.expect("betas and alphas in range")).collect()
 }
 
-pub(crate) fn preference_objectives(betas: Betas, k: usize) -> Vec<Objective> {
+pub fn preference_objectives(betas: Betas, k: usize) -> Vec<Objective> {
     let beta = betas.policy;
     let mut objectives = vec![Objective::dpo_pref(beta, 0.0)];
     for epsilon in [1e-300, 1e-3, 0.3] {
@@ -146,27 +144,27 @@ pub(crate) fn preference_objectives(betas: Betas, k: usize) -> Vec<Objective> {
 
 /// The largest share of a bound that was used.
 #[derive(Default)]
-pub(crate) struct Used {
-    pub(crate) loss: f64,
-    pub(crate) coefficient: f64,
-    pub(crate) where_loss: String,
-    pub(crate) where_coefficient: String,
+pub struct Used {
+    pub loss: f64,
+    pub coefficient: f64,
+    pub where_loss: String,
+    pub where_coefficient: String,
 }
 
 impl Used {
-    pub(crate) fn loss(&mut self, share: f64, at: &str) {
+    pub fn loss(&mut self, share: f64, at: &str) {
         if share > self.loss || share.is_nan() {
             (self.loss, self.where_loss) = (share, at.to_owned());
         }
     }
 
-    pub(crate) fn coefficient(&mut self, share: f64, at: &str) {
+    pub fn coefficient(&mut self, share: f64, at: &str) {
         if share > self.coefficient || share.is_nan() {
             (self.coefficient, self.where_coefficient) = (share, at.to_owned());
         }
     }
 
-    pub(crate) fn check(&self) {
+    pub fn check(&self) {
         println!("loss: {:.3} of its bound at {}", self.loss, self.where_loss);
         println!("coefficients: {:.3} of their bounds at {}", self.coefficient, self.where_coefficient);
         assert!(self.loss <= 1.0, "loss {} times its bound: {}", self.loss, self.where_loss);
@@ -180,19 +178,19 @@ impl Used {
 }
 
 /// |computed − exact|, without rounding the exact value first.
-pub(crate) fn error(computed: f64, exact: &Real) -> f64 {
+pub fn error(computed: f64, exact: &Real) -> f64 {
     if !computed.is_finite() {
         return f64::INFINITY;
     }
     (Real::try_from(computed).unwrap_or(Real::ZERO) - exact).to_f64().value().abs()
 }
 
-pub(crate) fn share(error: f64, bound: f64) -> f64 {
+pub fn share(error: f64, bound: f64) -> f64 {
     if error == 0.0 { 0.0 } else { error / bound }
 }
 
 /// A backend's result for one group, within the bounds and the properties that no rounding may break.
-pub(crate) fn check_group(
+pub fn check_group(
     case: &Case,
     objective: &Objective,
     (loss, coefficients): (f64, &[f64]),

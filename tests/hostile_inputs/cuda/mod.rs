@@ -9,16 +9,13 @@ mod preference_loss;
 mod raw;
 mod stages;
 
-#[path = "../../support/device.rs"]
-mod device;
-
 use crate::hostile::Walk;
 use crate::hostile::guarded::{Guarded, Sentinel};
 use crate::trials::Trials;
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DeviceRepr};
-use device::{download, upload};
 use exo_kernels::cuda::{Cuda, DeviceGroupStatistics};
 use std::ops::Range;
+use support::device::{self, download, upload};
 
 /// Every walk of the CUDA backend.
 pub(crate) const WALKS: [Walk; 14] = [

@@ -5,10 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-#[path = "../../../../build/nvcc.rs"]
-#[allow(dead_code, reason = "the build script uses the rest")]
-mod nvcc;
-
 /// PTX of `tests/kernels/<name>.cu` for compute capability 9.0.
 ///
 /// `options` come after the standard ones and so win over them. Fails the test when there is no nvcc or it refuses the
@@ -75,6 +71,6 @@ fn cached(name: &str, extension: &str, options: &[&str]) -> Vec<u8> {
 
 fn nvcc() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    nvcc::find(&root, |name| std::env::var_os(name))
+    kernel_build::nvcc::find(&root, |name| std::env::var_os(name))
         .expect("no nvcc at NVCC, in CUDA_HOME, CUDA_PATH or PATH, and none installed: run scripts/install-nvcc")
 }

@@ -1,0 +1,4 @@
+//! The preference loss from hidden states.
+
+mod cpu;
+mod cuda;

@@ -1,0 +1,22 @@
+//! Contracts that backends share, and the oracles that these are held to. A test of a function that takes a backend runs on
+//! each: `module::cpu::name`, `module::cuda::name`.
+
+mod bad_input;
+mod determinism;
+mod edge_cases;
+mod golden;
+mod gradients;
+mod linear;
+mod log_ratio;
+mod mode_seeking;
+mod objective_golden;
+mod objective_invariance;
+mod objective_precision;
+mod objective_statistics;
+mod parameter_ranges;
+mod preference_loss;
+mod reference_precision;
+mod rlhf_limit;
+mod strides;
+mod token_log_prob_precision;
+mod token_log_prob_properties;

@@ -1,0 +1,6 @@
+//! What only CUDA has, on a real device where there is a driver, on softcuda elsewhere.
+
+mod graph;
+mod kernels;
+mod preference_loss;
+mod token_log_prob;

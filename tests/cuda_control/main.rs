@@ -1,0 +1,11 @@
+//! What sets softcuda's settings or reads its counters. Both are the process's, so every test here takes its turn
+//! (`support::turn`), and is the only one that runs until its end. On a real device, what nothing can set or count says so.
+
+mod contexts;
+mod determinism;
+mod from_raw;
+mod linear_counts;
+mod linear_order;
+mod stream_order;
+mod threads;
+mod traffic;
