@@ -4,6 +4,7 @@
 //! Central differences with step h are off by about h²·(third derivative)/6 + ε·|value|/h. With values and derivatives
 //! of order 1 and h = 6e-6, the cube root of f64's ε, both are below 1e-10.
 
+use approx::abs_diff_eq;
 use exo_kernels::reference::{linear_log_prob, preference_loss, token_log_prob};
 use exo_kernels::{
     Batch, Betas, Head, LogRatio, LogitOptions, Logits, LossOptions, Matrix, Objective, Reduction, Reference,
@@ -99,7 +100,7 @@ fn whole_loss() {
             for (column, gradient) in exact.grad_logits(&options, view, &targets, row).into_iter().enumerate() {
                 let numeric = difference(&logits, row * vocab + column, |logits| step(logits).loss);
                 assert!(
-                    (gradient - numeric).abs() <= TOLERANCE,
+                    abs_diff_eq!(gradient, numeric, epsilon = TOLERANCE),
                     "{options:?} row {row} column {column}: {gradient} {numeric}"
                 );
                 largest = largest.max(gradient.abs());
@@ -144,7 +145,7 @@ fn linear_log_prob() {
         for (at, gradient) in gradients.iter().enumerate() {
             let numeric = difference(values, at, value);
             // Derivatives are up to 4^3 times those of the logits.
-            assert!((gradient - numeric).abs() <= 64.0 * TOLERANCE, "{what} {at}: {gradient} {numeric}");
+            assert!(abs_diff_eq!(*gradient, numeric, epsilon = 64.0 * TOLERANCE), "{what} {at}: {gradient} {numeric}");
         }
     };
     check("hidden", &gradients.hidden, &hidden, &|hidden| value(hidden, &weight, &bias));

@@ -3,6 +3,7 @@
 
 #![allow(clippy::excessive_precision, reason = "the digits are those that were printed")]
 
+use approx::{abs_diff_eq, assert_abs_diff_eq};
 use exo_kernels::{Batch, Betas, Objective, Reduction, Rewards};
 use support::backend::{Groups, TestBackend, on_every_backend};
 
@@ -209,7 +210,7 @@ fn pairs_have_their_closed_forms(backend: &impl TestBackend) {
         assert_digits(slope(Objective::exo(betas).expect("betas in range")), both * (z - optimum));
         // σ(z) and q_w are each rounded: the difference loses what they have in common.
         let dpo = slope(Objective::dpo_rw(betas).expect("betas in range"));
-        assert!((dpo - (sigmoid(z) - sigmoid(optimum))).abs() <= 8.0 * f64::EPSILON, "{dpo}");
+        assert_abs_diff_eq!(dpo, sigmoid(z) - sigmoid(optimum), epsilon = 8.0 * f64::EPSILON);
     }
 }
 
@@ -220,7 +221,7 @@ fn exo_pref_tends_to_the_sigmoid_loss(backend: &impl TestBackend) {
             let (loss, slope) = pair(backend, &exo_pref(epsilon), z);
             let (gain, p, other) = (-f64::ln(epsilon), sigmoid(z), sigmoid(-z));
             let entropy = -p * p.ln() - other * other.ln();
-            assert!((loss / gain - (other - entropy / gain)).abs() <= 16.0 * f64::EPSILON, "{epsilon} {z} {loss}");
+            assert_abs_diff_eq!(loss / gain, other - entropy / gain, epsilon = 16.0 * f64::EPSILON);
             assert!(
                 (loss / gain - other).abs() <= std::f64::consts::LN_2 / gain + 4.0 * f64::EPSILON,
                 "{epsilon} {z} {loss}"
@@ -274,7 +275,7 @@ fn on_policy_exo_is_reinforce_with_a_mean_baseline(backend: &impl TestBackend) {
     let mean = regularised.iter().sum::<f64>() / 5.0;
     for (g, r) in gradient.iter().zip(&regularised) {
         let expected = -(r - mean) / (5.0 * beta_r);
-        assert!((g - expected).abs() <= 16.0 * f64::EPSILON, "{g} {expected}");
+        assert_abs_diff_eq!(*g, expected, epsilon = 16.0 * f64::EPSILON);
     }
 }
 
@@ -305,7 +306,10 @@ fn tied_winners_share(backend: &impl TestBackend) {
     };
     let check = |rewards: &[f64], epsilon: f64, expected: &[f64]| {
         for (q, expected) in targets(rewards, epsilon).iter().zip(expected) {
-            assert!((q - expected).abs() <= 8.0 * f64::EPSILON, "{rewards:?} {epsilon}: {q}, not {expected}");
+            assert!(
+                abs_diff_eq!(q, expected, epsilon = 8.0 * f64::EPSILON),
+                "{rewards:?} {epsilon}: {q}, not {expected}"
+            );
         }
     };
     check(&[1.0, 1.0], 0.1, &[0.5, 0.5]);

@@ -2,6 +2,7 @@
 //! log-ratios and proposals to the ends of f64, against arithmetic of a hundred digits; temperature and softcap to their
 //! ends, against the f64 reference.
 
+use approx::assert_relative_eq;
 use exo_kernels::reference::{bounds, objective as reference, token_log_prob};
 use exo_kernels::{
     Batch, Betas, Cpu, Divergence, Error, GroupStatistics, LogitOptions, LossOptions, Objective, ObjectiveInputs,
@@ -146,11 +147,11 @@ fn the_table_of_faults(backend: &impl TestBackend) {
     let exo = Objective::exo(Betas { policy: 0.1, reward: 1.0 }).expect("in range");
     let (loss, coefficients) = backend.one_group(&exo, &[0.25, -0.25], &[-1e308, 1e308], None);
     // p of the first is 1/(1 + e^(−0.05)): p·2e308.
-    assert!((loss / 1.024_994_792e308 - 1.0).abs() < 1e-8, "{loss:e}");
+    assert_relative_eq!(loss, 1.024_994_792e308, epsilon = 0.0, max_relative = 1e-8);
     let (other, _) = backend.one_group(&exo, &[0.25, -0.25], &[1e308, -1e308], None);
-    assert!((other / 0.975_005_208e308 - 1.0).abs() < 1e-8, "{other:e}");
+    assert_relative_eq!(other, 0.975_005_208e308, epsilon = 0.0, max_relative = 1e-8);
     // β_π p_1 p_2 (d_1 − d_2): its 2e308 is no f64, ten times less is.
-    assert!((coefficients[0] / (0.1 * 0.249_843_815e308 * 2.0) - 1.0).abs() < 1e-8, "{coefficients:?}");
+    assert_relative_eq!(coefficients[0], 0.1 * 0.249_843_815e308 * 2.0, epsilon = 0.0, max_relative = 1e-8);
     assert_eq!(coefficients[0], -coefficients[1]);
 
     let betas = Betas { policy: 0.1, reward: 0.3 };

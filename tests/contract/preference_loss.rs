@@ -1,5 +1,6 @@
 //! `PreferenceLoss` against the f64 reference: composition, options, references, reductions, reports.
 
+use approx::{assert_abs_diff_eq, assert_relative_eq, relative_eq};
 use exo_kernels::reference::preference_loss;
 use exo_kernels::{
     Batch, Betas, Divergence, IGNORE_INDEX, LogRatio, LogitOptions, Logits, LossOptions, Objective, Reduction,
@@ -86,7 +87,8 @@ fn options() -> Vec<LossOptions> {
 const TOLERANCE: f64 = 3e-5;
 
 fn close(computed: f64, expected: f64, what: &str) {
-    assert!((computed - expected).abs() <= TOLERANCE * expected.abs().max(1.0), "{what}: {computed} vs {expected}");
+    let close = relative_eq!(computed, expected, epsilon = TOLERANCE, max_relative = TOLERANCE);
+    assert!(close, "{what}: {computed} vs {expected}");
 }
 
 fn agrees_with_the_reference_in_every_option(backend: &impl TestBackend) {
@@ -174,7 +176,7 @@ fn micro_batches_with_a_normalizer_add_up_to_the_mean(backend: &impl TestBackend
     let (first, mut parts) = run(0..1, Reduction::Normalizer(2.0));
     let (second, after) = run(1..2, Reduction::Normalizer(2.0));
     parts.extend(after);
-    assert!((first + second - loss).abs() <= 4.0 * f64::EPSILON * loss.abs());
+    assert_relative_eq!(first + second, loss, epsilon = 0.0, max_relative = 4.0 * f64::EPSILON);
     assert_eq!(parts, grad);
 }
 
@@ -192,7 +194,7 @@ fn report_holds_what_a_trainer_logs(backend: &impl TestBackend) {
     let report = loss.report().expect("finite");
 
     let f: Vec<f64> = x.iter().map(|&x| 0.5 * log_ratio(f64::from(x))).collect();
-    let close = |computed: f64, expected: f64| assert!((computed - expected).abs() < 1e-6, "{computed} {expected}");
+    let close = |computed: f64, expected: f64| assert_abs_diff_eq!(computed, expected, epsilon = 1e-6);
     for (computed, expected) in report.implicit_rewards.iter().zip(&f) {
         close(*computed, *expected);
     }

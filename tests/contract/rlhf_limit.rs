@@ -6,6 +6,7 @@
 //! over random groups. The losses and gradients go through the CPU's objective stage; what they are held to is written
 //! out here from the distributions.
 
+use approx::assert_abs_diff_eq;
 use exo_kernels::{
     Batch, Betas, Cpu, GroupStatistics, Objective, ObjectiveInputs, ObjectiveOutputs, Reduction, Rewards,
 };
@@ -178,7 +179,7 @@ fn the_multisets_are_all_there() {
         let groups = problem.all_groups(k);
         assert_eq!(groups.len(), count);
         let total: f64 = groups.iter().map(|(_, probability)| probability).sum();
-        assert!((total - 1.0).abs() < 1e-10, "{total}");
+        assert_abs_diff_eq!(total, 1.0, epsilon = 1e-10);
     }
 }
 
@@ -256,7 +257,7 @@ fn at_the_optimum_nothing_is_left_for_any_group_size() {
     let start = Problem::misspecified();
     let policy = normalised(from(|a| start.reference[a].ln() + start.rewards[a] / (BETAS.reward * BETAS.policy)));
     let problem = Problem::new(policy);
-    assert!(problem.kl().abs() < 1e-15, "{}", problem.kl());
+    assert_abs_diff_eq!(problem.kl(), 0.0, epsilon = 1e-15);
     for k in [1, 2, 3, 8, 32] {
         let groups = if k <= 3 { problem.all_groups(k) } else { problem.random_groups(k, 1000, 7) };
         for objective in [exo(), forward_kl()] {

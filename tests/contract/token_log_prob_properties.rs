@@ -1,5 +1,6 @@
 //! Properties of the token log-prob stage at random shapes, strides, types and values.
 
+use approx::abs_diff_eq;
 use exo_kernels::LogitOptions;
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -78,8 +79,8 @@ fn probabilities_sum_to_one<T: TestElement>(backend: &impl TestBackend, case: &C
         }
         let reported = f64::from(found.entropies[0]);
         if case.has_softmax(row) {
-            assert!((sum - 1.0).abs() < ROUNDING, "row {row}: Σp = {sum}");
-            assert!((entropy - reported).abs() < 10.0 * ROUNDING, "row {row}: H = {reported}");
+            assert!(abs_diff_eq!(sum, 1.0, epsilon = ROUNDING), "row {row}: Σp = {sum}");
+            assert!(abs_diff_eq!(entropy, reported, epsilon = 10.0 * ROUNDING), "row {row}: H = {reported}");
         } else {
             assert!(sum.is_nan() && reported.is_nan(), "row {row} has no softmax");
         }
@@ -105,7 +106,8 @@ fn a_shift_of_the_logits_changes_nothing(backend: &impl TestBackend) {
         let found = backend.forward(&case.rows::<f32>(target, 0.0), &case.options(), true);
         let shifted = backend.forward(&case.rows::<f32>(target, f32::from(eighths) / 8.0), &case.options(), true);
         for row in 0..case.rows {
-            let same = |a: f32, b: f32| (a.is_nan() && b.is_nan()) || a == b || f64::from((a - b).abs()) < ROUNDING;
+            let close = |a: f32, b: f32| abs_diff_eq!(f64::from(a), f64::from(b), epsilon = ROUNDING);
+            let same = |a: f32, b: f32| (a.is_nan() && b.is_nan()) || a == b || close(a, b);
             prop_assert!(same(found.log_probs[row], shifted.log_probs[row]), "{found:?} {shifted:?}");
             prop_assert!(same(found.entropies[row], shifted.entropies[row]), "{found:?} {shifted:?}");
         }
@@ -128,7 +130,7 @@ fn gradients_of_a_row_cancel(backend: &impl TestBackend) {
             let target_is_excluded = case.row(row)[target] == f32::NEG_INFINITY;
             if case.has_softmax(row) && !target_is_excluded {
                 let sum: f64 = rows.row(&gradient, row).iter().map(|&value| f64::from(value)).sum();
-                prop_assert!(sum.abs() < ROUNDING, "row {}: Σ = {}", row, sum);
+                prop_assert!(abs_diff_eq!(sum, 0.0, epsilon = ROUNDING), "row {}: Σ = {}", row, sum);
             }
         }
     });

@@ -1,6 +1,7 @@
 //! The preference loss over micro-batches whose gradients are added up: a group with a row without a softmax adds nothing to
 //! the head's gradient, the other groups add what they do otherwise, and the report is an error.
 
+use approx::assert_abs_diff_eq;
 use exo_kernels::{
     Batch, Betas, Cpu, Error, LinearGradients, LossOptions, MatrixMut, Objective, PreferenceLoss, Reduction, Reference,
 };
@@ -51,7 +52,7 @@ fn check(added: &[f32], report: Option<&Error>) {
     let alone = second_group(&case());
     assert!(alone.iter().any(|number| *number != 0.0));
     for (added, alone) in added.iter().zip(alone) {
-        assert!((added - BEFORE - alone).abs() <= 64.0 * f32::EPSILON, "{added} {alone}");
+        assert_abs_diff_eq!(added - BEFORE, alone, epsilon = 64.0 * f32::EPSILON);
     }
 }
 
