@@ -4,7 +4,8 @@
 //! `build/nvcc.rs` says where nvcc is looked for. A fatbin holds machine code for every architecture of
 //! `EXO_KERNELS_CUDA_ARCHS` (such as `8.0,9.0`; empty is the default list, less what this nvcc does not support), PTX of
 //! the lowest, which every later device can compile and the software device of the tests runs, and PTX of the highest, for
-//! devices that are newer than all of them. Without nvcc, and on docs.rs, the crate builds without kernels, and opening a
+//! devices that are newer than all of them. What lies in a folder such as `sm90a` is compiled for that architecture alone, if
+//! the list has it and this nvcc can. Without nvcc, and on docs.rs, the crate builds without kernels, and opening a
 //! device says so.
 //!
 //! Cargo hides the warnings of packages that are not of the workspace: what a user must know is in
@@ -18,6 +19,8 @@ use std::process::{Child, Command, exit};
 pub mod architectures;
 #[path = "build/nvcc.rs"]
 pub mod nvcc;
+
+use architectures::Architecture;
 
 /// nvcc processes at once.
 const PARALLEL: usize = 2;
@@ -55,16 +58,19 @@ fn main() {
         return;
     };
     watch(&nvcc);
-    let options = code_options(&nvcc);
+    let architectures = choose(&nvcc);
+    let options = architectures::code_options(&architectures);
     let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default());
     let mut dependencies = BTreeSet::new();
-    let sources = sources(Path::new("kernels"));
+    let mut sources = sources(Path::new("kernels"));
+    sources.retain(|source| only(source).is_none_or(|only| is_built(only, &architectures, &nvcc, source)));
     write_table(&sources, &out);
     let mut waiting = sources.into_iter();
     let mut running: Vec<(PathBuf, Child)> = Vec::new();
     loop {
         while running.len() < PARALLEL {
             let Some(source) = waiting.next() else { break };
+            let options = only(&source).map_or(options.clone(), Architecture::code_options);
             match command(&nvcc, &source, &out, &options).spawn() {
                 Ok(child) => running.push((source, child)),
                 Err(error) => fail(&nvcc, &source, &error.to_string()),
@@ -98,8 +104,32 @@ fn watch(file: impl AsRef<Path>) {
     }
 }
 
-/// What nvcc is told to compile for; says what is left out.
-fn code_options(nvcc: &Path) -> Vec<String> {
+/// The one architecture that a source is for, if its folder names one.
+fn only(source: &Path) -> Option<Architecture> {
+    let folder = source.parent()?.file_name()?.to_str()?;
+    Some(Architecture::of_folder(folder)?.unwrap_or_else(|why| refuse(&format!("{}: {why}", source.display()))))
+}
+
+/// Whether a source for one architecture is compiled; says so where the list has it and nvcc cannot. `--list-gpu-arch` does
+/// not name architectures with a suffix, so nvcc is asked by a dry run.
+fn is_built(only: Architecture, architectures: &[Architecture], nvcc: &Path, source: &Path) -> bool {
+    if !only.is_among(architectures) {
+        return false;
+    }
+    let dry_run = Command::new(nvcc).arg("--dryrun").args(only.code_options()).arg("--fatbin").arg(source).output();
+    let can = dry_run.is_ok_and(|output| output.status.success());
+    if !can {
+        println!(
+            "cargo:warning={} does not compile for sm_{only}: {} is left out, and the kernels for all architectures do its work",
+            nvcc.display(),
+            source.display()
+        );
+    }
+    can
+}
+
+/// What is compiled for; says what is left out.
+fn choose(nvcc: &Path) -> Vec<Architecture> {
     let printed = match Command::new(nvcc).arg("--list-gpu-arch").output() {
         Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
         Err(error) => refuse(&format!("{} could not be started: {error}", nvcc.display())),
@@ -119,7 +149,7 @@ fn code_options(nvcc: &Path) -> Vec<String> {
             nvcc.display()
         );
     }
-    architectures::code_options(&chosen.architectures)
+    chosen.architectures
 }
 
 /// Ends the build with an error.
@@ -157,10 +187,12 @@ fn output(source: &Path, out: &Path, extension: &str) -> PathBuf {
     out.join(format!("{}.{extension}", name(source).replace('/', "-")))
 }
 
-/// The table of fatbins, as Rust: name and bytes of each.
+/// The table of fatbins, as Rust: name, compute capability and bytes of each.
 fn write_table(sources: &[PathBuf], out: &Path) {
     let rows = sources.iter().map(|source| {
-        format!("({:?}, include_bytes!({:?})),\n", name(source), output(source, out, "fatbin").display().to_string())
+        let (name, only) = (name(source), only(source).map(Architecture::capability));
+        let fatbin = output(source, out, "fatbin").display().to_string();
+        format!("Image {{ file: {name:?}, only: {only:?}, bytes: include_bytes!({fatbin:?}) }},\n")
     });
     let file = out.join("images.rs");
     if let Err(error) = std::fs::write(&file, format!("&[\n{}]\n", rows.collect::<String>())) {

@@ -46,6 +46,33 @@ impl Architecture {
         Some(Self { number, suffix })
     }
 
+    /// The architecture that a folder of kernels is for, such as `sm90a`; `None` for a folder of kernels for all.
+    pub fn of_folder(name: &str) -> Option<Result<Self, String>> {
+        let rest = name.strip_prefix("sm").filter(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))?;
+        let read = Self::read(rest).filter(|read| read.suffix != Some('f') && read.check(None).is_ok());
+        Some(
+            read.ok_or_else(|| {
+                format!("a folder of one architecture, such as sm90a or sm80, was expected, not {name}")
+            }),
+        )
+    }
+
+    /// Major and minor.
+    pub fn capability(self) -> (u32, u32) {
+        (self.number / 10, self.number % 10)
+    }
+
+    /// Whether the kernels are compiled for devices of this compute capability: with which suffix does not matter.
+    pub fn is_among(self, chosen: &[Self]) -> bool {
+        chosen.iter().any(|other| other.number == self.number)
+    }
+
+    /// `-gencode` options for this architecture alone: machine code, and PTX for the software device of the tests.
+    pub fn code_options(self) -> Vec<String> {
+        let codes = [format!("sm_{self}"), format!("compute_{self}")];
+        codes.map(|code| format!("-gencode=arch=compute_{self},code={code}")).to_vec()
+    }
+
     /// Why the kernels are not compiled for it; `supported`: by this nvcc, if it has said so.
     fn check(self, supported: Option<&[Self]>) -> Result<(), String> {
         let Self { number, suffix } = self;

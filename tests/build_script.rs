@@ -205,6 +205,26 @@ fn what_is_no_architecture_is_refused_by_name() {
 }
 
 #[test]
+fn a_folder_names_one_architecture() {
+    let read = |name| {
+        architectures::Architecture::of_folder(name).map(|read| read.map(|one| (one.capability(), one.to_string())))
+    };
+    assert_eq!(read("sm90a"), Some(Ok(((9, 0), "90a".to_owned()))));
+    assert_eq!(read("sm120"), Some(Ok(((12, 0), "120".to_owned()))));
+    for all in ["linear", "include", "sm", "small", "kernels", "90a"] {
+        assert_eq!(read(all), None, "{all}");
+    }
+    for wrong in ["sm9", "sm90x", "sm75", "sm80a", "sm100f", "sm9.0a.1"] {
+        assert!(matches!(read(wrong), Some(Err(why)) if why.contains(wrong)), "{wrong}");
+    }
+    let own = choose("9.0a", "13.0").expect("understood").architectures[0];
+    assert!(own.is_among(&choose("8.0 9.0", "13.0").expect("understood").architectures));
+    assert!(!own.is_among(&choose("8.0 10.0", "13.0").expect("understood").architectures));
+    let options = ["-gencode=arch=compute_90a,code=sm_90a", "-gencode=arch=compute_90a,code=compute_90a"];
+    assert_eq!(own.code_options(), options);
+}
+
+#[test]
 fn the_default_list_is_cut_to_what_nvcc_supports() {
     for (version, _, left_out) in COMPILERS {
         let chosen = choose("", version).expect("something is left");
@@ -230,16 +250,20 @@ mod script {
     use std::process::{Command, Output};
     use std::sync::OnceLock;
 
-    /// Answers `--list-gpu-arch`; refuses what is not in that list; notes what it was asked for.
+    /// Answers `--list-gpu-arch`; refuses what is not in that list, and suffixes if it is older than they are (11.8); notes
+    /// what it was asked for.
     const COMPILER: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 if [ "$1" = --list-gpu-arch ]; then exec cat "$here/listing"; fi
+asked=$here/asked
+if [ "$1" = --dryrun ]; then asked=/dev/null; fi
 while [ $# -gt 0 ]; do
     case $1 in
         -gencode=*)
-            echo "$1" >>"$here/asked"
+            echo "$1" >>"$asked"
             name=${1#-gencode=arch=}
             name=${name%%,*}
+            if ! grep -qx compute_35 "$here/listing"; then name=${name%[af]}; fi
             grep -qx "$name" "$here/listing" || { echo "nvcc fatal : Unsupported gpu architecture '$name'" >&2; exit 1; } ;;
         -MF | -o) : >"$2" ;;
     esac
@@ -389,6 +413,73 @@ done
         let table = fs::read_to_string(root.join("images.rs")).expect("a table");
         let names: Vec<&str> = table.split('"').skip(1).step_by(4).collect();
         assert_eq!(names, ["linear/two", "one"], "{table}");
+        fs::remove_dir_all(root).expect("it was made above");
+    }
+
+    /// `sm90a`: compiled for that architecture alone, where the list has it; an nvcc that cannot says so, and builds the rest.
+    #[test]
+    fn an_architecture_s_folder_is_compiled_for_it_alone() {
+        for (version, list, is_built) in [
+            ("13.0", "", true),
+            ("13.0", "8.0;9.0", true),
+            ("12.4", "90a", true),
+            ("13.0", "8.0;10.0", false),
+            ("11.8", "9.0", false),
+        ] {
+            let root = package(&format!("architecture-{version}-{}", list.len()), version);
+            touch(&root.join("kernels/linear/sm90a/rows.cu"));
+            let compiler = root.join("nvcc");
+            let variables = [("NVCC", compiler.as_os_str()), ("EXO_KERNELS_CUDA_ARCHS", list.as_ref())];
+            let lines = lines(&root, &run(&root, &variables));
+            let table = fs::read_to_string(root.join("images.rs")).expect("a table");
+            let row = "Image { file: \"linear/sm90a/rows\", only: Some((9, 0)), ";
+            assert_eq!(table.contains(row), is_built, "nvcc {version}, {list:?}: {table}");
+            assert!(table.contains("Image { file: \"one\", only: None, "), "{table}");
+            assert_eq!(root.join("linear-sm90a-rows.fatbin").is_file(), is_built);
+            let asked = fs::read_to_string(root.join("asked")).expect("nvcc was asked");
+            let own = asked.lines().filter(|line| line.ends_with("arch=compute_90a,code=compute_90a")).count();
+            assert_eq!(
+                own,
+                usize::from(is_built),
+                "PTX that no later device can compile is of its own file alone: {asked}"
+            );
+            let said = warnings(&lines).iter().any(|warning| warning.contains("sm_90a"));
+            assert_eq!(said, version == "11.8", "{lines:?}");
+            fs::remove_dir_all(root).expect("it was made above");
+        }
+    }
+
+    #[test]
+    fn a_folder_of_no_architecture_is_refused() {
+        for folder in ["sm9", "sm90b", "sm100f", "sm70", "sm80a"] {
+            let root = package(&format!("folder-{folder}"), "13.0");
+            touch(&root.join("kernels").join(folder).join("rows.cu"));
+            let output = run(&root, &[("NVCC", root.join("nvcc").as_os_str())]);
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && error.contains(folder), "{error}");
+            assert!(!root.join("asked").exists(), "nvcc was asked to compile");
+            fs::remove_dir_all(root).expect("it was made above");
+        }
+    }
+
+    /// The same with a compiler that is one: a kernel that only 9.0 has instructions for.
+    #[test]
+    fn a_real_compiler_makes_an_architecture_s_image() {
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let nvcc = super::nvcc::find(&repository, |name| std::env::var_os(name));
+        let nvcc = nvcc.expect("no nvcc: run scripts/install-nvcc");
+        let root = package("real", "13.0");
+        let source = "extern \"C\" __global__ void __launch_bounds__(256, 1) fence() {\n\
+                      asm volatile(\"wgmma.fence.sync.aligned;\");\n}\n";
+        fs::create_dir(root.join("kernels/sm90a")).expect("a folder");
+        fs::write(root.join("kernels/sm90a/fence.cu"), source).expect("a file");
+        lines(&root, &run(&root, &[("NVCC", nvcc.as_os_str()), ("EXO_KERNELS_CUDA_ARCHS", "9.0".as_ref())]));
+        let image = fs::read(root.join("sm90a-fence.fatbin")).expect("an image");
+        let ptx = softcuda::fatbin::ptx(&image, (9, 0)).expect("PTX for 9.0");
+        assert!(ptx.contains(".target sm_90a") && ptx.contains("wgmma.fence"), "{ptx}");
+        for other in [(8, 0), (10, 0), (12, 0)] {
+            assert!(softcuda::fatbin::ptx(&image, other).is_err(), "{other:?}");
+        }
         fs::remove_dir_all(root).expect("it was made above");
     }
 

@@ -3,15 +3,25 @@
 use crate::cuda::context::{FreedInContext, Kept};
 use crate::cuda::driver;
 use crate::cuda::driver::called;
+use crate::cuda::tuning::Capability;
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// Fatbins, by the file of `kernels/` that they were made from (`linear/rows` is `kernels/linear/rows.cu`); none where there
-/// was no nvcc.
-type Images = &'static [(&'static str, &'static [u8])];
+/// The fatbin that a file of `kernels/` was compiled to.
+#[derive(Clone, Copy)]
+pub(super) struct Image {
+    /// The file: `linear/rows` is `kernels/linear/rows.cu`.
+    pub(super) file: &'static str,
+    /// The one compute capability that it is for, where it lies in the folder of an architecture.
+    pub(super) only: Option<Capability>,
+    pub(super) bytes: &'static [u8],
+}
+
+/// None where there was no nvcc.
+type Images = &'static [Image];
 
 /// The table that `build.rs` wrote.
 #[cfg(has_kernels)]
@@ -36,11 +46,14 @@ pub(super) struct Kernel {
     pub(super) threads: u32,
 }
 
+/// Kernels by file, then by name.
+type Functions = HashMap<&'static str, HashMap<String, Kernel>>;
+
 /// The modules of one context, and the functions that were asked for.
 pub(super) struct Kernels {
     context: Arc<CudaContext>,
     modules: Vec<(&'static str, Arc<CudaModule>)>,
-    functions: Mutex<HashMap<String, Kernel>>,
+    functions: Mutex<Functions>,
 }
 
 /// Contexts that have loaded them. A context that nobody uses any more may go: the entry does not keep it. While there are
@@ -85,21 +98,30 @@ impl FreedInContext for Kernels {
 }
 
 impl Kernels {
-    fn load(context: &Arc<CudaContext>, images: Images) -> Result<Self> {
+    /// Loads what is for the context's device.
+    pub(super) fn load(context: &Arc<CudaContext>, images: Images) -> Result<Self> {
+        let capability = called("cuDeviceGetAttribute", context.compute_capability())?;
+        let capability = (capability.0.max(0) as u32, capability.1.max(0) as u32);
         let mut modules = Vec::new();
-        for (file, image) in images {
-            let module = called("cuModuleLoadData", context.load_module(Ptx::from_binary(image.to_vec())))?;
+        for Image { file, bytes, .. } in images.iter().filter(|image| image.only.is_none_or(|only| only == capability))
+        {
+            let module = called("cuModuleLoadData", context.load_module(Ptx::from_binary(bytes.to_vec())))?;
             modules.push((*file, module));
         }
         Ok(Self { context: context.clone(), modules, functions: Mutex::default() })
     }
 
+    /// Whether a file's kernels have been built, and are for this device.
+    pub(super) fn has(&self, file: &str) -> bool {
+        self.modules.iter().any(|module| module.0 == file)
+    }
+
     /// A kernel by its file and its name; loaded when it is first asked for.
     pub(super) fn kernel(&self, file: &str, name: &str) -> Result<Kernel> {
-        if let Some(kernel) = self.functions().get(name) {
+        if let Some(kernel) = self.functions().get(file).and_then(|kernels| kernels.get(name)) {
             return Ok(kernel.clone());
         }
-        let Some((_, module)) = self.modules.iter().find(|module| module.0 == file) else {
+        let Some(&(file, ref module)) = self.modules.iter().find(|module| module.0 == file) else {
             return Err(Error::KernelsNotBuilt);
         };
         let function = called("cuModuleGetFunction", module.load_function(name))?;
@@ -112,11 +134,11 @@ impl Kernels {
         }
         let kernel = Kernel { function, threads };
         // The same, if another thread has asked meanwhile.
-        self.functions().insert(name.to_owned(), kernel.clone());
+        self.functions().entry(file).or_default().insert(name.to_owned(), kernel.clone());
         Ok(kernel)
     }
 
-    fn functions(&self) -> MutexGuard<'_, HashMap<String, Kernel>> {
+    fn functions(&self) -> MutexGuard<'_, Functions> {
         self.functions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -136,12 +158,16 @@ mod test {
         assert!(error.to_string().contains("nvcc"), "{error}");
     }
 
+    const fn image(file: &'static str, bytes: &'static [u8]) -> Image {
+        Image { file, only: None, bytes }
+    }
+
     /// Images of other block sizes than the host launches: made for fewer threads, and for any number.
     #[test]
     fn a_kernel_of_another_block_size_is_refused() {
         const OTHER: Images = &[
-            ("linear/row_loss", b".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry row_loss()\n.maxntid 128, 1, 1\n{ ret; }\n\0"),
-            ("log_ratio", b".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry log_ratio()\n{ ret; }\n\0"),
+            image("linear/row_loss", b".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry row_loss()\n.maxntid 128, 1, 1\n{ ret; }\n\0"),
+            image("log_ratio", b".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry log_ratio()\n{ ret; }\n\0"),
         ];
         softcuda::install().expect("softcuda can be loaded where there is no driver");
         let context = CudaContext::new(0).expect("device 0");
@@ -155,7 +181,7 @@ mod test {
     /// The sources count with the constants that stand here, and promise the same in their launch bounds.
     #[test]
     fn block_sizes_are_the_kernels() {
-        for (file, _) in IMAGES {
+        for Image { file, .. } in IMAGES {
             let path = format!("{}/kernels/{file}.cu", env!("CARGO_MANIFEST_DIR"));
             let source = std::fs::read_to_string(&path).expect("the file that the image was made from");
             let constant = |name: &str| -> Option<u32> {

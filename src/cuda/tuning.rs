@@ -1,6 +1,7 @@
-//! Launch shapes as data: tables looked up by the type of the logits, the vocabulary and the compute capability.
+//! Launches as data: tables looked up by the type of the logits, the vocabulary and the compute capability, which say which
+//! file's kernels are launched and in what shape.
 //!
-//! None of what is here changes a bit of the results, so a table may be changed by measurement alone. What stands in them
+//! None of the shapes changes a bit of the results, so a table may be changed by measurement alone. What stands in them
 //! now follows from counts (registers, launch bounds); nothing has been measured on a GPU yet. Threads of a block are in
 //! `kernels.rs` and in the kernels' `__launch_bounds__`.
 
@@ -35,9 +36,12 @@ pub(super) struct Key {
     pub(super) capability: Capability,
 }
 
-/// The launches of one family of kernels.
+/// The launches of one family of kernels: one file for every architecture, and what architectures have of their own.
 pub(super) struct Table<E: 'static> {
-    /// At most one row fits a key.
+    /// The file for every architecture.
+    pub(super) file: &'static str,
+    /// At most one row of a file fits a key. The first one whose file there is counts: those of an architecture's own files
+    /// (`sm90a/…`) stand before the others.
     pub(super) rows: &'static [Row<E>],
     /// For keys that no row fits: devices that are newer than the table.
     pub(super) otherwise: E,
@@ -45,6 +49,8 @@ pub(super) struct Table<E: 'static> {
 
 /// Which keys an entry is for.
 pub(super) struct Row<E> {
+    /// The file, below `kernels/`, whose kernels are launched.
+    pub(super) file: &'static str,
     pub(super) dtypes: &'static [Dtype],
     pub(super) vocab: RangeInclusive<usize>,
     pub(super) capability: RangeInclusive<Capability>,
@@ -58,9 +64,10 @@ impl<E> Row<E> {
 }
 
 impl<E> Table<E> {
-    /// The entry for a launch.
-    pub(super) fn entry(&self, key: Key) -> &E {
-        self.rows.iter().find(|row| row.fits(key)).map_or(&self.otherwise, |row| &row.entry)
+    /// The file and the entry for a launch. `has`: whether a file's kernels are built, and for this device.
+    pub(super) fn choose(&self, key: Key, has: impl Fn(&str) -> bool) -> (&'static str, &E) {
+        let row = self.rows.iter().find(|row| row.fits(key) && has(row.file));
+        row.map_or((self.file, &self.otherwise), |row| (row.file, &row.entry))
     }
 }
 
@@ -93,12 +100,21 @@ impl TokenLogProb {
 /// more. One slice to a block: few rows are to use all of the device.
 const OF_LAUNCH_BOUNDS: TokenLogProb = TokenLogProb { plain_blocks: 6, other_blocks: 4, shared_slices: 1 };
 
+const FORWARD: &str = "token_log_prob";
+
 /// `kernels/token_log_prob.cu`.
 pub(super) static TOKEN_LOG_PROB: Table<TokenLogProb> = Table {
+    file: FORWARD,
     rows: &[
         // A row is one slice: nothing to share.
-        Row { dtypes: EVERY_DTYPE, vocab: 1..=SLICE, capability: COUNTED, entry: OF_LAUNCH_BOUNDS },
-        Row { dtypes: EVERY_DTYPE, vocab: SLICE + 1..=usize::MAX, capability: COUNTED, entry: OF_LAUNCH_BOUNDS },
+        Row { file: FORWARD, dtypes: EVERY_DTYPE, vocab: 1..=SLICE, capability: COUNTED, entry: OF_LAUNCH_BOUNDS },
+        Row {
+            file: FORWARD,
+            dtypes: EVERY_DTYPE,
+            vocab: SLICE + 1..=usize::MAX,
+            capability: COUNTED,
+            entry: OF_LAUNCH_BOUNDS,
+        },
     ],
     otherwise: OF_LAUNCH_BOUNDS,
 };
@@ -106,10 +122,13 @@ pub(super) static TOKEN_LOG_PROB: Table<TokenLogProb> = Table {
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::cuda::context::Kept;
+    use crate::cuda::kernels::{IMAGES, Image, Kernels};
     use crate::cuda::{Cuda, Logits, TokenLogProbs};
     use crate::{LogitOptions, SoftmaxState};
     use cudarc::driver::CudaContext;
     use half::bf16;
+    use std::sync::Arc;
 
     /// With the most threads of a multiprocessor.
     const DEVICES: [(Capability, usize); 8] = [
@@ -136,12 +155,19 @@ mod test {
     fn check_table<E: PartialEq + std::fmt::Debug>(table: &Table<E>, valid: impl Fn(&E, Key, usize) -> bool) {
         for (key, threads) in keys() {
             let fitting: Vec<&Row<E>> = table.rows.iter().filter(|row| row.fits(key)).collect();
-            assert_eq!(fitting.len(), 1, "one row fits {key:?}");
-            assert_eq!(table.entry(key), &fitting[0].entry);
-            assert!(valid(table.entry(key), key, threads), "{key:?}: {:?}", table.entry(key));
+            for row in &fitting {
+                let same = fitting.iter().filter(|other| other.file == row.file).count();
+                assert_eq!(same, 1, "one row of {} fits {key:?}", row.file);
+                assert!(valid(&row.entry, key, threads), "{key:?}: {:?}", row.entry);
+            }
+            // With and without what architectures have of their own.
+            assert_eq!(table.choose(key, |_| true), (fitting[0].file, &fitting[0].entry));
+            let last = fitting[fitting.len() - 1];
+            assert_eq!(table.choose(key, |file| file == table.file), (table.file, &last.entry));
         }
         let newer = Key { dtype: Dtype::Bf16, vocab: 1, capability: (99, 0) };
-        assert!(valid(table.entry(newer), newer, 1536), "{:?}", table.entry(newer));
+        let (file, entry) = table.choose(newer, |_| true);
+        assert!(file == table.file && valid(entry, newer, 1536), "{entry:?}");
     }
 
     #[test]
@@ -164,7 +190,7 @@ mod test {
             let blocks: usize = blocks.parse().expect("a number of blocks");
             let plain = [softcap, entropy] == ["false", "false"];
             for (key, _) in keys() {
-                let entry = TOKEN_LOG_PROB.entry(key);
+                let (_, entry) = TOKEN_LOG_PROB.choose(key, |file| file == FORWARD);
                 let counted = if plain { entry.plain_blocks } else { entry.other_blocks };
                 assert_eq!(counted, blocks, "{name} on {key:?}");
             }
@@ -184,7 +210,7 @@ mod test {
     }
 
     const fn walking(shared_slices: usize) -> Table<TokenLogProb> {
-        Table { rows: &[], otherwise: TokenLogProb { plain_blocks: 6, other_blocks: 4, shared_slices } }
+        Table { file: FORWARD, rows: &[], otherwise: TokenLogProb { plain_blocks: 6, other_blocks: 4, shared_slices } }
     }
 
     /// The same rows with one, two, three and all slices to a block.
@@ -226,5 +252,99 @@ mod test {
                 assert_eq!(forward(table, with_entropies), expected, "{:?}", table.otherwise);
             }
         }
+    }
+
+    /// A kernel of 9.0's own, which writes 1 where a log-prob would be.
+    const OWN: Image = Image {
+        file: "sm90a/token_log_prob",
+        only: Some((9, 0)),
+        bytes: b"
+.version 8.0
+.target sm_90a
+.address_size 64
+.visible .entry token_log_prob_f32(.param .align 8 .b8 arguments[96])
+.maxntid 256, 1, 1
+{
+    .reg .pred %p;
+    .reg .b32 %thread, %row;
+    .reg .b64 %log_probs, %offset;
+    mov.u32 %thread, %tid.x;
+    setp.ne.u32 %p, %thread, 0;
+    @%p ret;
+    ld.param.u64 %log_probs, [arguments+16];
+    mov.u32 %row, %ctaid.x;
+    mul.wide.u32 %offset, %row, 4;
+    add.s64 %log_probs, %log_probs, %offset;
+    st.f32 [%log_probs], 0f3F800000;
+    ret;
+}
+\0",
+    };
+
+    /// What the tables are with such a file.
+    static WITH_OWN: Table<TokenLogProb> = Table {
+        file: FORWARD,
+        rows: &[
+            Row {
+                file: OWN.file,
+                dtypes: EVERY_DTYPE,
+                vocab: 1..=usize::MAX,
+                capability: (9, 0)..=(9, 0),
+                entry: OF_LAUNCH_BOUNDS,
+            },
+            Row {
+                file: FORWARD,
+                dtypes: EVERY_DTYPE,
+                vocab: 1..=usize::MAX,
+                capability: COUNTED,
+                entry: OF_LAUNCH_BOUNDS,
+            },
+        ],
+        otherwise: OF_LAUNCH_BOUNDS,
+    };
+
+    /// The log-prob of one row with these images.
+    fn log_prob(context: &Arc<CudaContext>, images: Vec<Image>) -> f32 {
+        let stream = context.new_stream().expect("a stream");
+        let mut cuda = Cuda::new(&stream).expect("the kernels load");
+        cuda.kernels = Arc::new(Kept::new(Kernels::load(context, images.leak()).expect("the kernels load")));
+        cuda.token_log_prob_tuning = &WITH_OWN;
+        let logits = stream.clone_htod(&[0.5_f32; 40]).expect("upload");
+        let targets = stream.clone_htod(&[7_u32]).expect("upload");
+        let mut log_probs = stream.clone_htod(&[f32::MAX]).expect("upload");
+        let mut states = stream.clone_htod(&[SoftmaxState::default()]).expect("upload");
+        let mut outputs =
+            TokenLogProbs { log_probs: log_probs.as_view_mut(), states: states.as_view_mut(), entropies: None };
+        let view = Logits::new(logits.as_view(), 40).expect("rows");
+        cuda.token_log_probs(&view, &targets.as_view(), &LogitOptions::default(), &mut outputs).expect("forward");
+        stream.clone_dtoh(&log_probs).expect("download")[0]
+    }
+
+    /// On 9.0 its own kernel where it was built; the one for every architecture where it was not, and on other devices,
+    /// which cannot even load it. A process for each: what softcuda is belongs to the process.
+    #[test]
+    fn an_architecture_s_own_kernel_runs_there_and_nowhere_else() {
+        const VARIABLE: &str = "EXO_KERNELS_TEST_CAPABILITY";
+        check_table(&WITH_OWN, |_, _, _| true);
+        let Ok(number) = std::env::var(VARIABLE) else {
+            for number in ["90", "100", "120"] {
+                let name = "cuda::tuning::test::an_architecture_s_own_kernel_runs_there_and_nowhere_else";
+                let mut child = std::process::Command::new(std::env::current_exe().expect("this test"));
+                let output = child.args([name, "--exact"]).env(VARIABLE, number).output().expect("this test runs");
+                let said = String::from_utf8_lossy(&output.stdout);
+                assert!(output.status.success() && said.contains("1 passed"), "{number}: {said}");
+            }
+            return;
+        };
+        let number: u32 = number.parse().expect("a capability");
+        softcuda::install_always().expect("softcuda can be loaded");
+        let settings = softcuda::Settings { compute_capability: (number / 10, number % 10), ..Default::default() };
+        softcuda::control().expect("softcuda").configure(&settings);
+        let context = CudaContext::new(0).expect("device 0");
+        let expected = -(40.0_f32.ln());
+        let close = |found: f32| (found - expected).abs() < 1e-5;
+        assert!(close(log_prob(&context, IMAGES.to_vec())), "not built: the kernel for all");
+        let found = log_prob(&context, IMAGES.iter().copied().chain([OWN]).collect());
+        assert!(if number == 90 { found == 1.0 } else { close(found) }, "{number}: {found}");
     }
 }

@@ -167,7 +167,7 @@ pub(crate) unsafe fn token_log_probs_with(
     let slices = logits.vocab.div_ceil(tuning::SLICE);
     let key = tuning::Key { dtype: logits.dtype, vocab: logits.vocab, capability: cuda.capability };
     let plain = options.softcap() == 0.0 && outputs.entropies == 0;
-    let tuned = cuda.token_log_prob_tuning.entry(key);
+    let (file, tuned) = cuda.token_log_prob_tuning.choose(key, |file| cuda.kernels.has(file));
     let slices_per_block = tuned.slices_per_block(logits.rows, slices, cuda.multiprocessors, plain);
     let shared = slices_per_block < slices;
     let stream = &cuda.stream;
@@ -200,7 +200,7 @@ pub(crate) unsafe fn token_log_probs_with(
     let name = format!("token_log_prob_{}{softcap}{entropy}", suffix(logits.dtype));
     let grid = (logits.rows as u32, slices.div_ceil(slices_per_block) as u32);
     // SAFETY: the caller's promise, for the addresses; the scratch memory has the sizes that the kernel takes.
-    unsafe { launch(cuda, "token_log_prob", &name, grid, &arguments) }
+    unsafe { launch(cuda, file, &name, grid, &arguments) }
 }
 
 /// The gradient of the logits, out of place or, with `gradients` the logits' own address and stride, in place: the bits
