@@ -1,9 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(feature = "candle")]
-#[cfg_attr(docsrs, doc(cfg(feature = "candle")))]
-pub mod candle;
+#[doc(hidden)]
+pub mod adapter;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 #[cfg_attr(docsrs, doc(cfg(feature = "cuda")))]
@@ -11,7 +10,6 @@ pub mod cuda;
 mod data;
 mod element;
 mod error;
-#[cfg(feature = "candle")]
 mod forward_pass;
 pub mod guide;
 mod loss;

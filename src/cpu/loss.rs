@@ -11,7 +11,6 @@ use crate::data::targets;
 use crate::data::targets::TokenId;
 use crate::element::Element;
 use crate::error::{Error, Result, check_length};
-#[cfg(feature = "candle")]
 use crate::forward_pass::ForwardPass;
 use crate::loss::{PreferenceLoss, inputs, row_gradient, sealed};
 use crate::operand::Operand;
@@ -218,15 +217,15 @@ impl PreferenceLoss<Cpu> {
         self.backend.token_log_probs_backward_in_place(logits, &work.targets, options, saved, gradients)
     }
 
-    /// Takes the last forward pass and its report out of the loss; `None` before any.
-    #[cfg(feature = "candle")]
-    pub(crate) fn into_forward_pass(self) -> Option<(ForwardPass, Report)> {
-        let report = self.report.into_inner()?;
+    /// Takes what the last forward pass has left for backward passes out of the loss.
+    ///
+    /// # Errors
+    /// [`Error::NoForward`] before any forward pass.
+    #[doc(hidden)]
+    pub fn into_forward_pass(self) -> Result<ForwardPass> {
+        self.last_step.ok_or(Error::NoForward)?;
         let Workspace { targets, states, row_weights, .. } = self.workspace;
-        Some((
-            ForwardPass { backend: self.backend, options: self.options.logits, targets, states, row_weights },
-            report,
-        ))
+        Ok(ForwardPass { backend: self.backend, options: self.options.logits, targets, states, row_weights })
     }
 
     pub(crate) fn prepare_backward(&mut self, step: &Step, inputs: &Inputs) -> Result<()> {

@@ -78,7 +78,6 @@ pub(crate) struct Blas {
 
 impl Blas {
     /// How many references to the stream it holds: its own, cudarc's handle's, and the workspace's.
-    #[cfg(feature = "candle-cuda")]
     pub(super) const STREAM_REFERENCES: usize = 3;
 
     /// A handle on a stream.

@@ -14,7 +14,7 @@ use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut, SyncOnDrop};
 
 /// What a backward pass needs of its forward pass, O(N), on the device. Nothing of it changes any more: several threads may
 /// go backward from it at once, each with a backend of its own, without a lock.
-pub(crate) struct ForwardPass {
+pub struct ForwardPass {
     /// N.
     pub(super) rows: usize,
     /// V.
@@ -47,7 +47,10 @@ struct Kept<'a> {
 
 impl ForwardPass {
     /// Writes `loss_scale` × d loss / d logits, `[N, V]`, to `gradients`; does not wait for the device.
-    pub(crate) fn backward<T: Element>(
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length) for what does not fit, and what CUDA says.
+    pub fn backward<T: Element>(
         &self,
         cuda: &Cuda,
         loss_scale: f64,
@@ -79,7 +82,10 @@ impl ForwardPass {
     }
 
     /// As [`ForwardPass::backward`], to the gradients of hidden states and head.
-    pub(crate) fn backward_linear<T: Element, G: Element>(
+    ///
+    /// # Errors
+    /// As [`ForwardPass::backward`].
+    pub fn backward_linear<T: Element, G: Element>(
         &self,
         cuda: &Cuda,
         loss_scale: f64,

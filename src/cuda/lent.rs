@@ -29,7 +29,6 @@ impl<T> Lender<T> {
     }
 
     /// The sum of what `count` says of those that are not lent.
-    #[cfg(feature = "candle-cuda")]
     pub(super) fn sum(&self, count: impl Fn(&T) -> usize) -> usize {
         self.kept().iter().map(count).sum()
     }

@@ -196,7 +196,6 @@ impl<T: DeviceRepr + ValidAsZeroBits> Grown<T> {
     }
 }
 
-#[cfg(feature = "candle-cuda")]
 impl<T> Grown<T> {
     /// The buffer, taken out.
     pub(super) fn into_slice(mut self) -> Option<CudaSlice<T>> {
@@ -267,13 +266,11 @@ impl StatusWord {
     }
 
     /// Whether it has been made.
-    #[cfg(feature = "candle-cuda")]
     pub(super) fn is_made(&self) -> bool {
         self.0.get().is_some()
     }
 }
 
-#[cfg(feature = "candle-cuda")]
 impl Scratch {
     /// Slices that are held, apart from the status word.
     pub(super) fn slices(&self) -> usize {

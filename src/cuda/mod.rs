@@ -24,7 +24,6 @@
 mod blas;
 mod context;
 mod driver;
-#[cfg(feature = "candle-cuda")]
 pub(crate) mod forward_pass;
 mod kernels;
 mod lent;
@@ -210,8 +209,8 @@ impl Cuda {
 
     /// How many references to the stream this backend and its memory hold, those that are lent at the moment and clones
     /// left out.
-    #[cfg(feature = "candle-cuda")]
-    pub(crate) fn stream_references(&self) -> usize {
+    #[doc(hidden)]
+    pub fn stream_references(&self) -> usize {
         1 + usize::from(self.status.is_made())
             + self.scratch.sum(Scratch::slices)
             + self.linear.sum(LinearScratch::stream_references)

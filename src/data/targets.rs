@@ -48,8 +48,11 @@ pub(crate) fn column<I: TokenId>(target: I) -> Option<usize> {
     usize::try_from(target.id()).ok()
 }
 
-/// That every id is a column or masks its row, and that there is one per row.
-pub(crate) fn check<I: TokenId>(targets: &[I], rows: usize, vocab: usize) -> Result<()> {
+/// Checks that every id is a column or masks its row, and that there is one per row.
+///
+/// # Errors
+/// [`Error::Length`] and [`Error::Target`].
+pub fn check<I: TokenId>(targets: &[I], rows: usize, vocab: usize) -> Result<()> {
     if targets.len() != rows {
         return Err(Error::Length { what: "targets", given: targets.len(), expected: rows });
     }

@@ -6,18 +6,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What is not walked, and why. A name that ends in `*` stands for all that begin so.
-const EXCEPTIONS: [(&str, &str); 2] = [
+const EXCEPTIONS: [(&str, &str); 3] = [
     ("reference/*", "the oracle, in plain loops: for inputs that a test has found valid"),
-    ("candle/*", "candle's tensors have shapes and types of their own: tests/candle.rs and tests/candle_cuda"),
+    ("data/targets::check", "for adapters, hidden; every forward pass calls it"),
+    ("forward_pass::*", "for adapters, hidden: the candle adapter's backward pass, and its tests"),
 ];
 
 /// The same of the CUDA backend.
-const CUDA_EXCEPTIONS: [(&str, &str); 2] = [
+const CUDA_EXCEPTIONS: [(&str, &str); 3] = [
     (
         "cuda/mod::Cuda::from_raw",
         "takes the driver's handles, by promise: tests/cuda_control/from_raw.rs has those that are refused",
     ),
     ("cuda/mod::Cuda::new", "takes a stream of cudarc's, which is one or cannot be made"),
+    ("cuda/forward_pass::*", "for adapters, hidden: the candle adapter's backward pass, and its tests"),
 ];
 
 #[test]

@@ -96,7 +96,6 @@ impl LinearScratch {
     }
 }
 
-#[cfg(feature = "candle-cuda")]
 impl LinearScratch {
     /// How many references to the stream are held.
     pub(crate) fn stream_references(&self) -> usize {

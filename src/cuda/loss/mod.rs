@@ -4,10 +4,7 @@ mod linear;
 pub(crate) mod workspace;
 
 use crate::cuda::context::CurrentContext;
-#[cfg(feature = "candle-cuda")]
-use crate::cuda::forward_pass::ForwardPass;
-#[cfg(feature = "candle-cuda")]
-use crate::cuda::forward_pass::KeptTargets;
+use crate::cuda::forward_pass::{ForwardPass, KeptTargets};
 use crate::cuda::loss::workspace::{CudaWorkspace, refuse_in_capture};
 use crate::cuda::memory::{Logits, LogitsMut, Scratch, address};
 use crate::cuda::raw::log_ratio::{LogRatioInputs, LogRatioOutputs};
@@ -29,7 +26,6 @@ use crate::report::Report;
 use crate::stage::log_ratio::check_rows;
 use crate::step::{Inputs, Step};
 use cudarc::driver::{CudaView, DevicePtr, DevicePtrMut};
-#[cfg(feature = "candle-cuda")]
 use std::mem::take;
 use std::sync::OnceLock;
 
@@ -272,10 +268,13 @@ fn logit_inputs(address: memory::Address, shape: Shape) -> Inputs {
     Inputs { rows, vocab, operands: [Some(Operand::new("logits", address, rows, row_stride)), None, None] }
 }
 
-#[cfg(feature = "candle-cuda")]
 impl PreferenceLoss<Cuda> {
     /// Takes what the last forward pass has left for backward passes out of the loss.
-    pub(crate) fn into_forward_pass(mut self) -> Result<ForwardPass> {
+    ///
+    /// # Errors
+    /// [`Error::NoForward`](crate::Error::NoForward) before any forward pass.
+    #[doc(hidden)]
+    pub fn into_forward_pass(mut self) -> Result<ForwardPass> {
         let options = self.options.logits;
         let work = &mut self.workspace;
         let rows = work.batch.as_ref().and_then(|batch| batch.sequence_offsets().last().copied());
