@@ -13,8 +13,8 @@
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use cudarc::driver::sys::CUevent_flags::CU_EVENT_DEFAULT;
 use cudarc::driver::{CudaContext, CudaSlice, DeviceRepr, ValidAsZeroBits};
-use exo_kernels::cuda::{Cuda, Logits, LogitsMut, RowGradients, SavedRows, TokenLogProbs};
-use exo_kernels::{Element, LogitOptions, SoftmaxState};
+use exo_kernels::cuda::{Cuda, Matrix, MatrixMut, RowGradients, SavedRows, TokenLogProbs};
+use exo_kernels::{Backend, Element, LogitOptions, SoftmaxState};
 use half::{bf16, f16};
 use serde_json::json;
 use softcuda::Installed;
@@ -103,27 +103,30 @@ impl Bench {
         let id = |pass| (pass, dtype.as_str(), shape.as_str());
 
         let forward = self.time(id("forward"), (bytes, buffers), |buffer| {
-            let view = Logits::new(logits[buffer].as_view(), vocab)?;
-            let mut outputs =
-                TokenLogProbs { log_probs: log_probs.as_view_mut(), states: states.as_view_mut(), entropies: None };
-            Ok(cuda.token_log_probs(&view, &targets.as_view(), &options, &mut outputs)?)
+            let view = Matrix::new(logits[buffer].as_view().into(), vocab)?;
+            let outputs = TokenLogProbs {
+                log_probs: log_probs.as_view_mut().into(),
+                states: states.as_view_mut().into(),
+                entropies: None,
+            };
+            Ok(cuda.token_log_probs(&view, &targets, &options, outputs)?)
         })?;
         let backward = self.time(id("backward"), (2 * bytes, buffers), |buffer| {
-            let view = Logits::new(logits[buffer].as_view(), vocab)?;
-            let saved = SavedRows { states: states.as_view(), entropies: None };
-            let upstream = RowGradients { log_probs: upstream.as_view(), entropies: None };
-            let mut out = LogitsMut::new(gradients.as_view_mut(), vocab)?;
-            Ok(cuda.token_log_probs_backward(&view, &targets.as_view(), &options, &saved, &upstream, &mut out)?)
+            let view = Matrix::new(logits[buffer].as_view().into(), vocab)?;
+            let saved = SavedRows { states: states.as_view().into(), entropies: None };
+            let upstream = RowGradients::PerRow { log_probs: upstream.as_view().into(), entropies: None };
+            let out = MatrixMut::new(gradients.as_view_mut().into(), vocab)?;
+            Ok(cuda.token_log_probs_backward(&view, &targets, &options, &saved, &upstream, out)?)
         })?;
         let copy = self.time(id("copy"), (2 * bytes, buffers), |buffer| {
             Ok(stream.memcpy_dtod(&logits[buffer], &mut gradients)?)
         })?;
         // Last: it puts gradients where the logits were.
         let in_place = self.time(id("backward_in_place"), (2 * bytes, buffers), |buffer| {
-            let saved = SavedRows { states: states.as_view(), entropies: None };
-            let upstream = RowGradients { log_probs: upstream.as_view(), entropies: None };
-            let mut view = LogitsMut::new(logits[buffer].as_view_mut(), vocab)?;
-            Ok(cuda.token_log_probs_backward_in_place(&mut view, &targets.as_view(), &options, &saved, &upstream)?)
+            let saved = SavedRows { states: states.as_view().into(), entropies: None };
+            let upstream = RowGradients::PerRow { log_probs: upstream.as_view().into(), entropies: None };
+            let view = MatrixMut::new(logits[buffer].as_view_mut().into(), vocab)?;
+            Ok(cuda.token_log_probs_backward_in_place(view, &targets, &options, &saved, &upstream)?)
         })?;
 
         if !self.timed {

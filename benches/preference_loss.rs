@@ -12,7 +12,7 @@ mod support;
 
 use criterion::Criterion;
 use exo_kernels::{
-    Batch, Betas, Cpu, Element, GroupStatistics, Logits, LogitsMut, Objective, ObjectiveInputs, ObjectiveOutputs,
+    Backend, Batch, Betas, Cpu, Element, GroupStatistics, Matrix, MatrixMut, Objective, ObjectiveOutputs,
     PreferenceLoss, Reduction, Reference, Rewards, Step,
 };
 use half::bf16;
@@ -44,12 +44,13 @@ fn loss<T: Element>(criterion: &mut Criterion, pool: &ThreadPool, (rows, vocab):
     let rewards = rewards(sequences);
     let mut loss = PreferenceLoss::new(Cpu::default(), Objective::exo(BETAS).expect("valid betas"));
 
-    let view = Logits::new(&logits, vocab).expect("whole rows");
+    let view = Matrix::new(&logits, vocab).expect("whole rows");
     let forward = |loss: &mut PreferenceLoss<Cpu>| {
-        loss.forward(view, &targets, &batch, Reference::PerToken(&reference), &rewards).expect("inputs that fit")
+        loss.forward(&view, &targets, &batch, &Reference::PerToken(&reference), &rewards).expect("inputs that fit")
     };
     let mut backward = |loss: &mut PreferenceLoss<Cpu>, step: &Step| {
-        loss.backward(step, view, LogitsMut::new(&mut grad, vocab).expect("whole rows")).expect("after a forward pass");
+        loss.backward(step, &view, MatrixMut::new(&mut grad, vocab).expect("whole rows"))
+            .expect("after a forward pass");
     };
     forward(&mut loss);
 
@@ -66,9 +67,9 @@ fn loss<T: Element>(criterion: &mut Criterion, pool: &ThreadPool, (rows, vocab):
     // Last, since each pass takes the gradient of the one before for its logits.
     let name = ("forward_and_backward_in_place", dtype, shape.as_str());
     let in_place_seconds = stopwatch::time(&mut group, pool, name, 3 * bytes, || {
-        let view = Logits::new(&logits, vocab).expect("whole rows");
-        let step = loss.forward(view, &targets, &batch, Reference::PerToken(&reference), &rewards);
-        let logits = LogitsMut::new(&mut logits, vocab).expect("whole rows");
+        let view = Matrix::new(&logits, vocab).expect("whole rows");
+        let step = loss.forward(&view, &targets, &batch, &Reference::PerToken(&reference), &rewards);
+        let logits = MatrixMut::new(&mut logits, vocab).expect("whole rows");
         loss.backward_in_place(step.expect("inputs that fit"), logits).expect("after a forward pass");
     });
     group.finish();
@@ -112,12 +113,15 @@ fn objective(criterion: &mut Criterion, pool: &ThreadPool, name: &str, objective
         Cpu::default()
             .objective(
                 &objective,
-                ObjectiveInputs { log_ratios: &log_ratios, batch: &batch, rewards: Rewards::from(&rewards) },
+                &log_ratios.as_slice(),
+                &batch,
+                &Rewards::from(&rewards),
                 Reduction::Mean,
                 ObjectiveOutputs {
                     group_losses: &mut group_losses,
                     coefficients: &mut coefficients,
                     statistics: &mut statistics,
+                    row_weights: None,
                 },
             )
             .expect("inputs that fit");

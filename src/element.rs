@@ -13,6 +13,11 @@ pub enum Dtype {
     Bf16,
 }
 
+/// What a buffer holds: a number, or a fixed row of numbers, that any memory can hold bit by bit.
+pub trait Number: bytemuck::Pod + std::fmt::Debug + Default + PartialEq + Send + Sync {}
+
+impl<T: bytemuck::Pod + std::fmt::Debug + Default + PartialEq + Send + Sync> Number for T {}
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for f32 {}
@@ -25,7 +30,7 @@ mod sealed {
 /// All arithmetic is done in `f32` or wider; these two conversions are the only contact with the narrow types. They
 /// are plain integer and float operations, without a table, a branch or a call, so that the compiler can put eight or
 /// sixteen of them into one vector register.
-pub trait Element: sealed::Sealed + bytemuck::Pod + Send + Sync + std::fmt::Debug {
+pub trait Element: sealed::Sealed + Number {
     /// Which type this is.
     const DTYPE: Dtype;
     /// Negative infinity.

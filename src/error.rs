@@ -22,19 +22,8 @@ pub enum Error {
         /// Elements expected.
         expected: usize,
     },
-    /// Logits that do not divide into rows.
+    /// A matrix (logits, hidden states, a weight, a gradient) whose elements do not make its rows, or without a column.
     Shape {
-        /// Elements given.
-        elements: usize,
-        /// Rows asked for; `None` where they follow from the length.
-        rows: Option<usize>,
-        /// Columns per row.
-        vocab: usize,
-        /// Elements from the start of one row to the start of the next.
-        row_stride: usize,
-    },
-    /// A matrix whose elements do not make its rows.
-    Matrix {
         /// Elements given.
         elements: usize,
         /// Rows asked for; `None` where they follow from the length.
@@ -82,6 +71,11 @@ pub enum Error {
         what: &'static str,
         /// Index of the offset.
         index: usize,
+    },
+    /// A buffer larger than there is memory for.
+    Memory {
+        /// Elements asked for.
+        elements: usize,
     },
     /// A group without sequences.
     EmptyGroup {
@@ -173,7 +167,7 @@ pub enum Error {
         /// How many there are.
         count: usize,
     },
-    /// An entropy gradient was given, but the entropies of the forward pass were not kept.
+    /// An entropy gradient was given, or sums of entropies were asked for, but not the entropies of the forward pass.
     EntropiesNotKept,
     /// A backward pass or a report before any forward pass.
     NoForward,
@@ -262,20 +256,12 @@ impl fmt::Display for Error {
             Error::Length { what, given, expected } => {
                 write!(f, "{what}: {given} elements given, {expected} expected")
             }
-            Error::Shape { elements, rows, vocab, row_stride } => match rows {
-                Some(rows) => write!(
-                    f,
-                    "logits: {elements} elements given, which cannot hold {rows} rows of {vocab} columns at a row stride of {row_stride}"
-                ),
-                None => {
-                    write!(f, "logits: {elements} elements given, which is no multiple of the vocabulary of {vocab}")
-                }
-            },
-            Error::Matrix { elements, rows: Some(rows), columns, row_stride } => write!(
+            Error::Shape { columns: 0, .. } => write!(f, "matrix: 0 columns given, at least 1 expected"),
+            Error::Shape { elements, rows: Some(rows), columns, row_stride } => write!(
                 f,
                 "matrix: {elements} elements given, which cannot hold {rows} rows of {columns} columns at a row stride of {row_stride}"
             ),
-            Error::Matrix { elements, rows: None, columns, .. } => {
+            Error::Shape { elements, rows: None, columns, .. } => {
                 write!(f, "matrix: {elements} elements given, which is no multiple of {columns} columns")
             }
             Error::Vocabulary { vocab } => {
@@ -296,6 +282,7 @@ impl fmt::Display for Error {
             Error::OffsetRange { what, index } => {
                 write!(f, "{what}: entry {index} is negative or too large")
             }
+            Error::Memory { elements } => write!(f, "buffer: no memory for {elements} elements"),
             Error::EmptyGroup { group } => write!(f, "group {group}: 0 sequences given, at least 1 expected"),
             Error::Parameter { name, given, expected } => {
                 // Extremes in powers of ten, not in hundreds of zeros.
@@ -349,7 +336,10 @@ impl fmt::Display for Error {
                  added to ({count} such rows)"
             ),
             Error::EntropiesNotKept => {
-                write!(f, "entropy gradient given, but no entropies of the forward pass")
+                write!(
+                    f,
+                    "entropy gradient given, or sums of entropies asked for, but no entropies of the forward pass"
+                )
             }
             Error::NoForward => write!(f, "no forward pass has been made yet"),
             Error::OtherStep { given, last: Some(last) } => {

@@ -1,59 +1,66 @@
-//! The stages composed: from logits to a loss, and back to the gradient of the logits.
+//! The stages composed: from logits, or hidden states and a head, to a loss, and back to the gradient.
 
-use crate::data::logits::{Logits, Shape};
+use crate::backend::Backend;
+use crate::data::batch::Batch;
+use crate::data::head::{Head, Hidden, LinearGradients};
+use crate::data::matrix::{Matrix, MatrixMut};
+use crate::data::reference::Reference;
+use crate::data::targets::Targets;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::operand::Operand;
-use crate::options::{LogRatio, LossOptions, Reduction};
-use crate::report::Report;
-use crate::step::Inputs;
-use std::sync::OnceLock;
+use crate::forward_pass::ForwardPass;
+use crate::options::{LogRatio, LogitOptions, LossOptions, Reduction};
+use crate::report::{Report, ScoredLogProbs, StageResults};
+use crate::stage::log_ratio::{LogRatioOutputs, RowLogProbs, check_rows};
+use crate::stage::objective::{ObjectiveOutputs, RowWeights};
+use crate::stage::token_log_prob::{RowGradients, SavedRows, TokenLogProbs, check_gradient, check_logits};
+use crate::step::{Inputs, Step};
+use crate::workspace::Workspace;
+use std::mem::take;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A preference loss on one backend: forward, then backward, with the workspaces kept between steps.
 ///
 /// After the first step of a shape neither pass allocates. Between the two passes the logits must not change: the
 /// backward pass reads them again (and, in place, overwrites them with their gradient). That it is given the states of
 /// the forward pass over these very logits is what the [`Step`](crate::Step) is for, which one returns and the other takes.
+///
+/// # On a CUDA device
+///
+/// Neither pass waits for the device: the report stays there until it is asked for. Forward and backward can be captured in a
+/// CUDA graph and replayed over whatever the same buffers hold then, if
+/// 1. the stream is not the null stream, and cudarc's event tracking is off (`CudaContext::disable_event_tracking`),
+/// 2. a step of the same batch, shapes and options has run before: it has loaded the kernels, allocated what this
+///    loss keeps, and brought the batch's offsets to the device,
+/// 3. the rewards are on the device: a capture that would have to copy from the host is refused,
+/// 4. the loss outlives the graph, and steps of other shapes are another loss's: the graph holds the addresses of
+///    this one's buffers, which may move when they grow.
+///
+/// After a launch of the graph, [`discard_report`](Self::discard_report) before the next report.
 #[derive(Debug)]
 pub struct PreferenceLoss<B: Backend> {
-    pub(crate) backend: B,
-    pub(crate) options: LossOptions,
-    pub(crate) workspace: B::Workspace,
-    /// Read from the workspace when it is asked for, or put here by the forward pass.
-    pub(crate) report: OnceLock<Report>,
-    pub(crate) loss_scale: f64,
+    /// Freed before the backend is dropped.
+    workspace: Workspace<B>,
+    backend: B,
+    options: LossOptions,
+    /// Read from the workspace when it is asked for.
+    report: OnceLock<Report>,
+    /// The report before, whose memory the next one takes.
+    spare_report: Mutex<Report>,
+    loss_scale: f64,
     /// Number of the last forward pass that was not refused ([`Step::number`]).
-    pub(crate) last_step: Option<u64>,
-}
-
-/// Where a [`PreferenceLoss`] runs. Implemented by [`Cpu`](crate::Cpu) and, with the feature `cuda`, by `cuda::Cuda`; by nothing
-/// else.
-pub trait Backend: sealed::Backend {}
-
-impl<B: sealed::Backend> Backend for B {}
-
-pub(crate) mod sealed {
-    use crate::error::Result;
-    use crate::report::Report;
-
-    /// What a loss asks of its backend.
-    pub trait Backend {
-        /// Buffers that are kept between steps.
-        type Workspace: std::fmt::Debug + Default;
-
-        /// Reads what the last forward pass left in the workspace.
-        fn read_report(&self, workspace: &Self::Workspace) -> Result<Report>;
-    }
+    last_step: Option<u64>,
 }
 
 impl<B: Backend> PreferenceLoss<B> {
     /// A loss on `backend`, from an [`Objective`](crate::Objective) or from full [`LossOptions`].
     pub fn new(backend: B, options: impl Into<LossOptions>) -> Self {
         PreferenceLoss {
-            backend,
+            backend: backend.counting_apart(),
             options: options.into(),
-            workspace: B::Workspace::default(),
+            workspace: Workspace::default(),
             report: OnceLock::new(),
+            spare_report: Mutex::default(),
             loss_scale: 1.0,
             last_step: None,
         }
@@ -116,6 +123,249 @@ impl<B: Backend> PreferenceLoss<B> {
         &self.options
     }
 
+    /// Logits `[N, V]`, targets `[N]`, the reference's log-probs and the rewards `[S]` → the loss, as part of the
+    /// [report](PreferenceLoss::report), and the step that the backward pass takes.
+    ///
+    /// # Errors
+    /// Any input that does not fit: [`Error::OffsetsEnd`] if the batch does not divide the N rows, [`Error::Length`],
+    /// [`Error::Vocabulary`], [`Error::Target`], [`Error::NotFinite`], [`Error::PairsOnly`], [`Error::ZeroTarget`];
+    /// [`Error::Device`] for what lies in the memory of another device or context than the backend's. A refused call changes
+    /// nothing: the report and the backward pass stay those of the forward pass before it. After [`Error::Cuda`] there is
+    /// none.
+    ///
+    /// What only a device can see comes out of [`report`](PreferenceLoss::report): [`Error::DeviceTarget`],
+    /// [`Error::NotFinite`] (a reference; a reward on the device, whatever the objective has against it),
+    /// [`Error::NonFiniteRow`].
+    pub fn forward<'i, 'r, T: Element>(
+        &mut self,
+        logits: &Matrix<'_, T, B::Memory>,
+        targets: impl Into<Targets<'i, B::Memory>>,
+        batch: &Batch,
+        reference: &Reference<'_, B::Memory>,
+        rewards: impl Into<B::Rewards<'r>>,
+    ) -> Result<Step> {
+        let _entered = self.backend.enter()?;
+        check_logits(&self.backend, logits)?;
+        let targets = targets.into();
+        self.forward_with(
+            Inputs::of_logits(logits),
+            &targets,
+            batch,
+            reference,
+            &rewards.into(),
+            |backend, options, outputs| backend.token_log_probs(logits, targets.clone(), options, outputs),
+        )
+    }
+
+    /// As [`forward`](Self::forward), with hidden states `[N, H]` and a head in place of logits; see
+    /// [`Backend::linear_token_log_probs`].
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and [`Error::Length`] for a hidden state that is not as long as a row of the weight;
+    /// [`Error::GradientType`], [`Error::NoCublas`]; [`Error::ScoredRows`] if more rows are scored than was said, which on a
+    /// device comes out of the report.
+    pub fn forward_linear<'m, 'd: 'm, 'i, 'r, T: Element, W: Element>(
+        &mut self,
+        hidden: impl Into<Hidden<'m, 'd, T, B::Memory>>,
+        head: &Head<'_, W, B::Memory>,
+        targets: impl Into<Targets<'i, B::Memory>>,
+        batch: &Batch,
+        reference: &Reference<'_, B::Memory>,
+        rewards: impl Into<B::Rewards<'r>>,
+    ) -> Result<Step> {
+        let _entered = self.backend.enter()?;
+        let (hidden, targets) = (hidden.into(), targets.into());
+        self.backend.check_linear(&hidden, head, &targets)?;
+        let inputs = Inputs::of_hidden(&hidden, head);
+        self.forward_with(inputs, &targets, batch, reference, &rewards.into(), |backend, options, outputs| {
+            backend.linear_token_log_probs(hidden, head, targets.clone(), options, outputs)
+        })
+    }
+
+    /// The stages in order; `token_log_probs` is the first.
+    fn forward_with(
+        &mut self,
+        inputs: Inputs,
+        targets: &Targets<'_, B::Memory>,
+        batch: &Batch,
+        reference: &Reference<'_, B::Memory>,
+        rewards: &B::Rewards<'_>,
+        token_log_probs: impl FnOnce(&B, &LogitOptions, TokenLogProbs<'_, B::Memory>) -> Result<()>,
+    ) -> Result<Step> {
+        let (backend, options) = (&self.backend, self.options);
+        let (rows, sequences, groups) = (inputs.rows, batch.sequences(), batch.groups());
+        backend.check_targets(targets, rows, inputs.vocab)?;
+        check_rows(batch, rows)?;
+        backend.check_reference(reference, targets, batch)?;
+        backend.check_rewards(&options.objective, rewards, batch)?;
+        let work = &mut self.workspace;
+        backend.check_step(rewards, work.options.is_some() && work.batch.as_ref() == batch)?;
+
+        // From here on the workspace is this pass's: a driver's error leaves no forward pass.
+        self.last_step = None;
+        if let Some(report) = self.report.take() {
+            *self.spare_report.get_mut().unwrap_or_else(PoisonError::into_inner) = report;
+        }
+        work.vocab = inputs.vocab;
+        work.options = Some(options);
+        backend.place_batch(batch, &mut work.batch)?;
+        backend.clear_counts()?;
+        work.reserve(backend, rows, sequences, groups, options.entropy)?;
+        work.targets.keep(backend, targets)?;
+        let rewards = backend.bring_rewards(rewards, &mut work.rewards)?;
+
+        let entropy_count = if options.entropy { rows } else { 0 };
+        let entropy_sum_count = if options.entropy { sequences } else { 0 };
+        token_log_probs(
+            backend,
+            &options.logits,
+            TokenLogProbs {
+                log_probs: backend.view_mut(&mut work.log_probs, rows),
+                states: backend.view_mut(&mut work.states, rows),
+                entropies: options.entropy.then(|| backend.view_mut(&mut work.entropies, entropy_count)),
+            },
+        )?;
+        backend.log_ratios(
+            &RowLogProbs {
+                log_probs: backend.view(&work.log_probs, rows),
+                entropies: options.entropy.then(|| backend.view(&work.entropies, entropy_count)),
+                targets: work.targets.view(backend, rows),
+            },
+            reference,
+            &work.batch,
+            options.log_ratio,
+            LogRatioOutputs {
+                log_ratios: backend.view_mut(&mut work.log_ratios, sequences),
+                log_prob_sums: backend.view_mut(&mut work.log_prob_sums, sequences),
+                entropy_sums: options.entropy.then(|| backend.view_mut(&mut work.entropy_sums, entropy_sum_count)),
+                scored_rows: backend.view_mut(&mut work.scored_rows, sequences),
+                row_sequences: backend.view_mut(&mut work.row_sequences, rows),
+            },
+        )?;
+        backend.objective(
+            &options.objective,
+            &backend.view(&work.log_ratios, sequences),
+            &work.batch,
+            &rewards,
+            options.reduction,
+            ObjectiveOutputs {
+                group_losses: backend.view_mut(&mut work.group_losses, groups),
+                coefficients: backend.view_mut(&mut work.coefficients, sequences),
+                statistics: backend.view_mut(&mut work.statistics, groups),
+                row_weights: Some(RowWeights {
+                    log_ratio: options.log_ratio,
+                    scored_rows: backend.view(&work.scored_rows, sequences),
+                    weights: backend.view_mut(&mut work.sequence_weights, sequences),
+                }),
+            },
+        )?;
+        let step = Step::new(inputs);
+        self.last_step = Some(step.number());
+        Ok(step)
+    }
+
+    /// Writes loss scale × d loss / d logits, `[N, V]`, to `gradient`. `step` is what [`forward`](Self::forward) gave for
+    /// these logits.
+    ///
+    /// # Errors
+    /// [`Error::OtherStep`] if the last forward pass of this loss was another; [`Error::Length`] if logits or gradient do
+    /// not have the N and V of the forward pass; [`Error::OtherInputs`] if the logits are others; [`Error::Device`];
+    /// [`Error::Cuda`].
+    pub fn backward<T: Element>(
+        &mut self,
+        step: &Step,
+        logits: &Matrix<'_, T, B::Memory>,
+        gradient: MatrixMut<'_, T, B::Memory>,
+    ) -> Result<()> {
+        let _entered = self.backend.enter()?;
+        check_gradient(&self.backend, logits, &gradient)?;
+        step.check(self.last_step, &Inputs::of_logits(logits))?;
+        let (targets, saved, upstream) = self.for_backward(logits.rows());
+        self.backend.token_log_probs_backward(logits, targets, &self.options.logits, &saved, &upstream, gradient)
+    }
+
+    /// Overwrites the logits with loss scale × d loss / d logits; the bits are those of [`backward`](Self::backward).
+    /// The logits are gone afterwards, so this consumes the step.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    #[expect(clippy::needless_pass_by_value, reason = "no other backward pass can follow")]
+    pub fn backward_in_place<T: Element>(&mut self, step: Step, logits: MatrixMut<'_, T, B::Memory>) -> Result<()> {
+        let _entered = self.backend.enter()?;
+        check_logits(&self.backend, &logits.as_matrix())?;
+        step.check(self.last_step, &Inputs::of_logits(&logits.as_matrix()))?;
+        let (targets, saved, upstream) = self.for_backward(logits.rows());
+        self.backend.token_log_probs_backward_in_place(logits, targets, &self.options.logits, &saved, &upstream)
+    }
+
+    /// Writes loss scale × the gradients of the loss by the hidden states, the weight and the bias, of those that
+    /// `gradients` has; see [`Backend::linear_token_log_probs_backward`]. `step` is what
+    /// [`forward_linear`](Self::forward_linear) gave for these hidden states, with the same number of scored rows, and this
+    /// head.
+    ///
+    /// # Errors
+    /// [`Error::OtherStep`] if the last forward pass of this loss was another; [`Error::Length`] for what does not fit;
+    /// [`Error::OtherInputs`] if hidden states or head are others; [`Error::GradientType`]; [`Error::Cuda`].
+    pub fn backward_linear<'m, 'd: 'm, T: Element, W: Element, G: Element>(
+        &mut self,
+        step: &Step,
+        hidden: impl Into<Hidden<'m, 'd, T, B::Memory>>,
+        head: &Head<'_, W, B::Memory>,
+        gradients: LinearGradients<'_, T, G, B::Memory>,
+    ) -> Result<()> {
+        let _entered = self.backend.enter()?;
+        let hidden = hidden.into();
+        step.check(self.last_step, &Inputs::of_hidden(&hidden, head))?;
+        let (targets, saved, upstream) = self.for_backward(hidden.states.rows());
+        let options = &self.options.logits;
+        self.backend.linear_token_log_probs_backward(hidden, head, targets, options, &saved, &upstream, gradients)
+    }
+
+    /// What the forward pass has left for the gradient of its rows.
+    #[allow(clippy::type_complexity)]
+    fn for_backward(
+        &self,
+        rows: usize,
+    ) -> (Targets<'_, B::Memory>, SavedRows<'_, B::Memory>, RowGradients<'_, B::Memory>) {
+        let (backend, work) = (&self.backend, &self.workspace);
+        let upstream = RowGradients::PerSequence {
+            row_sequences: backend.view(&work.row_sequences, rows),
+            weights: backend.view(&work.sequence_weights, work.batch.as_ref().sequences()),
+            loss_scale: self.loss_scale,
+        };
+        let saved = SavedRows { states: backend.view(&work.states, rows), entropies: None };
+        (work.targets.view(backend, rows), saved, upstream)
+    }
+
+    /// Takes what the last forward pass has left for backward passes out of the loss, for frameworks that go backward later,
+    /// or several times, or from another thread. `step` is what that pass gave.
+    ///
+    /// # Errors
+    /// [`Error::OtherStep`] if it was another; [`Error::NoForward`] before any.
+    #[expect(clippy::needless_pass_by_value, reason = "the loss is gone: no other backward pass can follow")]
+    pub fn into_forward_pass(mut self, step: Step) -> Result<ForwardPass<B>> {
+        step.check_number(self.last_step)?;
+        let Some(options) = self.workspace.options else { return Err(Error::NoForward) };
+        let work = &mut self.workspace;
+        Ok(ForwardPass {
+            backend: self.backend,
+            options: options.logits,
+            rows: work.batch.as_ref().rows(),
+            vocab: work.vocab,
+            sequences: work.batch.as_ref().sequences(),
+            targets: take(&mut work.targets),
+            states: take(&mut work.states),
+            row_sequences: take(&mut work.row_sequences),
+            sequence_weights: take(&mut work.sequence_weights),
+        })
+    }
+
+    /// Forgets the report that was read, so that the next one is read from the workspace: after a CUDA graph with the forward
+    /// pass in it has been launched.
+    pub fn discard_report(&mut self) {
+        self.report = OnceLock::new();
+    }
+
     /// What the last forward pass found, NaN rows and all. On a GPU this waits for the device.
     ///
     /// # Errors
@@ -126,8 +376,38 @@ impl<B: Backend> PreferenceLoss<B> {
         if let Some(report) = self.report.get() {
             return Ok(report);
         }
-        let report = self.backend.read_report(&self.workspace)?;
+        let spare = take(&mut *self.spare_report.lock().unwrap_or_else(PoisonError::into_inner));
+        let report = self.read_report(spare)?;
         Ok(self.report.get_or_init(|| report))
+    }
+
+    fn read_report(&self, mut report: Report) -> Result<Report> {
+        let _entered = self.backend.enter()?;
+        let (backend, work) = (&self.backend, &self.workspace);
+        let Some(options) = work.options else { return Err(Error::NoForward) };
+        let (rows, sequences, groups) =
+            (work.batch.as_ref().rows(), work.batch.as_ref().sequences(), work.batch.as_ref().groups());
+        let found = ScoredLogProbs {
+            log_probs: backend.view(&work.log_probs, rows),
+            entropies: options.entropy.then(|| backend.view(&work.entropies, rows)),
+            entropy_sums: options.entropy.then(|| backend.view(&work.entropy_sums, sequences)),
+            scored_rows: backend.view(&work.scored_rows, sequences),
+            targets: work.targets.view(backend, rows),
+            vocab: work.vocab,
+        };
+        let found = backend.row_summary(&found, work.batch.as_ref())?;
+        report.fill(
+            work.batch.as_ref(),
+            &found,
+            &StageResults {
+                log_ratios: &backend.read(&backend.view(&work.log_ratios, sequences))?,
+                group_losses: &backend.read(&backend.view(&work.group_losses, groups))?,
+                statistics: &backend.read(&backend.view(&work.statistics, groups))?,
+                beta_policy: options.objective.beta_policy(),
+                weight: options.reduction.weight(groups),
+            },
+        );
+        Ok(report)
     }
 
     /// What the last forward pass found.
@@ -139,16 +419,4 @@ impl<B: Backend> PreferenceLoss<B> {
     pub fn report(&self) -> Result<&Report> {
         self.unchecked_report()?.check()
     }
-}
-
-/// Where logits lie.
-pub(crate) fn inputs<T: Element>(logits: Logits<'_, T>) -> Inputs {
-    let Shape { rows, vocab, row_stride } = logits.shape();
-    let operand = Operand::new("logits", logits.row(0).as_ptr().addr() as u64, rows, row_stride);
-    Inputs { rows, vocab, operands: [Some(operand), None, None] }
-}
-
-/// What a row's log-prob gets back, from its weight in the loss.
-pub(crate) fn row_gradient(weight: f64, loss_scale: f64) -> f32 {
-    (weight * loss_scale) as f32
 }

@@ -1,8 +1,15 @@
 //! Options of the stages and of the loss around its objective: temperature, softcap, log-ratio, reduction.
 
-use crate::data::logits::{LARGEST_RATIO, LARGEST_SETTING, SMALLEST_SETTING};
 use crate::error::{Error, Result};
 use crate::objective::Objective;
+
+/// Settings enter products and quotients in f32: between these two all of them stay normal numbers.
+const SMALLEST_SETTING: f64 = 1e-30;
+
+const LARGEST_SETTING: f64 = 1e30;
+
+/// Of softcap to temperature: 2⁶⁰.
+const LARGEST_RATIO: f64 = (1u64 << 60) as f64;
 
 /// How the rows of a sequence become its log-ratio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

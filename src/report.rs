@@ -1,7 +1,10 @@
 //! What a trainer logs of one step.
 
 use crate::data::batch::Batch;
+use crate::data::memory::{Host, Memory, Place, check_view};
+use crate::data::targets::Targets;
 use crate::error::{Error, Result};
+use crate::stage::log_ratio::check_targets;
 use crate::stage::objective::GroupStatistics;
 
 /// Rows, sequences and groups that are legal but odd. A trainer should know of them.
@@ -60,34 +63,70 @@ pub(crate) struct StageResults<'a> {
     pub(crate) weight: f64,
 }
 
+/// What a forward pass knows of its rows.
+#[derive(Debug)]
+pub struct ScoredLogProbs<'a, M: Memory> {
+    /// Log-probs, N.
+    pub log_probs: M::View<'a, f32>,
+    /// Entropies, N, if they were computed.
+    pub entropies: Option<M::View<'a, f32>>,
+    /// Sums of the entropies over the scored rows, S, if they were computed.
+    pub entropy_sums: Option<M::View<'a, f64>>,
+    /// Scored rows, S.
+    pub scored_rows: M::View<'a, i32>,
+    /// Which rows are scored, N.
+    pub targets: Targets<'a, M>,
+    /// V.
+    pub vocab: usize,
+}
+
+impl<M: Memory> ScoredLogProbs<'_, M> {
+    /// Checks that there is a number per row and sequence, in the backend's memory.
+    pub(crate) fn check<P: Place<Memory = M>>(&self, place: &P, batch: &Batch) -> Result<()> {
+        let (rows, sequences) = (batch.rows(), batch.sequences());
+        check_view(place, "log-probs", &self.log_probs, rows)?;
+        check_targets(place, &self.targets, rows)?;
+        check_view(place, "scored rows", &self.scored_rows, sequences)?;
+        if let Some(entropies) = &self.entropies {
+            check_view(place, "entropies", entropies, rows)?;
+        }
+        self.entropy_sums.as_ref().map_or(Ok(()), |sums| check_view(place, "entropy sums", sums, sequences))
+    }
+}
+
 /// What a trainer logs of the rows, added up.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct RowSummary {
-    pub(crate) scored_rows: usize,
-    pub(crate) non_finite_rows: usize,
-    pub(crate) first_non_finite_row: Option<usize>,
-    pub(crate) impossible_targets: usize,
-    pub(crate) empty_sequences: usize,
-    /// Sum of the entropies of the scored rows, if there are any.
-    pub(crate) entropy: Option<f64>,
+pub struct RowSummary {
+    /// As [`Report::scored_rows`].
+    pub scored_rows: usize,
+    /// As [`Oddities::non_finite_rows`].
+    pub non_finite_rows: usize,
+    /// As [`Oddities::first_non_finite_row`].
+    pub first_non_finite_row: Option<usize>,
+    /// As [`Oddities::impossible_targets`].
+    pub impossible_targets: usize,
+    /// As [`Oddities::empty_sequences`].
+    pub empty_sequences: usize,
+    /// Sum of the entropies of the scored rows in nats, if there are any and they were computed.
+    pub entropy: Option<f64>,
 }
 
 impl RowSummary {
-    /// Adds up the rows of a batch. `rows` gives each row's log-prob and entropy, `None` for a masked row.
-    pub(crate) fn of(batch: &Batch, rows: impl Fn(usize) -> Option<(f32, Option<f32>)>) -> Self {
+    /// Adds up rows on the host.
+    pub(crate) fn of(rows: &ScoredLogProbs<'_, Host>, batch: &Batch) -> Self {
         let mut summary = RowSummary::default();
         for sequence in batch.sequence_ranges() {
             let before = summary.scored_rows;
-            for row in sequence {
-                let Some((log_prob, entropy)) = rows(row) else { continue };
+            for row in sequence.filter(|row| rows.targets.is_scored(*row)) {
+                let log_prob = rows.log_probs[row];
                 summary.scored_rows += 1;
                 if log_prob.is_nan() {
                     summary.non_finite_rows += 1;
                     summary.first_non_finite_row.get_or_insert(row);
                 }
                 summary.impossible_targets += usize::from(log_prob == f32::NEG_INFINITY);
-                if let Some(entropy) = entropy {
-                    *summary.entropy.get_or_insert(0.0) += f64::from(entropy);
+                if let Some(entropies) = rows.entropies {
+                    *summary.entropy.get_or_insert(0.0) += f64::from(entropies[row]);
                 }
             }
             summary.empty_sequences += usize::from(summary.scored_rows == before);
@@ -128,7 +167,7 @@ impl Report {
             }
             ranked += 1;
             agreement += statistics.agreement;
-            oddities.tied_groups += usize::from(statistics.tied);
+            oddities.tied_groups += usize::from(statistics.tied());
         }
 
         let mean = |sum: f64, count: usize| if count == 0 { 0.0 } else { sum / count as f64 };

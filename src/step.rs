@@ -1,5 +1,9 @@
 //! What ties a backward pass to its forward pass.
 
+use crate::data::head::{Head, Hidden};
+use crate::data::matrix::Matrix;
+use crate::data::memory::Memory;
+use crate::element::Number;
 use crate::error::{Error, Result, check_length};
 use crate::operand::Operand;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,8 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// ```compile_fail,E0382
 /// # use exo_kernels::*;
 /// # fn twice(loss: &mut PreferenceLoss<Cpu>, step: Step, logits: &mut [f32]) -> Result<()> {
-/// loss.backward_in_place(step, LogitsMut::new(logits, 3)?)?;
-/// loss.backward_in_place(step, LogitsMut::new(logits, 3)?)?; // use of moved value: `step`
+/// loss.backward_in_place(step, MatrixMut::new(logits, 3)?)?;
+/// loss.backward_in_place(step, MatrixMut::new(logits, 3)?)?; // use of moved value: `step`
 /// # Ok(())
 /// # }
 /// ```
@@ -37,6 +41,27 @@ pub(crate) struct Inputs {
     pub(crate) vocab: usize,
     /// Logits; or hidden states, weight and, if there is one, bias.
     pub(crate) operands: [Option<Operand>; 3],
+}
+
+impl Inputs {
+    /// Where logits lie.
+    pub(crate) fn of_logits<T: Number, M: Memory>(logits: &Matrix<'_, T, M>) -> Self {
+        Self { rows: logits.rows(), vocab: logits.columns(), operands: [Some(operand("logits", logits)), None, None] }
+    }
+
+    /// Where hidden states and head lie.
+    pub(crate) fn of_hidden<T: Number, W: Number, M: Memory>(
+        hidden: &Hidden<'_, '_, T, M>,
+        head: &Head<'_, W, M>,
+    ) -> Self {
+        let bias = head.bias().map(|bias| Operand::new("bias", M::address(bias), 1, 0));
+        let operands = [Some(operand("hidden states", hidden.states)), Some(operand("weight", head.weight())), bias];
+        Self { rows: hidden.states.rows(), vocab: head.vocab(), operands }
+    }
+}
+
+fn operand<T: Number, M: Memory>(what: &'static str, matrix: &Matrix<'_, T, M>) -> Operand {
+    Operand::new(what, M::address(&matrix.data), matrix.rows(), matrix.row_stride())
 }
 
 impl Step {
@@ -59,11 +84,17 @@ impl Step {
         self.number
     }
 
+    /// Checks that this is the last forward pass of a loss.
+    pub(crate) fn check_number(&self, last_of_loss: Option<u64>) -> Result<()> {
+        if last_of_loss == Some(self.number) {
+            return Ok(());
+        }
+        Err(Error::OtherStep { given: self.number, last: last_of_loss })
+    }
+
     /// Checks that this is the last forward pass of a loss, and that it was made over these inputs.
     pub(crate) fn check(&self, last_of_loss: Option<u64>, inputs: &Inputs) -> Result<()> {
-        if last_of_loss != Some(self.number) {
-            return Err(Error::OtherStep { given: self.number, last: last_of_loss });
-        }
+        self.check_number(last_of_loss)?;
         check_length("rows of the backward pass", inputs.rows, self.inputs.rows)?;
         check_length("vocabulary of the backward pass", inputs.vocab, self.inputs.vocab)?;
         if self.moved {

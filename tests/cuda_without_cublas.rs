@@ -2,8 +2,10 @@
 //! softcublas is never loaded; where the machine has a cuBLAS this says so and stops.
 
 use exo_kernels::cuda::{Head, Matrix, TokenLogProbs, cublas_present};
-use exo_kernels::{Error, LogitOptions, SoftmaxState};
-use support::device::{self, Rows, download, upload};
+use exo_kernels::{Backend, Error, LogitOptions, SoftmaxState};
+use support::backend::TestBackend;
+use support::device::{self, download, upload};
+use support::host_rows::Rows;
 
 #[test]
 fn the_linear_stage_names_what_is_missing() {
@@ -14,16 +16,19 @@ fn the_linear_stage_names_what_is_missing() {
     }
     let (hidden, targets) = (upload(&cuda, &[1.0_f32; 4]), upload(&cuda, &[0_i64, 1]));
     let (mut log_probs, mut states) = (upload(&cuda, &[9.0_f32; 2]), upload(&cuda, &[SoftmaxState::default(); 2]));
-    let matrix = Matrix::new(hidden.as_view(), 2).expect("rows");
-    let head = Head::new(Matrix::new(hidden.as_view(), 2).expect("rows")).expect("a head");
-    let mut outputs =
-        TokenLogProbs { log_probs: log_probs.as_view_mut(), states: states.as_view_mut(), entropies: None };
+    let matrix = Matrix::new(hidden.as_view().into(), 2).expect("rows");
+    let head = Head::new(Matrix::new(hidden.as_view().into(), 2).expect("rows")).expect("a head");
+    let outputs = TokenLogProbs {
+        log_probs: log_probs.as_view_mut().into(),
+        states: states.as_view_mut().into(),
+        entropies: None,
+    };
     let options = LogitOptions::default();
-    let refused = cuda.linear_token_log_probs(&matrix, &head, &targets.as_view(), &options, &mut outputs);
+    let refused = cuda.linear_token_log_probs(&matrix, &head, &targets, &options, outputs);
     assert_eq!(refused, Err(Error::NoCublas));
     assert!(Error::NoCublas.to_string().contains("libcublas"));
     assert_eq!(download(&cuda, &log_probs), [9.0; 2], "a refused call has written");
 
     let rows = Rows::new(vec![0.0_f32; 4], vec![1, 0], 2);
-    assert!(rows.forward(&cuda, &options, false).log_probs.iter().all(|number| *number < 0.0));
+    assert!(cuda.forward(&rows, &options, false).log_probs.iter().all(|number| *number < 0.0));
 }

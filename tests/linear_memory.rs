@@ -3,7 +3,7 @@
 //! A counting allocator follows what is allocated. There is one test in this file, so nothing else allocates beside it.
 
 use exo_kernels::{
-    Cpu, Head, LinearGradients, LogitOptions, Matrix, MatrixMut, RowGradients, RowLoss, RowLosses, SavedRows,
+    Backend, Cpu, Head, LinearGradients, LogitOptions, Matrix, MatrixMut, RowGradients, RowLoss, RowLosses, SavedRows,
     SoftmaxState, TokenLogProbs,
 };
 use half::bf16;
@@ -44,15 +44,15 @@ fn the_peak_is_what_the_modules_say() {
 
         let ((), forward) = peak(|| {
             let outputs = TokenLogProbs { log_probs: &mut log_probs, states: &mut states, entropies: None };
-            let run = || cpu.linear_token_log_probs(hidden, &head, &targets, &options, outputs);
+            let run = || cpu.linear_token_log_probs(&hidden, &head, &targets, &options, outputs);
             pool.install(run).expect("forward");
         });
         let ((), backward) = peak(|| {
             let saved = SavedRows { states: &states, entropies: None };
-            let upstream = RowGradients { log_probs: &g, entropies: None };
+            let upstream = RowGradients::PerRow { log_probs: &g, entropies: None };
             let run = || {
                 let gradients = gradients(&mut grad_hidden, &mut grad_weight, size);
-                cpu.linear_token_log_probs_backward(hidden, &head, &targets, &options, saved, upstream, gradients)
+                cpu.linear_token_log_probs_backward(&hidden, &head, &targets, &options, &saved, &upstream, gradients)
             };
             pool.install(run).expect("backward");
         });
@@ -61,7 +61,7 @@ fn the_peak_is_what_the_modules_say() {
             let loss = RowLoss::Weighted { weights: g.as_slice() };
             let run = || {
                 let gradients = gradients(&mut grad_hidden, &mut grad_weight, size);
-                cpu.linear_row_loss(hidden, &head, &targets, &options, loss, outputs, gradients)
+                cpu.linear_row_loss(&hidden, &head, &targets, &options, &loss, outputs, gradients)
             };
             pool.install(run).expect("one pass");
         });

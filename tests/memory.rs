@@ -7,7 +7,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use exo_kernels::{Batch, Betas, Cpu, Logits, LogitsMut, Objective, PreferenceLoss, Reference};
+use exo_kernels::{Batch, Betas, Cpu, Matrix, MatrixMut, Objective, PreferenceLoss, Reference};
 
 struct Counting;
 
@@ -60,9 +60,9 @@ fn forward_allocates_per_row_and_backward_in_place_nothing() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
     pool.install(|| {
         let mut forward = |logits: &[f32]| {
-            let logits = Logits::new(logits, vocab).expect("rows");
+            let logits = Matrix::new(logits, vocab).expect("rows");
             let reference = Reference::PerToken(&reference);
-            loss.forward(logits, &targets, &batch, reference, &rewards).expect("forward")
+            loss.forward(&logits, &targets, &batch, &reference, &rewards).expect("forward")
         };
         let (_, first) = count(|| _ = forward(&logits));
         // Per row: target, log-prob, state, entropy, two coefficients. Per sequence and group: about as much. And one
@@ -78,12 +78,12 @@ fn forward_allocates_per_row_and_backward_in_place_nothing() {
         assert!(again <= work, "second forward pass: {again} bytes, {work} allowed (one group's work)");
 
         let (allocations, _) = count(|| {
-            let (logits, grad) = (Logits::new(&logits, vocab), LogitsMut::new(&mut grad, vocab));
-            loss.backward(&step, logits.expect("rows"), grad.expect("rows")).expect("backward");
+            let (logits, grad) = (Matrix::new(&logits, vocab), MatrixMut::new(&mut grad, vocab));
+            loss.backward(&step, &logits.expect("rows"), grad.expect("rows")).expect("backward");
         });
         assert_eq!(allocations, 0, "backward");
         let (allocations, _) = count(|| {
-            loss.backward_in_place(step, LogitsMut::new(&mut logits, vocab).expect("rows")).expect("backward");
+            loss.backward_in_place(step, MatrixMut::new(&mut logits, vocab).expect("rows")).expect("backward");
         });
         assert_eq!(allocations, 0, "backward in place");
     });
@@ -93,11 +93,11 @@ fn forward_allocates_per_row_and_backward_in_place_nothing() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("a pool");
     let (_, bytes) = pool.install(|| {
         count(|| {
-            let view = Logits::new(&grad, vocab).expect("rows");
+            let view = Matrix::new(&grad, vocab).expect("rows");
             let reference = Reference::PerToken(&reference);
-            let step = loss.forward(view, &targets, &batch, reference, &rewards).expect("forward");
+            let step = loss.forward(&view, &targets, &batch, &reference, &rewards).expect("forward");
             // The gradient of before has the logits' shape, and is all that they need to be.
-            let logits = LogitsMut::new(&mut logits, vocab).expect("rows");
+            let logits = MatrixMut::new(&mut logits, vocab).expect("rows");
             loss.backward_in_place(step.with_moved_inputs(), logits).expect("backward");
         })
     });

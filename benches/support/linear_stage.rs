@@ -1,8 +1,8 @@
 //! The linear stage with buffers made once: what is timed, here and in `examples/time_linear_log_prob.rs`.
 
 use exo_kernels::{
-    Cpu, Element, Head, LinearGradients, LogitOptions, Matrix, MatrixMut, RowGradients, RowLoss, RowLosses, SavedRows,
-    SoftmaxState, TokenLogProbs,
+    Backend, Cpu, Element, Head, LinearGradients, LogitOptions, Matrix, MatrixMut, RowGradients, RowLoss, RowLosses,
+    SavedRows, SoftmaxState, TokenLogProbs,
 };
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
@@ -82,7 +82,7 @@ impl<T: Element> LinearStage<T> {
         let outputs = TokenLogProbs { log_probs: &mut self.log_probs, states: &mut self.states, entropies: None };
         let hidden = Matrix::new(&self.hidden, self.hidden_size).expect("rows");
         self.cpu
-            .linear_token_log_probs(hidden, &head, &self.targets, &LogitOptions::default(), outputs)
+            .linear_token_log_probs(&hidden, &head, &self.targets, &LogitOptions::default(), outputs)
             .expect("buffers of N");
     }
 
@@ -90,11 +90,11 @@ impl<T: Element> LinearStage<T> {
         let head = Head::new(Matrix::new(&self.weight, self.hidden_size).expect("rows")).expect("a head");
         let hidden = Matrix::new(&self.hidden, self.hidden_size).expect("rows");
         let saved = SavedRows { states: &self.states, entropies: None };
-        let upstream = RowGradients { log_probs: &self.upstream, entropies: None };
+        let upstream = RowGradients::PerRow { log_probs: &self.upstream, entropies: None };
         let gradients = gradients(&mut self.grad_hidden, &mut self.grad_weight, self.hidden_size);
         let options = LogitOptions::default();
         self.cpu
-            .linear_token_log_probs_backward(hidden, &head, &self.targets, &options, saved, upstream, gradients)
+            .linear_token_log_probs_backward(&hidden, &head, &self.targets, &options, &saved, &upstream, gradients)
             .expect("buffers that fit");
     }
 
@@ -106,7 +106,7 @@ impl<T: Element> LinearStage<T> {
         let outputs = RowLosses { log_probs: &mut self.log_probs, losses: &mut self.losses };
         let gradients = gradients(&mut self.grad_hidden, &mut self.grad_weight, self.hidden_size);
         self.cpu
-            .linear_row_loss(hidden, &head, &self.targets, &LogitOptions::default(), loss, outputs, gradients)
+            .linear_row_loss(&hidden, &head, &self.targets, &LogitOptions::default(), &loss, outputs, gradients)
             .expect("buffers that fit");
     }
 }

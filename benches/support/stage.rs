@@ -1,7 +1,7 @@
 //! The token log-prob stage with buffers made once: what is timed, here and in `examples/time_token_log_prob.rs`.
 
 use exo_kernels::{
-    Cpu, Element, LogitOptions, Logits, LogitsMut, RowGradients, SavedRows, SoftmaxState, TokenLogProbs,
+    Backend, Cpu, Element, LogitOptions, Matrix, MatrixMut, RowGradients, SavedRows, SoftmaxState, TokenLogProbs,
 };
 
 /// Buffers of N rows of V columns, N numbers where not said otherwise.
@@ -40,32 +40,32 @@ impl<T: Element> Stage<T> {
     }
 
     pub(crate) fn forward(&mut self, entropy: bool) {
-        let logits = Logits::new(&self.logits, self.vocab).expect("whole rows");
+        let logits = Matrix::new(&self.logits, self.vocab).expect("whole rows");
         let outputs = TokenLogProbs {
             log_probs: &mut self.log_probs,
             states: &mut self.states,
             entropies: entropy.then_some(&mut self.entropies),
         };
-        self.cpu.token_log_probs(logits, &self.targets, &self.options, outputs).expect("buffers of N");
+        self.cpu.token_log_probs(&logits, &self.targets, &self.options, outputs).expect("buffers of N");
     }
 
     pub(crate) fn backward(&mut self, entropy: bool) {
-        let logits = Logits::new(&self.logits, self.vocab).expect("whole rows");
-        let grad = LogitsMut::new(&mut self.grad, self.vocab).expect("whole rows");
+        let logits = Matrix::new(&self.logits, self.vocab).expect("whole rows");
+        let grad = MatrixMut::new(&mut self.grad, self.vocab).expect("whole rows");
         let saved = SavedRows { states: &self.states, entropies: entropy.then_some(&self.entropies) };
-        let upstream = RowGradients { log_probs: &self.upstream, entropies: entropy.then_some(&self.upstream) };
+        let upstream = RowGradients::PerRow { log_probs: &self.upstream, entropies: entropy.then_some(&self.upstream) };
         self.cpu
-            .token_log_probs_backward(logits, &self.targets, &self.options, saved, upstream, grad)
+            .token_log_probs_backward(&logits, &self.targets, &self.options, &saved, &upstream, grad)
             .expect("buffers of N");
     }
 
     /// Afterwards the logits are their gradient. The time of a pass does not depend on the values.
     pub(crate) fn backward_in_place(&mut self) {
-        let logits = LogitsMut::new(&mut self.logits, self.vocab).expect("whole rows");
+        let logits = MatrixMut::new(&mut self.logits, self.vocab).expect("whole rows");
         let saved = SavedRows { states: &self.states, entropies: None };
-        let upstream = RowGradients { log_probs: &self.upstream, entropies: None };
+        let upstream = RowGradients::PerRow { log_probs: &self.upstream, entropies: None };
         self.cpu
-            .token_log_probs_backward_in_place(logits, &self.targets, &self.options, saved, upstream)
+            .token_log_probs_backward_in_place(logits, &self.targets, &self.options, &saved, &upstream)
             .expect("buffers of N");
     }
 }

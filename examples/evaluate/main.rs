@@ -18,7 +18,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use exo_kernels::Cpu;
-use golden::{Computes, Fixture, OutputError, Specification, compare};
+use exo_kernels::reference::bounds::Arithmetic;
+use golden::{Fixture, OutputError, Specification, Stages, compare};
 use serde_json::json;
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -46,22 +47,28 @@ struct Arguments {
     json: bool,
 }
 
+/// Computes a fixture and compares.
+type Compare = Box<dyn Fn(&Fixture) -> exo_kernels::Result<Vec<OutputError>>>;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match arguments.backend {
-        BackendName::Cpu => evaluate(&arguments, &Cpu::default()),
-        BackendName::Reference => evaluate(&arguments, &Specification),
+    let compare: Compare = match arguments.backend {
+        BackendName::Cpu => {
+            let stages = Stages::new(Cpu::default(), Arithmetic::BACKEND);
+            Box::new(move |fixture| compare(fixture, &stages))
+        }
+        BackendName::Reference => Box::new(|fixture| compare(fixture, &Specification)),
         #[cfg(feature = "cuda")]
-        BackendName::Cuda => evaluate(&arguments, &cuda::Device::new()),
-    }
-}
-
-fn evaluate(arguments: &Arguments, backend: &impl Computes) -> ExitCode {
+        BackendName::Cuda => {
+            let stages = Stages::new(cuda::device(), Arithmetic::CUDA);
+            Box::new(move |fixture| compare(fixture, &stages))
+        }
+    };
     let (mut over, mut unreadable) = (0, 0);
     for file in &arguments.files {
         let name = file.file_name().map_or_else(|| file.display().to_string(), |name| name.to_string_lossy().into());
         let errors = Fixture::read(file)
-            .and_then(|fixture| compare(&fixture, backend).map_err(|error| format!("{}: {error}", file.display())));
+            .and_then(|fixture| compare(&fixture).map_err(|error| format!("{}: {error}", file.display())));
         match errors {
             Ok(errors) => {
                 over += usize::from(!errors.iter().all(OutputError::is_within));

@@ -16,10 +16,14 @@ struct UpstreamOfRows {
     const int32_t* row_sequences;    // [N]; read where row_gradients is null
     const double* sequence_weights;  // [S], d loss / d log-prob of each of the sequence's rows
     double loss_scale;
+    int64_t sequences;               // S
 
     __device__ __forceinline__ float of_log_prob(int32_t row) const {
-        return row_gradients != nullptr ? row_gradients[row]
-                                        : static_cast<float>(sequence_weights[row_sequences[row]] * loss_scale);
+        if (row_gradients != nullptr) return row_gradients[row];
+        const int32_t sequence = row_sequences[row];
+        // One that is none has no weight: NaN, which goes through the row and through no other.
+        if (sequence < 0 || sequence >= sequences) return NAN;
+        return static_cast<float>(sequence_weights[sequence] * loss_scale);
     }
 };
 

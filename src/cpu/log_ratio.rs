@@ -5,54 +5,53 @@
 
 use crate::cpu::Cpu;
 use crate::data::batch::Batch;
-use crate::data::reference::Reference;
-use crate::data::targets::TokenId;
-use crate::error::{Result, check_length};
+use crate::error::Result;
+use crate::host::{LogRatioOutputs, Reference, RowLogProbs};
 use crate::options::LogRatio;
-use crate::stage::log_ratio::{check_reference, check_rows};
+use crate::stage::log_ratio::{check_finite_reference, check_reference, check_rows};
 
-impl Cpu {
-    /// Token log-probs `[N]`, the reference's, and which rows are scored (target id ≥ 0) → log-ratios `[S]`.
-    ///
-    /// A sequence without a scored row has log-ratio 0.
-    ///
-    /// # Errors
-    /// [`Error::Length`](crate::Error::Length) or [`Error::OffsetsEnd`](crate::Error::OffsetsEnd) for buffers that do
-    /// not fit the batch; [`Error::NotFinite`](crate::Error::NotFinite) for a reference log-prob that is not finite.
-    pub fn log_ratios<I: TokenId>(
-        &self,
-        log_probs: &[f32],
-        targets: &[I],
-        reference: Reference<'_>,
-        batch: &Batch,
-        log_ratio: LogRatio,
-        log_ratios: &mut [f64],
-    ) -> Result<()> {
-        let scored = |row: usize| targets[row].id() >= 0;
-        check_rows(batch, log_probs.len())?;
-        check_length("targets", targets.len(), batch.rows())?;
-        check_length("log-ratios", log_ratios.len(), batch.sequences())?;
-        check_reference(reference, batch, scored)?;
-        for (sequence, rows) in batch.sequence_ranges().enumerate() {
-            let (mut sum, mut count) = (0.0, 0usize);
-            for row in rows.filter(|&row| scored(row)) {
-                let reference = match reference {
-                    Reference::PerToken(reference) => f64::from(reference[row]),
-                    Reference::PerSequence(_) | Reference::None => 0.0,
-                };
-                sum += f64::from(log_probs[row]) - reference;
-                count += 1;
-            }
-            if let Reference::PerSequence(reference) = reference
-                && count > 0
-            {
-                sum -= reference[sequence];
-            }
-            log_ratios[sequence] = match log_ratio {
-                LogRatio::Sum => sum,
-                LogRatio::Mean => sum / count.max(1) as f64,
+/// [`Backend::log_ratios`](crate::Backend::log_ratios).
+pub(super) fn log_ratios(
+    cpu: Cpu,
+    inputs: &RowLogProbs<'_>,
+    reference: &Reference<'_>,
+    batch: &Batch,
+    log_ratio: LogRatio,
+    mut outputs: LogRatioOutputs<'_>,
+) -> Result<()> {
+    let RowLogProbs { log_probs, entropies, targets } = *inputs;
+    check_rows(batch, log_probs.len())?;
+    inputs.check(&cpu, batch.rows())?;
+    outputs.check(&cpu, batch, inputs)?;
+    check_reference(&cpu, reference, batch)?;
+    check_finite_reference(reference, &targets, batch)?;
+    for (sequence, rows) in batch.sequence_ranges().enumerate() {
+        let (mut sum, mut log_prob_sum, mut entropy_sum, mut count) = (0.0, 0.0, 0.0, 0usize);
+        outputs.row_sequences[rows.clone()].fill(sequence as i32);
+        for row in rows.filter(|row| targets.is_scored(*row)) {
+            let reference = match reference {
+                Reference::PerToken(reference) => f64::from(reference[row]),
+                Reference::PerSequence(_) | Reference::None => 0.0,
             };
+            sum += f64::from(log_probs[row]) - reference;
+            log_prob_sum += f64::from(log_probs[row]);
+            entropy_sum += entropies.map_or(0.0, |entropies| f64::from(entropies[row]));
+            count += 1;
         }
-        Ok(())
+        if let Reference::PerSequence(reference) = reference
+            && count > 0
+        {
+            sum -= reference[sequence];
+        }
+        outputs.log_ratios[sequence] = match log_ratio {
+            LogRatio::Sum => sum,
+            LogRatio::Mean => sum / count.max(1) as f64,
+        };
+        outputs.log_prob_sums[sequence] = log_prob_sum;
+        outputs.scored_rows[sequence] = count as i32;
+        if let Some(sums) = &mut outputs.entropy_sums {
+            sums[sequence] = entropy_sum;
+        }
     }
+    Ok(())
 }

@@ -7,11 +7,11 @@
 //! - Different [instruction sets](InstructionSet) give results that differ within the bounds of
 //!   [`reference::bounds`](crate::reference::bounds).
 
+mod backend;
 mod dispatch;
 mod elementary;
 mod linear;
 mod log_ratio;
-pub(crate) mod loss;
 mod objective;
 mod objective_math;
 mod softmax;

@@ -19,11 +19,11 @@ use crate::cpu::objective_math::{
     product_of_three, sigmoid, small_shift, softplus, weighted_logs,
 };
 use crate::data::batch::Batch;
-use crate::data::rewards::Rewards;
 use crate::error::{Result, check_length};
+use crate::host::{ObjectiveOutputs, Rewards, RowWeights};
 use crate::objective::{Divergence, Objective, Target};
-use crate::options::Reduction;
-use crate::stage::objective::{GroupStatistics, ObjectiveInputs, ObjectiveOutputs, check_rewards};
+use crate::options::{LogRatio, Reduction};
+use crate::stage::objective::{GroupStatistics, check_rewards};
 
 /// e⁻¹⁰: what the official code's preference target gives the loser, not normalised.
 const OFFICIAL_LOSER: f64 = 4.539_992_976_248_485e-5;
@@ -32,50 +32,49 @@ const OFFICIAL_LOSER: f64 = 4.539_992_976_248_485e-5;
 /// f64 ends, in α·d is divided by α without coming into the normal range.
 const SMALLEST_ORDER: f64 = f64::EPSILON * 4.0;
 
-impl Cpu {
-    /// Log-ratios `[S]` and rewards `[S]` → the loss of each group, d loss / d log-ratio of each sequence, statistics.
-    ///
-    /// # Errors
-    /// [`Error::Length`](crate::Error::Length) for buffers that do not fit the batch;
-    /// [`Error::NotFinite`](crate::Error::NotFinite) for a reward or proposal offset that is not finite;
-    /// [`Error::PairsOnly`](crate::Error::PairsOnly) and [`Error::ZeroTarget`](crate::Error::ZeroTarget) for a target
-    /// that is not defined or not allowed; [`Error::Parameter`](crate::Error::Parameter) for a normaliser out of range.
-    /// A log-ratio of NaN or +inf makes its group NaN, one of −inf is an impossible sequence.
-    pub fn objective(
-        &self,
-        objective: &Objective,
-        inputs: ObjectiveInputs<'_>,
-        reduction: Reduction,
-        outputs: ObjectiveOutputs<'_>,
-    ) -> Result<()> {
-        let ObjectiveInputs { log_ratios, batch, rewards } = inputs;
-        let ObjectiveOutputs { group_losses, coefficients, statistics } = outputs;
-        check_length("log-ratios", log_ratios.len(), batch.sequences())?;
-        check_rewards(objective, rewards, batch)?;
-        check_length("group losses", group_losses.len(), batch.groups())?;
-        check_length("coefficients", coefficients.len(), batch.sequences())?;
-        check_length("group statistics", statistics.len(), batch.groups())?;
-        reduction.check()?;
+/// [`Backend::objective`](crate::Backend::objective).
+pub(super) fn objective(
+    cpu: Cpu,
+    objective: &Objective,
+    log_ratios: &[f64],
+    batch: &Batch,
+    rewards: &Rewards<'_>,
+    reduction: Reduction,
+    outputs: ObjectiveOutputs<'_>,
+) -> Result<()> {
+    check_length("log-ratios", log_ratios.len(), batch.sequences())?;
+    check_rewards(objective, rewards, batch)?;
+    outputs.check(&cpu, batch)?;
+    reduction.check()?;
 
-        let beta = objective.beta_policy();
-        let weight = reduction.weight(batch.groups());
-        let mut work = Group::with_capacity(largest_group(batch));
-        for (group, sequences) in batch.group_ranges().enumerate() {
-            work.logits(objective, &log_ratios[sequences.clone()], rewards, sequences.start);
-            group_losses[group] = work.loss_and_gradient(objective) * work.unit.nats;
-            statistics[group] = work.statistics();
-            let unit = work.unit.nats;
-            for (coefficient, &gradient) in coefficients[sequences].iter_mut().zip(&work.gradient) {
-                let in_nats = gradient * unit;
-                *coefficient = if in_nats.is_finite() {
-                    product_of_three(beta, weight, in_nats)
-                } else {
-                    product_of_three(beta, weight, gradient) * unit
-                };
-            }
+    let ObjectiveOutputs { group_losses, coefficients, statistics, row_weights } = outputs;
+    let beta = objective.beta_policy();
+    let weight = reduction.weight(batch.groups());
+    let mut work = Group::with_capacity(largest_group(batch));
+    for (group, sequences) in batch.group_ranges().enumerate() {
+        work.logits(objective, &log_ratios[sequences.clone()], rewards, sequences.start);
+        group_losses[group] = work.loss_and_gradient(objective) * work.unit.nats;
+        statistics[group] = work.statistics();
+        let unit = work.unit.nats;
+        for (coefficient, &gradient) in coefficients[sequences].iter_mut().zip(&work.gradient) {
+            let in_nats = gradient * unit;
+            *coefficient = if in_nats.is_finite() {
+                product_of_three(beta, weight, in_nats)
+            } else {
+                product_of_three(beta, weight, gradient) * unit
+            };
         }
-        Ok(())
     }
+    if let Some(RowWeights { log_ratio, scored_rows, weights }) = row_weights {
+        for ((weight, coefficient), scored) in weights.iter_mut().zip(&*coefficients).zip(scored_rows) {
+            let share = match log_ratio {
+                LogRatio::Sum => 1.0,
+                LogRatio::Mean => 1.0 / f64::from((*scored).max(1)),
+            };
+            *weight = coefficient * share;
+        }
+    }
+    Ok(())
 }
 
 fn largest_group(batch: &Batch) -> usize {
@@ -126,7 +125,7 @@ impl Group {
     }
 
     /// The unit, f and s, of the sequences that begin at `first`.
-    fn logits(&mut self, objective: &Objective, log_ratios: &[f64], rewards: Rewards<'_>, first: usize) {
+    fn logits(&mut self, objective: &Objective, log_ratios: &[f64], rewards: &Rewards<'_>, first: usize) {
         let (beta, k) = (objective.beta_policy(), log_ratios.len());
         self.target_logits(objective.target(), rewards, first, k);
         let of_policy = log_ratios.iter().filter(|log_ratio| log_ratio.is_finite()).map(|log_ratio| beta * log_ratio);
@@ -145,7 +144,7 @@ impl Group {
     }
 
     /// s in nats, without the proposal's offsets.
-    fn target_logits(&mut self, target: Target, rewards: Rewards<'_>, first: usize, k: usize) {
+    fn target_logits(&mut self, target: Target, rewards: &Rewards<'_>, first: usize, k: usize) {
         let reward = |i: usize| rewards.value(first + i);
         self.s.clear();
         match target {
@@ -384,12 +383,10 @@ impl Group {
             let all_but_one = (k - 1) as f64;
             of_favourites / favourites as f64 * (others / all_but_one) - rest / all_but_one
         };
-        GroupStatistics {
-            effective_sample_size: if squares == 0.0 { 0.0 } else { 1.0 / squares },
-            margin: if squares.is_nan() && k > 1 { f64::NAN } else { margin * self.unit.nats },
-            agreement: if squares.is_nan() { 0.0 } else { both as f64 / leaders as f64 },
-            tied: favourites > 1,
-        }
+        let effective_sample_size = if squares == 0.0 { 0.0 } else { 1.0 / squares };
+        let margin = if squares.is_nan() && k > 1 { f64::NAN } else { margin * self.unit.nats };
+        let agreement = if squares.is_nan() { 0.0 } else { both as f64 / leaders as f64 };
+        GroupStatistics::new(effective_sample_size, margin, agreement, favourites > 1)
     }
 }
 

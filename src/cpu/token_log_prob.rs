@@ -10,13 +10,11 @@ use crate::cpu::Cpu;
 use crate::cpu::dispatch::{Available, Kernel};
 use crate::cpu::elementary::{clamp_exponent, exp2_factors, multiply_add};
 use crate::cpu::softmax::{PartialSums, Scale, target_power};
-use crate::data::logits::Logits;
-use crate::data::targets;
-use crate::data::targets::TokenId;
 use crate::element::{Dtype, Element};
 use crate::error::Result;
+use crate::host::{Matrix, Targets, TokenLogProbs};
 use crate::options::LogitOptions;
-use crate::stage::token_log_prob::{LARGEST_EXPONENT, SoftmaxState, TokenLogProbs};
+use crate::stage::token_log_prob::{LARGEST_EXPONENT, SoftmaxState, check_logits};
 use rayon::join;
 
 /// Partial results side by side: two AVX-512 registers, four AVX2 ones.
@@ -215,42 +213,35 @@ impl RowForward<'_> {
     }
 }
 
-impl Cpu {
-    /// Token log-probs: logits `[N, V]`, targets `[N]` → log-probs, softmax states and, if asked for, entropies, `[N]`
-    /// each.
-    ///
-    /// # Errors
-    /// [`Error::Length`](crate::Error::Length) for a buffer that is not N long; [`Error::Target`](crate::Error::Target)
-    /// for an id of V or more.
-    pub fn token_log_probs<T: Element, I: TokenId>(
-        &self,
-        logits: Logits<'_, T>,
-        targets: &[I],
-        options: &LogitOptions,
-        outputs: TokenLogProbs<'_>,
-    ) -> Result<()> {
-        let rows = logits.rows();
-        targets::check(targets, rows, logits.vocab())?;
-        outputs.check(rows)?;
-        let scale = Scale::new(options);
-        let forward =
-            RowForward { instructions: self.instructions, scale: &scale, entropy: outputs.entropies.is_some() };
-        forward_rows(&forward, logits, targets, 0, outputs);
-        Ok(())
-    }
+/// [`Backend::token_log_probs`](crate::Backend::token_log_probs).
+pub(super) fn forward<T: Element>(
+    cpu: Cpu,
+    logits: &Matrix<'_, T>,
+    targets: Targets<'_>,
+    options: &LogitOptions,
+    outputs: TokenLogProbs<'_>,
+) -> Result<()> {
+    let rows = logits.rows();
+    check_logits(&cpu, logits)?;
+    targets.check(rows, logits.columns())?;
+    outputs.check(&cpu, rows)?;
+    let scale = Scale::new(options);
+    let forward = RowForward { instructions: cpu.instructions, scale: &scale, entropy: outputs.entropies.is_some() };
+    forward_rows(&forward, logits, targets, 0, outputs);
+    Ok(())
 }
 
 /// Rows `first..first + N` of `logits`, with N the length of the outputs, divided between threads down to [`GRAIN`].
-fn forward_rows<T: Element, I: TokenId>(
+fn forward_rows<T: Element>(
     forward: &RowForward<'_>,
-    logits: Logits<'_, T>,
-    targets: &[I],
+    logits: &Matrix<'_, T>,
+    targets: Targets<'_>,
     first: usize,
     outputs: TokenLogProbs<'_>,
 ) {
     let rows = outputs.log_probs.len();
-    if rows > 1 && rows.saturating_mul(logits.vocab()) > GRAIN {
-        let (left, right) = outputs.split_at(rows / 2);
+    if rows > 1 && rows.saturating_mul(logits.columns()) > GRAIN {
+        let (left, right) = split_at(outputs, rows / 2);
         join(
             || forward_rows(forward, logits, targets, first, left),
             || forward_rows(forward, logits, targets, first + rows / 2, right),
@@ -260,7 +251,7 @@ fn forward_rows<T: Element, I: TokenId>(
     let TokenLogProbs { log_probs, states, mut entropies } = outputs;
     for index in 0..rows {
         let row = first + index;
-        let (log_prob, state, entropy) = match targets::column(targets[row]) {
+        let (log_prob, state, entropy) = match targets.column(row) {
             Some(target) => forward.row(logits.row(row), target),
             None => (0.0, SoftmaxState::default(), 0.0),
         };
@@ -272,20 +263,15 @@ fn forward_rows<T: Element, I: TokenId>(
     }
 }
 
-impl<'a> TokenLogProbs<'a> {
-    /// The outputs of the rows before `row`, and of those from it on.
-    fn split_at(self, row: usize) -> (TokenLogProbs<'a>, TokenLogProbs<'a>) {
-        let (log_probs, log_probs_after) = self.log_probs.split_at_mut(row);
-        let (states, states_after) = self.states.split_at_mut(row);
-        let (entropies, entropies_after) = match self.entropies.map(|entropies| entropies.split_at_mut(row)) {
-            Some((before, after)) => (Some(before), Some(after)),
-            None => (None, None),
-        };
-        (
-            TokenLogProbs { log_probs, states, entropies },
-            TokenLogProbs { log_probs: log_probs_after, states: states_after, entropies: entropies_after },
-        )
-    }
+/// The outputs of the rows before `row`, and of those from it on.
+fn split_at(outputs: TokenLogProbs<'_>, row: usize) -> (TokenLogProbs<'_>, TokenLogProbs<'_>) {
+    let (log_probs, log_probs_after) = outputs.log_probs.split_at_mut(row);
+    let (states, states_after) = outputs.states.split_at_mut(row);
+    let (entropies, entropies_after) = outputs.entropies.map(|entropies| entropies.split_at_mut(row)).unzip();
+    (
+        TokenLogProbs { log_probs, states, entropies },
+        TokenLogProbs { log_probs: log_probs_after, states: states_after, entropies: entropies_after },
+    )
 }
 
 #[cfg(test)]

@@ -13,13 +13,11 @@ use crate::cpu::dispatch::{Available, Kernel};
 use crate::cpu::elementary::{clamp_exponent, exp2, multiply_add};
 use crate::cpu::softmax::{Scale, target_power};
 use crate::cpu::token_log_prob::{GRAIN, LANES, SLICE, middle, padded};
-use crate::data::logits::{Logits, LogitsMut};
-use crate::data::targets;
-use crate::data::targets::TokenId;
 use crate::element::Element;
-use crate::error::{Error, Result, check_length};
+use crate::error::Result;
+use crate::host::{Matrix, MatrixMut, RowGradients, SavedRows, Targets};
 use crate::options::LogitOptions;
-use crate::stage::token_log_prob::{RowGradients, SavedRows, SoftmaxState};
+use crate::stage::token_log_prob::{SoftmaxState, check_gradient, check_logits, check_saved};
 use rayon::join;
 
 /// What turns an exponent into a gradient: 2^t·(constant + slope·t).
@@ -147,14 +145,14 @@ fn gradients<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bo
 }
 
 /// What all rows share.
-pub(super) struct Backward<'a, I> {
+pub(super) struct Backward<'t, 's, 'u> {
     instructions: Available,
     scale: Scale,
     inverse_temperature: f64,
     largest_upstream: f64,
-    targets: &'a [I],
-    saved: SavedRows<'a>,
-    gradients: RowGradients<'a>,
+    targets: Targets<'t>,
+    saved: SavedRows<'s>,
+    gradients: RowGradients<'u>,
 }
 
 /// The gradient of a scored row, before a logit of it is seen.
@@ -179,13 +177,13 @@ pub(super) struct RowTerms {
     e: f64,
 }
 
-impl<'a, I: TokenId> Backward<'a, I> {
+impl<'t, 's, 'u> Backward<'t, 's, 'u> {
     pub(super) fn new(
         instructions: Available,
-        targets: &'a [I],
+        targets: Targets<'t>,
         options: &LogitOptions,
-        saved: SavedRows<'a>,
-        gradients: RowGradients<'a>,
+        saved: SavedRows<'s>,
+        gradients: RowGradients<'u>,
     ) -> Self {
         Self {
             instructions,
@@ -214,17 +212,33 @@ impl<'a, I: TokenId> Backward<'a, I> {
         }
     }
 
+    /// d loss / d log-prob of a row and, if there is one, d loss / d entropy.
+    fn upstream(&self, row: usize) -> (f32, Option<f32>) {
+        match self.gradients {
+            RowGradients::PerRow { log_probs, entropies } => {
+                (log_probs[row], entropies.map(|entropies| entropies[row]))
+            }
+            RowGradients::PerSequence { row_sequences, weights, loss_scale } => {
+                // A sequence that is none has no weight: NaN, which goes through the row and through no other.
+                let sequence = usize::try_from(row_sequences[row]).ok();
+                let weight = sequence.and_then(|sequence| weights.get(sequence)).copied();
+                ((weight.unwrap_or(f64::NAN) * loss_scale) as f32, None)
+            }
+        }
+    }
+
     /// What is known of a scored row's gradient without its logits.
     pub(super) fn row_gradient(&self, row: usize) -> RowGradient {
         let SoftmaxState { r, s } = self.saved.states[row];
         if s.is_nan() {
             return RowGradient::Nan;
         }
-        let g = f64::from(self.gradients.log_probs[row]);
-        let (e, entropy) = match (self.gradients.entropies, self.saved.entropies) {
-            (Some(gradients), Some(entropies)) => (f64::from(gradients[row]), f64::from(entropies[row])),
+        let (g, of_entropy) = self.upstream(row);
+        let (e, entropy) = match (of_entropy, self.saved.entropies) {
+            (Some(gradient), Some(entropies)) => (f64::from(gradient), f64::from(entropies[row])),
             _ => (0.0, 0.0),
         };
+        let g = f64::from(g);
         let fits = 2.0 * g.abs() + 256.0 * e.abs() <= self.largest_upstream * (2.0 * f64::from(s)).min(1.0);
         // A NaN does not fit; and so no NaN of the caller's, with whatever bits, goes through the loop.
         if !fits || (e != 0.0 && !entropy.is_finite()) {
@@ -273,7 +287,7 @@ impl<'a, I: TokenId> Backward<'a, I> {
     }
 
     fn row<T: Element>(&self, row: usize, mut place: Place<'_, T>) {
-        match targets::column(self.targets[row]) {
+        match self.targets.column(row) {
             Some(target) => self.write(self.row_gradient(row), place, Some(target)),
             None => place.gradient().fill(T::from_f32(0.0)),
         }
@@ -281,15 +295,15 @@ impl<'a, I: TokenId> Backward<'a, I> {
 }
 
 /// Rows of logits and where their gradient goes.
-enum Rows<'a, T> {
-    Into(Logits<'a, T>, &'a mut [T], usize),
+enum Rows<'a, 'l, T: Element> {
+    Into(&'a Matrix<'l, T>, &'a mut [T], usize),
     InPlace(&'a mut [T], usize),
 }
 
 /// Rows `first..first + count`, divided between threads down to [`GRAIN`].
-fn backward_rows<T: Element, I: TokenId>(
-    backward: &Backward<'_, I>,
-    rows: Rows<'_, T>,
+fn backward_rows<T: Element>(
+    backward: &Backward<'_, '_, '_>,
+    rows: Rows<'_, '_, T>,
     vocab: usize,
     first: usize,
     count: usize,
@@ -328,71 +342,50 @@ fn backward_rows<T: Element, I: TokenId>(
     }
 }
 
-impl Cpu {
-    /// Token log-probs, backward: writes d loss / d logits, `[N, V]`, to `grad`; zeros on masked rows. Columns beyond V
-    /// are not touched.
-    ///
-    /// # Errors
-    /// [`Error::Length`] for a buffer that is not N long, or a gradient of another shape; [`Error::Target`] for an id
-    /// of V or more; [`Error::EntropiesNotKept`] for an entropy gradient without entropies.
-    pub fn token_log_probs_backward<T: Element, I: TokenId>(
-        &self,
-        logits: Logits<'_, T>,
-        targets: &[I],
-        options: &LogitOptions,
-        saved: SavedRows<'_>,
-        gradients: RowGradients<'_>,
-        grad: LogitsMut<'_, T>,
-    ) -> Result<()> {
-        check_length("rows of the gradient", grad.rows(), logits.rows())?;
-        check_length("vocabulary of the gradient", grad.vocab(), logits.vocab())?;
-        let backward = prepare(self.instructions, logits.rows(), logits.vocab(), targets, options, saved, gradients)?;
-        let (data, shape) = grad.into_parts();
-        backward_rows(&backward, Rows::Into(logits, data, shape.row_stride), shape.vocab, 0, shape.rows);
-        Ok(())
-    }
-
-    /// Token log-probs, backward, in place: overwrites the logits with their gradient; the bits are those of
-    /// [`token_log_probs_backward`](Self::token_log_probs_backward).
-    ///
-    /// # Errors
-    /// As there.
-    pub fn token_log_probs_backward_in_place<T: Element, I: TokenId>(
-        &self,
-        logits: LogitsMut<'_, T>,
-        targets: &[I],
-        options: &LogitOptions,
-        saved: SavedRows<'_>,
-        gradients: RowGradients<'_>,
-    ) -> Result<()> {
-        let backward = prepare(self.instructions, logits.rows(), logits.vocab(), targets, options, saved, gradients)?;
-        let (data, shape) = logits.into_parts();
-        backward_rows(&backward, Rows::InPlace(data, shape.row_stride), shape.vocab, 0, shape.rows);
-        Ok(())
-    }
+/// [`Backend::token_log_probs_backward`](crate::Backend::token_log_probs_backward).
+pub(super) fn backward<T: Element>(
+    cpu: Cpu,
+    logits: &Matrix<'_, T>,
+    targets: Targets<'_>,
+    options: &LogitOptions,
+    saved: &SavedRows<'_>,
+    upstream: &RowGradients<'_>,
+    gradient: MatrixMut<'_, T>,
+) -> Result<()> {
+    check_gradient(&cpu, logits, &gradient)?;
+    let backward = prepare(cpu, logits.rows(), logits.columns(), targets, options, saved, upstream)?;
+    let MatrixMut { data, shape } = gradient;
+    backward_rows(&backward, Rows::Into(logits, data, shape.row_stride), shape.columns, 0, shape.rows);
+    Ok(())
 }
 
-/// That everything fits, and what all rows share.
-pub(super) fn prepare<'a, I: TokenId>(
-    instructions: Available,
+/// [`Backend::token_log_probs_backward_in_place`](crate::Backend::token_log_probs_backward_in_place).
+pub(super) fn backward_in_place<T: Element>(
+    cpu: Cpu,
+    logits: MatrixMut<'_, T>,
+    targets: Targets<'_>,
+    options: &LogitOptions,
+    saved: &SavedRows<'_>,
+    upstream: &RowGradients<'_>,
+) -> Result<()> {
+    check_logits(&cpu, &logits.as_matrix())?;
+    let backward = prepare(cpu, logits.rows(), logits.columns(), targets, options, saved, upstream)?;
+    let MatrixMut { data, shape } = logits;
+    backward_rows(&backward, Rows::InPlace(data, shape.row_stride), shape.columns, 0, shape.rows);
+    Ok(())
+}
+
+/// Checks that everything fits, and gathers what all rows share.
+pub(super) fn prepare<'t, 's, 'u>(
+    cpu: Cpu,
     rows: usize,
     vocab: usize,
-    targets: &'a [I],
+    targets: Targets<'t>,
     options: &LogitOptions,
-    saved: SavedRows<'a>,
-    gradients: RowGradients<'a>,
-) -> Result<Backward<'a, I>> {
-    targets::check(targets, rows, vocab)?;
-    check_length("softmax states", saved.states.len(), rows)?;
-    check_length("log-prob gradients", gradients.log_probs.len(), rows)?;
-    if let Some(entropies) = saved.entropies {
-        check_length("entropies", entropies.len(), rows)?;
-    }
-    if let Some(entropies) = gradients.entropies {
-        check_length("entropy gradients", entropies.len(), rows)?;
-        if saved.entropies.is_none() {
-            return Err(Error::EntropiesNotKept);
-        }
-    }
-    Ok(Backward::new(instructions, targets, options, saved, gradients))
+    saved: &SavedRows<'s>,
+    upstream: &RowGradients<'u>,
+) -> Result<Backward<'t, 's, 'u>> {
+    targets.check(rows, vocab)?;
+    check_saved(&cpu, saved, upstream, rows)?;
+    Ok(Backward::new(cpu.instructions, targets, options, *saved, *upstream))
 }

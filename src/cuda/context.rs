@@ -3,9 +3,10 @@
 
 use crate::cuda::Cuda;
 use crate::cuda::driver::called;
-use crate::error::{Error, Result, check_length};
+use crate::error::{Error, Result};
 use cudarc::driver::result::{ctx, device};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceSlice, DriverError, sys};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DriverError, sys};
+use std::cell::Cell;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -15,32 +16,46 @@ use std::sync::Arc;
 /// cudarc makes the context of whatever it works on current, also to free it, and leaves it so: a caller who works on
 /// another device by the driver's API would go on in ours. Every public call begins with one of these, declared before
 /// anything that has to be freed. It costs two calls that read a number of the thread, and one more where the context has
-/// changed.
-pub(super) struct CurrentContext {
+/// changed; within another of the same thread it costs nothing.
+#[derive(Debug)]
+pub struct CurrentContext {
+    /// The context to give back, null if there was none; `None` within another.
     before: Option<sys::CUcontext>,
+}
+
+thread_local! {
+    /// Whether there is one that will restore this thread's context.
+    static KEPT: Cell<bool> = const { Cell::new(false) };
 }
 
 impl CurrentContext {
     /// Notes the current context.
     pub(super) fn keep() -> Result<Self> {
-        called("cuCtxGetCurrent", current()).map(|before| Self { before })
+        if KEPT.get() {
+            return Ok(Self { before: None });
+        }
+        let before = called("cuCtxGetCurrent", current())?;
+        KEPT.set(true);
+        Ok(Self { before: Some(before) })
     }
 }
 
 impl Drop for CurrentContext {
     fn drop(&mut self) {
-        if current().is_ok_and(|now| now == self.before) {
+        let Some(before) = self.before else { return };
+        KEPT.set(false);
+        if current().is_ok_and(|now| now == before) {
             return;
         }
-        let before = self.before.unwrap_or(std::ptr::null_mut());
         // Fails only if the context is no more, and then it cannot be current either.
         // SAFETY: it was current when the call began, or is null, which is none.
         let _ = count(unsafe { ctx::set_current(before) });
     }
 }
 
-fn current() -> std::result::Result<Option<sys::CUcontext>, DriverError> {
-    count(ctx::get_current())
+/// The current context; null: none.
+fn current() -> std::result::Result<sys::CUcontext, DriverError> {
+    count(ctx::get_current().map(|context| context.unwrap_or(std::ptr::null_mut())))
 }
 
 /// What is freed in a context.
@@ -176,16 +191,11 @@ fn current_device() -> Result<(sys::CUdevice, usize)> {
 }
 
 impl Cuda {
-    /// Checks a view's length, and that it lies in this backend's context.
-    pub(super) fn check_view<T>(&self, what: &'static str, view: &impl DeviceSlice<T>, expected: usize) -> Result<()> {
-        check_length(what, view.len(), expected)?;
-        self.check_context(what, view)
-    }
-
-    /// Checks that a view lies in this backend's context. An address of another device would be read or written through
-    /// the wrong page tables, and cudarc would note an error that whichever call comes next gets.
-    pub(super) fn check_context<T>(&self, what: &'static str, view: &impl DeviceSlice<T>) -> Result<()> {
-        let (given, expected) = (view.stream().context(), self.stream.context());
+    /// Checks that this backend's context is the one that something lies in, where that is known. An address of another device
+    /// would be read or written through the wrong page tables, and cudarc would note an error that whichever call comes next
+    /// gets.
+    pub(super) fn check_context(&self, what: &'static str, given: Option<&Arc<CudaContext>>) -> Result<()> {
+        let (Some(given), expected) = (given, self.stream.context()) else { return Ok(()) };
         if given.cu_ctx() == expected.cu_ctx() {
             return Ok(());
         }
@@ -195,7 +205,7 @@ impl Cuda {
 
 #[cfg(test)]
 thread_local! {
-    static CALLS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    static CALLS: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Counts the guard's calls, for a test.

@@ -1,122 +1,90 @@
 //! Sequence log-ratios on the device: launches `kernels/log_ratio.cu`.
 
-use crate::cuda::context::{CurrentContext, Kept};
-use crate::cuda::driver::called;
-use crate::cuda::token_log_prob::{Reference, targets};
-use crate::cuda::{Cuda, raw};
+use crate::cuda::memory::Grown;
+use crate::cuda::token_log_prob::{optional, optional_mut, targets_at};
+use crate::cuda::{Cuda, LogRatioOutputs, Reference, RowLogProbs, raw};
 use crate::data::batch::Batch;
-use crate::data::targets::TokenId;
 use crate::error::Result;
 use crate::options::LogRatio;
-use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
+use crate::stage::log_ratio::check_reference;
+use cudarc::driver::CudaStream;
+use std::sync::Arc;
 
 /// A batch whose offsets are on the device too.
+#[derive(Debug, Default)]
 pub struct DeviceBatch {
-    pub(super) batch: Batch,
-    pub(super) sequence_offsets: Kept<CudaSlice<i64>>,
-    pub(super) group_offsets: Kept<CudaSlice<i64>>,
+    batch: Batch,
+    /// Whether the offsets below are those of the batch.
+    placed: bool,
+    pub(super) sequence_offsets: Grown<i64>,
+    pub(super) group_offsets: Grown<i64>,
 }
 
-impl DeviceBatch {
-    /// The batch.
-    pub fn batch(&self) -> &Batch {
+impl AsRef<Batch> for DeviceBatch {
+    fn as_ref(&self) -> &Batch {
         &self.batch
     }
 }
 
-/// Where the log-ratio stage writes.
-pub struct LogRatios<'a> {
-    /// Log-ratios, S.
-    pub log_ratios: CudaViewMut<'a, f64>,
-    /// Sums of the policy's log-probs over the scored rows, S.
-    pub log_prob_sums: CudaViewMut<'a, f64>,
-    /// Scored rows, S.
-    pub scored_rows: CudaViewMut<'a, i32>,
-    /// The sequence of each row, N.
-    pub row_sequences: CudaViewMut<'a, i32>,
+impl DeviceBatch {
+    /// Brings the offsets of a batch to the device, unless they are there.
+    pub(super) fn place(&mut self, batch: &Batch, stream: &Arc<CudaStream>) -> Result<()> {
+        if self.placed && self.batch == *batch {
+            return Ok(());
+        }
+        // Should a copy fail, no batch is left whose offsets could be others.
+        (self.placed, self.batch) = (false, Batch::default());
+        let offsets = |offsets: &[usize]| offsets.iter().map(|offset| *offset as i64).collect::<Vec<_>>();
+        self.sequence_offsets.upload(stream, &offsets(batch.sequence_offsets()))?;
+        self.group_offsets.upload(stream, &offsets(batch.group_offsets()))?;
+        self.batch.become_same(batch);
+        self.placed = true;
+        Ok(())
+    }
 }
 
-impl Cuda {
-    /// Brings a batch's offsets to the device.
-    ///
-    /// # Errors
-    /// [`Error::Cuda`](crate::Error::Cuda).
-    pub fn upload_batch(&self, batch: &Batch) -> Result<DeviceBatch> {
-        let _current = CurrentContext::keep()?;
-        let upload = |offsets: &[usize]| {
-            let offsets: Vec<i64> = offsets.iter().map(|offset| *offset as i64).collect();
-            called("cuMemcpyHtoDAsync", self.stream.clone_htod(&offsets)).map(Kept::new)
-        };
-        let sequence_offsets = upload(batch.sequence_offsets())?;
-        let group_offsets = upload(batch.group_offsets())?;
-        Ok(DeviceBatch { batch: batch.clone(), sequence_offsets, group_offsets })
-    }
-
-    /// Token log-probs `[N]`, the reference's, and which rows are scored (target id ≥ 0) → log-ratios `[S]` and their
-    /// companions.
-    ///
-    /// # Errors
-    /// [`Error::Length`](crate::Error::Length) for buffers that do not fit the batch;
-    /// [`Error::Device`](crate::Error::Device) for one that lies elsewhere;
-    /// [`Error::Cuda`](crate::Error::Cuda). A reference log-prob that is not finite is counted in [`Cuda::status`].
-    pub fn log_ratios<I: TokenId>(
-        &self,
-        log_probs: &CudaView<'_, f32>,
-        targets: &CudaView<'_, I>,
-        reference: &Reference<'_>,
-        batch: &DeviceBatch,
-        log_ratio: LogRatio,
-        outputs: &mut LogRatios<'_>,
-    ) -> Result<()> {
-        let _current = CurrentContext::keep()?;
-        let (rows, sequences) = (batch.batch.rows(), batch.batch.sequences());
-        self.check_view("log-probs", log_probs, rows)?;
-        self.check_view("targets", targets, rows)?;
-        self.check_view("row sequences", &outputs.row_sequences, rows)?;
-        self.check_view("log-ratios", &outputs.log_ratios, sequences)?;
-        self.check_view("log-prob sums", &outputs.log_prob_sums, sequences)?;
-        self.check_view("scored rows", &outputs.scored_rows, sequences)?;
-        self.check_context("batch", &*batch.sequence_offsets)?;
-        self.check_reference(reference, &batch.batch)?;
-        let stream = &self.stream;
-        let (log_probs, _read_log_probs) = log_probs.device_ptr(stream);
-        let (target_ids, _read_targets) = targets.device_ptr(stream);
-        let (sequence_offsets, _read_offsets) = batch.sequence_offsets.device_ptr(stream);
-        let (log_ratios, _write_log_ratios) = outputs.log_ratios.device_ptr_mut(stream);
-        let (log_prob_sums, _write_sums) = outputs.log_prob_sums.device_ptr_mut(stream);
-        let (scored_rows, _write_scored) = outputs.scored_rows.device_ptr_mut(stream);
-        let (row_sequences, _write_rows) = outputs.row_sequences.device_ptr_mut(stream);
-        let (mut reference_tokens, mut reference_sequences) = (0, 0);
-        let (_read_tokens, _read_sequences);
-        match reference {
-            Reference::PerToken(reference) => (reference_tokens, _read_tokens) = reference.device_ptr(stream),
-            Reference::PerSequence(reference) => (reference_sequences, _read_sequences) = reference.device_ptr(stream),
-            Reference::None => {}
-        }
-        let inputs = raw::LogRatioInputs {
-            log_probs,
-            entropies: 0,
-            targets: self::targets::<I>(target_ids),
-            reference_tokens,
-            reference_sequences,
-            sequence_offsets,
-            sequences,
-            mean: log_ratio == LogRatio::Mean,
-        };
-        let outputs = raw::LogRatioOutputs { log_ratios, log_prob_sums, entropy_sums: 0, scored_rows, row_sequences };
-        // SAFETY: the lengths were checked, the offsets are a valid batch's, and the views are borrowed until the
-        // launch is in the stream.
-        unsafe { raw::log_ratios(self, inputs, outputs) }
-    }
-
-    /// Checks the reference's length and place.
-    pub(super) fn check_reference(&self, reference: &Reference<'_>, batch: &Batch) -> Result<()> {
-        match reference {
-            Reference::PerToken(view) => self.check_view("reference log-probs per token", view, batch.rows()),
-            Reference::PerSequence(view) => {
-                self.check_view("reference log-probs per sequence", view, batch.sequences())
-            }
-            Reference::None => Ok(()),
-        }
-    }
+/// [`Backend::log_ratios`](crate::Backend::log_ratios).
+pub(super) fn log_ratios(
+    cuda: &Cuda,
+    rows: &RowLogProbs<'_>,
+    reference: &Reference<'_>,
+    batch: &DeviceBatch,
+    log_ratio: LogRatio,
+    mut outputs: LogRatioOutputs<'_>,
+) -> Result<()> {
+    let sequences = batch.batch.sequences();
+    rows.check(cuda, batch.batch.rows())?;
+    outputs.check(cuda, &batch.batch, rows)?;
+    cuda.check_context("batch", batch.sequence_offsets.context())?;
+    check_reference(cuda, reference, &batch.batch)?;
+    let stream = &cuda.stream;
+    let (log_probs, _read_log_probs) = rows.log_probs.address(stream);
+    let (entropies, _read_entropies) = optional(rows.entropies.as_ref(), stream);
+    let (targets, _read_targets) = targets_at(&rows.targets, stream);
+    let (log_ratios, _write_log_ratios) = outputs.log_ratios.address(stream);
+    let (log_prob_sums, _write_sums) = outputs.log_prob_sums.address(stream);
+    let (entropy_sums, _write_entropy_sums) = optional_mut(outputs.entropy_sums.as_mut(), stream);
+    let (scored_rows, _write_scored) = outputs.scored_rows.address(stream);
+    let (row_sequences, _write_rows) = outputs.row_sequences.address(stream);
+    let (per_token, per_sequence) = match reference {
+        Reference::PerToken(reference) => (Some(reference), None),
+        Reference::PerSequence(reference) => (None, Some(reference)),
+        Reference::None => (None, None),
+    };
+    let (reference_tokens, _read_tokens) = optional(per_token, stream);
+    let (reference_sequences, _read_sequences) = optional(per_sequence, stream);
+    let inputs = raw::LogRatioInputs {
+        log_probs,
+        entropies,
+        targets,
+        reference_tokens,
+        reference_sequences,
+        sequence_offsets: batch.sequence_offsets.view(sequences + 1).address(stream).0,
+        sequences,
+        mean: log_ratio == LogRatio::Mean,
+    };
+    let outputs = raw::LogRatioOutputs { log_ratios, log_prob_sums, entropy_sums, scored_rows, row_sequences };
+    // SAFETY: the lengths were checked, the offsets are a valid batch's, and the views are borrowed until the
+    // launch is in the stream.
+    unsafe { raw::log_ratios(cuda, inputs, outputs) }
 }

@@ -1,41 +1,40 @@
 //! The CUDA backend: hand-written kernels, launched on the caller's stream through [cudarc].
 //!
-//! - Three levels: [`raw`] takes device pointers (for tch, and frameworks that own their memory), [`Cuda`]'s stages take
-//!   cudarc slices and views, [`PreferenceLoss`](crate::PreferenceLoss)`<Cuda>` is the loss with its workspaces.
+//! - Three levels: [`raw`] takes device pointers (for tch, and frameworks that own their memory); the stages, which are the
+//!   verbs of [`Backend`](crate::Backend), take [`View`]s, of cudarc's slices or of addresses;
+//!   [`PreferenceLoss`](crate::PreferenceLoss)`<Cuda>` is the loss with its workspaces.
 //! - Everything runs on the stream that [`Cuda::new`] was given, in order, and nothing waits for the device: what the
 //!   device finds wrong (a NaN row, a target beyond the vocabulary) is counted there and becomes an `Error` when a report
 //!   or [`Cuda::status`] is read.
 //! - After the first step of a shape nothing is allocated, so the stages can be captured in a CUDA graph (with cudarc's
 //!   event tracking off: a capture may not wait for events from outside). So can a step of
-//!   [`PreferenceLoss`](crate::PreferenceLoss) whose [`Rewards`] are on the device:
-//!   [`forward`](crate::PreferenceLoss#method.forward-1) says how.
+//!   [`PreferenceLoss`](crate::PreferenceLoss), which says how, whose [`Rewards`] are on the device.
 //! - The bits of a row's result depend on that row alone, as on the CPU. The two backends differ within
 //!   [`reference::bounds`](crate::reference::bounds).
-//! - From hidden states ([`Cuda::linear_token_log_probs`]) matrix products are cuBLAS's, which is looked for when the
-//!   first such call is made. They are without atomics and on one stream, so that they give the same bits again; that a
-//!   row's do not depend on the number of rows, cuBLAS does not promise.
-//!
+//! - From hidden states ([`Backend::linear_token_log_probs`](crate::Backend::linear_token_log_probs)) matrix products are
+//!   cuBLAS's, which is looked for when the first such call is made. They are without atomics and on one stream, so that they
+//!   give the same bits again; that a row's do not depend on the number of rows, cuBLAS does not promise.
 //! - Views must lie in the context of the backend's stream ([`Error::Device`]). The calling thread's
 //!   current context is the same after a call as before it, whichever that is, and after these values are dropped.
 //!
 //! The kernels are compiled by `build.rs`. Where that found no nvcc, the crate builds all the same and [`Cuda::new`]
 //! says what is missing.
 
+mod backend;
 mod blas;
 mod context;
 mod driver;
-pub(crate) mod forward_pass;
 mod kernels;
 mod lent;
 pub(crate) mod linear;
 mod log_ratio;
-mod loss;
 pub(crate) mod memory;
 mod objective;
 pub mod raw;
 mod rewards;
 mod status;
-pub(crate) mod token_log_prob;
+mod targets;
+mod token_log_prob;
 mod tuning;
 
 use crate::cuda::context::{CurrentContext, ForeignContext, Kept};
@@ -51,15 +50,48 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use crate::cuda::blas::cublas_present;
 pub use crate::cuda::driver::driver_present;
 pub use crate::cuda::linear::workspace::LinearChunks;
-pub use crate::cuda::linear::{Head, Hidden, LinearGradients, RowLosses};
-pub use crate::cuda::log_ratio::{DeviceBatch, LogRatios};
-pub use crate::cuda::loss::workspace::CudaWorkspace;
-pub use crate::cuda::memory::{Logits, LogitsMut, Matrix, MatrixMut};
-pub use crate::cuda::objective::ObjectiveOutputs;
-pub use crate::cuda::raw::objective::DeviceGroupStatistics;
-pub use crate::cuda::rewards::{DeviceRewards, Rewards};
+pub use crate::cuda::log_ratio::DeviceBatch;
+pub use crate::cuda::memory::{Device, Grown, View, ViewMut};
+pub use crate::cuda::rewards::{DeviceRewards, RewardBuffers, Rewards};
 pub use crate::cuda::status::Status;
-pub use crate::cuda::token_log_prob::{Reference, RowGradients, SavedRows, TokenLogProbs};
+pub use crate::cuda::views::*;
+
+/// The types of [`backend`](crate::backend) over the memory of a CUDA device.
+mod views {
+    use crate::backend;
+    use crate::cuda::Device;
+
+    /// [`backend::Matrix`] on the device: made from a [`View`](crate::cuda::View).
+    pub type Matrix<'a, T> = backend::Matrix<'a, T, Device>;
+    /// [`backend::MatrixMut`] on the device: made from a [`ViewMut`](crate::cuda::ViewMut).
+    pub type MatrixMut<'a, T> = backend::MatrixMut<'a, T, Device>;
+    /// [`backend::Head`] on the device.
+    pub type Head<'a, T> = backend::Head<'a, T, Device>;
+    /// [`backend::Hidden`] on the device.
+    pub type Hidden<'m, 'a, T> = backend::Hidden<'m, 'a, T, Device>;
+    /// [`backend::LinearGradients`] on the device.
+    pub type LinearGradients<'a, T, G> = backend::LinearGradients<'a, T, G, Device>;
+    /// [`backend::Targets`] on the device: made from a view of ids, or a reference to a slice of cudarc's.
+    pub type Targets<'a> = backend::Targets<'a, Device>;
+    /// [`backend::Reference`] on the device.
+    pub type Reference<'a> = backend::Reference<'a, Device>;
+    /// [`backend::TokenLogProbs`] on the device.
+    pub type TokenLogProbs<'a> = backend::TokenLogProbs<'a, Device>;
+    /// [`backend::SavedRows`] on the device.
+    pub type SavedRows<'a> = backend::SavedRows<'a, Device>;
+    /// [`backend::RowGradients`] on the device.
+    pub type RowGradients<'a> = backend::RowGradients<'a, Device>;
+    /// [`backend::RowLogProbs`] on the device.
+    pub type RowLogProbs<'a> = backend::RowLogProbs<'a, Device>;
+    /// [`backend::LogRatioOutputs`] on the device.
+    pub type LogRatioOutputs<'a> = backend::LogRatioOutputs<'a, Device>;
+    /// [`backend::ObjectiveOutputs`] on the device.
+    pub type ObjectiveOutputs<'a> = backend::ObjectiveOutputs<'a, Device>;
+    /// [`backend::RowWeights`] on the device.
+    pub type RowWeights<'a> = backend::RowWeights<'a, Device>;
+    /// [`backend::RowLosses`] on the device.
+    pub type RowLosses<'a> = backend::RowLosses<'a, Device>;
+}
 
 /// A CUDA device as a backend: a stream, the kernels of its context, and scratch memory that is kept between calls.
 /// Cheap to clone; clones share the scratch memory, as they share the stream. Threads that call clones at the same time get
@@ -126,7 +158,7 @@ impl Cuda {
     /// the per-thread stream (1 and 2) are streams too.
     ///
     /// With the runtime API, and so with PyTorch, the context is the device's primary one: what `cuCtxGetCurrent` says
-    /// behind any call of it, or what `cuDevicePrimaryCtxRetain` gives. The stream is PyTorch's
+    /// after any call of it, or what `cuDevicePrimaryCtxRetain` gives. The stream is PyTorch's
     /// `at::cuda::getCurrentCUDAStream().stream()`.
     ///
     /// ```no_run
@@ -146,7 +178,7 @@ impl Cuda {
     /// ) -> exo_kernels::Result<()> {
     ///     // SAFETY: the caller's promise. A trainer makes it once and keeps it.
     ///     let cuda = unsafe { Cuda::from_raw(context.cast(), stream.cast())? };
-    ///     let logits = raw::Rows { address: logits, rows, vocab, row_stride: vocab, dtype: Dtype::Bf16 };
+    ///     let logits = raw::MatrixAt { address: logits, rows, columns: vocab, row_stride: vocab, dtype: Dtype::Bf16 };
     ///     let outputs = raw::ForwardOutputs { log_probs, states, entropies: 0 };
     ///     // SAFETY: the caller's promise.
     ///     unsafe { raw::token_log_probs(&cuda, logits, raw::Targets::I64(targets), &LogitOptions::default(), outputs) }
@@ -195,7 +227,7 @@ impl Cuda {
 
     /// Runs `call` with scratch memory.
     fn with_scratch<R>(&self, call: impl FnOnce(&mut Scratch) -> R) -> R {
-        self.scratch.with(|| Scratch { status: self.status.clone(), ..Scratch::default() }, call)
+        self.scratch.with(Scratch::default, call)
     }
 
     /// Runs `call` with what the linear stage keeps.
@@ -208,8 +240,7 @@ impl Cuda {
     }
 
     /// How many references to the stream this backend and its memory hold, those that are lent at the moment and clones
-    /// left out.
-    #[doc(hidden)]
+    /// left out: for adapters that keep a backend per stream, and want to let go of the streams that nobody else has.
     pub fn stream_references(&self) -> usize {
         1 + usize::from(self.status.is_made())
             + self.scratch.sum(Scratch::slices)

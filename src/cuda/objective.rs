@@ -1,94 +1,52 @@
 //! The objective on the device: launches `kernels/objective.cu`.
 
-use crate::cuda::context::CurrentContext;
-use crate::cuda::driver::called;
 use crate::cuda::log_ratio::DeviceBatch;
-use crate::cuda::raw::objective::DeviceGroupStatistics;
-use crate::cuda::rewards::{DeviceRewards, Rewards};
-use crate::cuda::{Cuda, raw};
+use crate::cuda::token_log_prob::{optional, optional_mut};
+use crate::cuda::{Cuda, DeviceRewards, ObjectiveOutputs, View, raw};
+use crate::data::memory::check_view;
 use crate::error::Result;
 use crate::objective::Objective;
-use crate::options::Reduction;
-use cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
+use crate::options::{LogRatio, Reduction};
 
-/// Where the objective stage writes.
-pub struct ObjectiveOutputs<'a> {
-    /// Loss of each group, G, before the reduction.
-    pub group_losses: CudaViewMut<'a, f64>,
-    /// d loss / d log-ratio of each sequence, S, with β_π and the reduction's weight in it.
-    pub coefficients: CudaViewMut<'a, f64>,
-    /// What a trainer logs of each group, G.
-    pub statistics: CudaViewMut<'a, DeviceGroupStatistics>,
-}
-
-impl Cuda {
-    /// Log-ratios `[S]` on the device and rewards `[S]` → group losses, coefficients, statistics. Rewards on the host are
-    /// brought to the device in new memory: [`PreferenceLoss`](crate::PreferenceLoss) does so without allocating.
-    ///
-    /// # Errors
-    /// As [`Cpu::objective`](crate::Cpu::objective); [`Error::Device`](crate::Error::Device) for what lies elsewhere;
-    /// [`Error::Cuda`](crate::Error::Cuda). What is wrong with rewards on the device is in [`Cuda::status`].
-    pub fn objective<'a>(
-        &self,
-        objective: &Objective,
-        log_ratios: &CudaView<'_, f64>,
-        batch: &DeviceBatch,
-        rewards: impl Into<Rewards<'a>>,
-        reduction: Reduction,
-        outputs: &mut ObjectiveOutputs<'_>,
-    ) -> Result<()> {
-        let _current = CurrentContext::keep()?;
-        let rewards = rewards.into();
-        let (sequences, groups) = (batch.batch.sequences(), batch.batch.groups());
-        self.check_view("log-ratios", log_ratios, sequences)?;
-        self.check_view("coefficients", &outputs.coefficients, sequences)?;
-        self.check_view("group losses", &outputs.group_losses, groups)?;
-        self.check_view("statistics", &outputs.statistics, groups)?;
-        self.check_context("batch", &*batch.group_offsets)?;
-        rewards.check(self, objective, &batch.batch)?;
-        reduction.check()?;
-        if groups == 0 {
-            // Nothing to launch, and the driver copies no numbers of none.
-            return Ok(());
-        }
-        let stream = &self.stream;
-        let upload = |value: &dyn Fn(usize) -> f64| {
-            let numbers: Vec<f64> = (0..sequences).map(value).collect();
-            called("cuMemcpyHtoDAsync", stream.clone_htod(&numbers))
-        };
-        let (values, offsets, uploaded);
-        let on_device = match &rewards {
-            Rewards::Device(rewards) => rewards,
-            Rewards::Host(rewards) => {
-                values = upload(&|sequence| rewards.value(sequence))?;
-                let mut brought = DeviceRewards::from(values.as_view());
-                if rewards.has_proposal() {
-                    offsets = upload(&|sequence| rewards.offset(sequence))?;
-                    brought = brought.with_proposal(offsets.as_view());
-                }
-                uploaded = brought;
-                &uploaded
-            }
-        };
-        let (rewards, proposal_offsets, _read_rewards) = on_device.addresses(stream);
-        let (log_ratios, _read_log_ratios) = log_ratios.device_ptr(stream);
-        let (group_offsets, _read_offsets) = batch.group_offsets.device_ptr(stream);
-        let (group_losses, _write_losses) = outputs.group_losses.device_ptr_mut(stream);
-        let (coefficients, _write_coefficients) = outputs.coefficients.device_ptr_mut(stream);
-        let (statistics, _write_statistics) = outputs.statistics.device_ptr_mut(stream);
-        let inputs = raw::ObjectiveInputs {
-            log_ratios,
-            rewards,
-            proposal_offsets,
-            group_offsets,
-            scored_rows: 0,
-            groups,
-            mean: false,
-            weight: reduction.weight(groups),
-        };
-        let outputs = raw::ObjectiveOutputs { group_losses, coefficients, sequence_weights: 0, statistics };
-        // SAFETY: the lengths and the rewards were checked, the offsets are a valid batch's, and everything is borrowed
-        // until the launch is in the stream; the uploaded numbers are freed in the stream's order, behind it.
-        unsafe { raw::objective(self, objective, inputs, outputs) }
-    }
+/// [`Backend::objective`](crate::Backend::objective).
+pub(super) fn objective(
+    cuda: &Cuda,
+    objective: &Objective,
+    log_ratios: &View<'_, f64>,
+    batch: &DeviceBatch,
+    rewards: &DeviceRewards<'_>,
+    reduction: Reduction,
+    outputs: ObjectiveOutputs<'_>,
+) -> Result<()> {
+    let groups = batch.as_ref().groups();
+    check_view(cuda, "log-ratios", log_ratios, batch.as_ref().sequences())?;
+    outputs.check(cuda, batch.as_ref())?;
+    cuda.check_context("batch", batch.group_offsets.context())?;
+    rewards.check(cuda, objective, batch.as_ref())?;
+    reduction.check()?;
+    let stream = &cuda.stream;
+    let (rewards, proposal_offsets, _read_rewards) = rewards.addresses(stream);
+    let (log_ratios, _read_log_ratios) = log_ratios.address(stream);
+    let ObjectiveOutputs { mut group_losses, mut coefficients, mut statistics, row_weights } = outputs;
+    let mean = row_weights.as_ref().is_some_and(|weights| weights.log_ratio == LogRatio::Mean);
+    let (scored_rows, mut weights) = row_weights.map(|weights| (weights.scored_rows, weights.weights)).unzip();
+    let (group_losses, _write_losses) = group_losses.address(stream);
+    let (coefficients, _write_coefficients) = coefficients.address(stream);
+    let (statistics, _write_statistics) = statistics.address(stream);
+    let (scored_rows, _read_scored) = optional(scored_rows.as_ref(), stream);
+    let (sequence_weights, _write_weights) = optional_mut(weights.as_mut(), stream);
+    let inputs = raw::ObjectiveInputs {
+        log_ratios,
+        rewards,
+        proposal_offsets,
+        group_offsets: batch.group_offsets.view(groups + 1).address(stream).0,
+        scored_rows,
+        groups,
+        mean,
+        weight: reduction.weight(groups),
+    };
+    let outputs = raw::ObjectiveOutputs { group_losses, coefficients, sequence_weights, statistics };
+    // SAFETY: the lengths were checked, the offsets are a valid batch's, and everything is borrowed until the launch is in
+    // the stream.
+    unsafe { raw::objective(cuda, objective, inputs, outputs) }
 }

@@ -1,13 +1,17 @@
 //! Rewards on the host or on the device.
 
-use crate::cuda::{Cuda, memory, raw};
+use crate::cuda::memory::{Address, Grown, Held};
+use crate::cuda::{Cuda, Device, raw};
 use crate::data::batch::Batch;
+use crate::data::memory::check_view;
 use crate::data::rewards;
+use crate::data::rewards::Values;
 use crate::error::Result;
 use crate::objective::Objective;
 use crate::stage::objective;
 use crate::stage::objective::check_rewards;
-use cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtr, SyncOnDrop};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView};
+use std::sync::Arc;
 
 /// Rewards `[S]`, or log q for [`Target::Distribution`](crate::Target::Distribution): wherever they are.
 ///
@@ -15,68 +19,92 @@ use cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtr, SyncOnDrop};
 /// than that such a copy might not wait. On the device, where a reward model leaves them, they are read as they are and
 /// checked by the kernel: what the host would have refused makes its group NaN, and is an error of the report. A CUDA
 /// graph can hold a step with rewards on the device only.
+#[derive(Debug, Clone)]
 pub enum Rewards<'a> {
     /// On the host.
-    Host(rewards::Rewards<'a>),
+    Host(crate::host::Rewards<'a>),
     /// On the device.
     Device(DeviceRewards<'a>),
 }
 
 /// Rewards on the device, one number per sequence.
-pub struct DeviceRewards<'a> {
-    values: Values<'a>,
-    proposal: Option<CudaView<'a, f64>>,
+pub type DeviceRewards<'a> = rewards::Rewards<'a, Device>;
+
+/// What rewards of the host are copied to.
+#[derive(Debug, Default)]
+pub struct RewardBuffers {
+    values: Grown<f64>,
+    proposal_offsets: Grown<f64>,
 }
 
-enum Values<'a> {
-    F32(CudaView<'a, f32>),
-    F64(CudaView<'a, f64>),
-}
-
-/// Keeps the rewards borrowed until a launch that reads them is in the stream.
-pub(super) type Held<'a> = [Option<SyncOnDrop<'a>>; 2];
-
-impl<'a> DeviceRewards<'a> {
-    /// As [`Rewards::with_proposal`](crate::Rewards::with_proposal), with the offsets `[S]` on the device too.
-    #[must_use]
-    pub fn with_proposal(self, offsets: CudaView<'a, f64>) -> Self {
-        Self { proposal: Some(offsets), ..self }
+impl DeviceRewards<'_> {
+    /// The same, borrowed for less long.
+    fn borrowed(&self) -> DeviceRewards<'_> {
+        let values = match &self.values {
+            Values::F32(view) => Values::F32(view.clone()),
+            Values::F64(view) => Values::F64(view.clone()),
+        };
+        DeviceRewards { values, proposal: self.proposal.clone() }
     }
 
     /// Their addresses: the rewards', and the proposal's or 0.
-    pub(super) fn addresses<'b>(&'b self, stream: &'b CudaStream) -> (raw::Rewards, memory::Address, Held<'b>) {
+    pub(super) fn addresses<'b>(&'b self, stream: &'b CudaStream) -> (raw::Rewards, Address, [Held<'b>; 2]) {
         let (rewards, values) = match &self.values {
             Values::F32(view) => {
-                let (address, held) = view.device_ptr(stream);
+                let (address, held) = view.address(stream);
                 (raw::Rewards::F32(address), held)
             }
             Values::F64(view) => {
-                let (address, held) = view.device_ptr(stream);
+                let (address, held) = view.address(stream);
                 (raw::Rewards::F64(address), held)
             }
         };
-        let (offsets, proposal) = self.proposal.as_ref().map(|view| view.device_ptr(stream)).unzip();
-        (rewards, offsets.unwrap_or(0), [Some(values), proposal])
+        let (offsets, proposal) = self.proposal.as_ref().map_or((0, None), |view| view.address(stream));
+        (rewards, offsets, [values, proposal])
+    }
+
+    /// Checks what the host can see of them: how many there are and where.
+    pub(super) fn check(&self, cuda: &Cuda, objective: &Objective, batch: &Batch) -> Result<()> {
+        let sequences = batch.sequences();
+        match &self.values {
+            Values::F32(view) => check_view(cuda, "rewards", view, sequences)?,
+            Values::F64(view) => check_view(cuda, "rewards", view, sequences)?,
+        }
+        if let Some(offsets) = &self.proposal {
+            check_view(cuda, "proposal offsets", offsets, sequences)?;
+        }
+        objective::check_group_sizes(objective, batch)
     }
 }
 
 impl Rewards<'_> {
-    /// What the host can see of them: the numbers, or only how many there are and where.
+    /// Checks what the host can see of them: the numbers, or only how many there are and where.
     pub(super) fn check(&self, cuda: &Cuda, objective: &Objective, batch: &Batch) -> Result<()> {
         match self {
-            Self::Host(rewards) => check_rewards(objective, *rewards, batch),
-            Self::Device(rewards) => {
-                let sequences = batch.sequences();
-                match &rewards.values {
-                    Values::F32(view) => cuda.check_view("rewards", view, sequences)?,
-                    Values::F64(view) => cuda.check_view("rewards", view, sequences)?,
-                }
-                if let Some(offsets) = &rewards.proposal {
-                    cuda.check_view("proposal offsets", offsets, sequences)?;
-                }
-                objective::check_group_sizes(objective, batch)
-            }
+            Self::Host(rewards) => check_rewards(objective, rewards, batch),
+            Self::Device(rewards) => rewards.check(cuda, objective, batch),
         }
+    }
+
+    /// The same on the device: where they are, or in `buffers`.
+    pub(super) fn on_device<'b>(
+        &'b self,
+        stream: &Arc<CudaStream>,
+        buffers: &'b mut RewardBuffers,
+    ) -> Result<DeviceRewards<'b>> {
+        let rewards = match self {
+            Self::Device(rewards) => return Ok(rewards.borrowed()),
+            Self::Host(rewards) => rewards,
+        };
+        let sequences = rewards.len();
+        let values: Vec<f64> = (0..sequences).map(|sequence| rewards.value(sequence)).collect();
+        buffers.values.upload(stream, &values)?;
+        let mut proposal = None;
+        if let Some(offsets) = rewards.proposal {
+            buffers.proposal_offsets.upload(stream, offsets)?;
+            proposal = Some(buffers.proposal_offsets.view(offsets.len()));
+        }
+        Ok(DeviceRewards { values: Values::F64(buffers.values.view(sequences)), proposal })
     }
 }
 
@@ -84,12 +112,24 @@ macro_rules! rewards_from {
     ($($number:ty => $variant:ident),*) => {$(
         impl<'a> From<CudaView<'a, $number>> for DeviceRewards<'a> {
             fn from(values: CudaView<'a, $number>) -> Self {
+                Self { values: Values::$variant(values.into()), proposal: None }
+            }
+        }
+
+        impl<'a> From<crate::cuda::View<'a, $number>> for DeviceRewards<'a> {
+            fn from(values: crate::cuda::View<'a, $number>) -> Self {
                 Self { values: Values::$variant(values), proposal: None }
             }
         }
 
         impl<'a> From<CudaView<'a, $number>> for Rewards<'a> {
             fn from(values: CudaView<'a, $number>) -> Self {
+                Self::Device(values.into())
+            }
+        }
+
+        impl<'a> From<crate::cuda::View<'a, $number>> for Rewards<'a> {
+            fn from(values: crate::cuda::View<'a, $number>) -> Self {
                 Self::Device(values.into())
             }
         }
@@ -128,8 +168,8 @@ impl<'a> From<DeviceRewards<'a>> for Rewards<'a> {
     }
 }
 
-impl<'a> From<rewards::Rewards<'a>> for Rewards<'a> {
-    fn from(rewards: rewards::Rewards<'a>) -> Self {
+impl<'a> From<crate::host::Rewards<'a>> for Rewards<'a> {
+    fn from(rewards: crate::host::Rewards<'a>) -> Self {
         Self::Host(rewards)
     }
 }

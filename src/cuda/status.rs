@@ -1,6 +1,5 @@
 //! What the device finds wrong with its inputs.
 
-use crate::cuda::raw::objective::DeviceGroupStatistics;
 use crate::cuda::raw::passed_by_value;
 use crate::error::{Error, Result};
 use bytemuck::{Pod, Zeroable};
@@ -141,13 +140,8 @@ unsafe impl DeviceRepr for crate::stage::token_log_prob::SoftmaxState {}
 // SAFETY: zero is what a masked row has.
 unsafe impl ValidAsZeroBits for crate::stage::token_log_prob::SoftmaxState {}
 
-impl From<DeviceGroupStatistics> for crate::GroupStatistics {
-    fn from(group: DeviceGroupStatistics) -> Self {
-        Self {
-            effective_sample_size: group.effective_sample_size,
-            margin: group.margin,
-            agreement: group.agreement,
-            tied: group.tied != 0,
-        }
-    }
-}
+// SAFETY: numbers only, as `kernels/objective.cu` writes them.
+unsafe impl DeviceRepr for crate::GroupStatistics {}
+
+// SAFETY: numbers only.
+unsafe impl ValidAsZeroBits for crate::GroupStatistics {}

@@ -1,218 +1,140 @@
 //! Token log-probs on the device: launches `kernels/token_log_prob.cu` and `kernels/token_log_prob_backward.cu`.
 
-use crate::cuda::context::CurrentContext;
-use crate::cuda::memory::{Logits, LogitsMut};
+use crate::cuda::memory::{Address, Held};
 use crate::cuda::raw::token_log_prob;
-use crate::cuda::{Cuda, memory, raw};
-use crate::data::logits::Shape;
-use crate::data::targets::TokenId;
-use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::cuda::raw::token_log_prob::Upstream;
+use crate::cuda::{Cuda, Matrix, MatrixMut, RowGradients, SavedRows, Targets, TokenLogProbs, raw};
+use crate::data::matrix::check_vocab;
+use crate::element::{Element, Number};
+use crate::error::Result;
 use crate::options::LogitOptions;
-use crate::stage::token_log_prob::SoftmaxState;
-use cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut};
+use crate::stage::log_ratio::check_targets;
+use crate::stage::token_log_prob::{check_gradient, check_logits, check_saved};
+use cudarc::driver::CudaStream;
 
-/// Where the token log-prob stage writes: one entry per row, N of each.
-pub struct TokenLogProbs<'a> {
-    /// As [`crate::TokenLogProbs::log_probs`].
-    pub log_probs: CudaViewMut<'a, f32>,
-    /// For the backward pass.
-    pub states: CudaViewMut<'a, SoftmaxState>,
-    /// As [`crate::TokenLogProbs::entropies`].
-    pub entropies: Option<CudaViewMut<'a, f32>>,
-}
-
-/// What the token log-prob stage kept of its forward pass.
-pub struct SavedRows<'a> {
-    /// As written by the forward pass, N.
-    pub states: CudaView<'a, SoftmaxState>,
-    /// As written by the forward pass, N; needed for an entropy gradient only.
-    pub entropies: Option<CudaView<'a, f32>>,
-}
-
-/// The gradient that comes back to the token log-prob stage, per row; what it says of masked rows is not read.
-pub struct RowGradients<'a> {
-    /// d loss / d log-prob, N.
-    pub log_probs: CudaView<'a, f32>,
-    /// d loss / d entropy, N; `None`: the loss has no entropy term.
-    pub entropies: Option<CudaView<'a, f32>>,
-}
-
-/// Log-probs of the same tokens under the frozen reference model, on the device.
-pub enum Reference<'a> {
-    /// One per row, N. Preferred: the difference is formed per token, before the sum. Not read at masked rows.
-    PerToken(CudaView<'a, f32>),
-    /// One per sequence, S: sums over the scored rows.
-    PerSequence(CudaView<'a, f64>),
-    /// None: the log-ratio is the policy's log-prob.
-    None,
-}
-
-/// Which of the two kinds of ids these are.
-pub(super) fn targets<I: TokenId>(address: memory::Address) -> raw::Targets {
-    if size_of::<I>() == 4 { raw::Targets::U32(address) } else { raw::Targets::I64(address) }
-}
-
-pub(super) fn rows<T: Element>(address: memory::Address, shape: Shape) -> raw::Rows {
-    let dtype = <T as Element>::DTYPE;
-    raw::Rows { address, rows: shape.rows, vocab: shape.vocab, row_stride: shape.row_stride, dtype }
-}
-
-impl TokenLogProbs<'_> {
-    /// Checks that there is an entry per row, in the backend's context.
-    pub(super) fn check(&self, cuda: &Cuda, rows: usize) -> Result<()> {
-        cuda.check_view("log-probs", &self.log_probs, rows)?;
-        cuda.check_view("softmax states", &self.states, rows)?;
-        self.entropies.as_ref().map_or(Ok(()), |view| cuda.check_view("entropies", view, rows))
-    }
-}
-
-impl SavedRows<'_> {
-    /// Checks that what the backward pass reads has an entry per row, in the backend's context.
-    pub(super) fn check(&self, cuda: &Cuda, upstream: &RowGradients<'_>, rows: usize) -> Result<()> {
-        let of_entropies = [("entropies", &self.entropies), ("entropy gradients", &upstream.entropies)];
-        cuda.check_view("softmax states", &self.states, rows)?;
-        cuda.check_view("log-prob gradients", &upstream.log_probs, rows)?;
-        for (what, view) in of_entropies {
-            view.as_ref().map_or(Ok(()), |view| cuda.check_view(what, view, rows))?;
+/// Target ids at an address, and what keeps them in order.
+pub(super) fn targets_at<'v>(targets: &'v Targets<'_>, stream: &'v CudaStream) -> (raw::Targets, Held<'v>) {
+    match targets {
+        Targets::U32(ids) => {
+            let (address, held) = ids.address(stream);
+            (raw::Targets::U32(address), held)
         }
-        if upstream.entropies.is_some() && self.entropies.is_none() {
-            return Err(Error::EntropiesNotKept);
-        }
-        Ok(())
-    }
-}
-
-impl Cuda {
-    /// Logits `[N, V]` and targets `[N]` → log-probs, softmax states and, if wanted, entropies, `[N]` each.
-    ///
-    /// # Errors
-    /// [`Error::Length`] for buffers that are not N long; [`Error::Device`] for one that lies elsewhere;
-    /// [`Error::Cuda`]. A target that is no column, and a row without a softmax, are counted in [`Cuda::status`].
-    pub fn token_log_probs<T: Element, I: TokenId>(
-        &self,
-        logits: &Logits<'_, T>,
-        targets: &CudaView<'_, I>,
-        options: &LogitOptions,
-        outputs: &mut TokenLogProbs<'_>,
-    ) -> Result<()> {
-        let _current = CurrentContext::keep()?;
-        self.check_context("logits", &logits.data)?;
-        self.check_view("targets", targets, logits.rows())?;
-        outputs.check(self, logits.rows())?;
-        let TokenLogProbs { log_probs, states, entropies } = outputs;
-        let stream = &self.stream;
-        let (logits_address, _read_logits) = logits.data.device_ptr(stream);
-        let (targets_address, _read_targets) = targets.device_ptr(stream);
-        let (log_probs, _write_log_probs) = log_probs.device_ptr_mut(stream);
-        let (states, _write_states) = states.device_ptr_mut(stream);
-        let entropies = entropies.as_mut().map(|entropies| entropies.device_ptr_mut(stream));
-        let outputs = token_log_prob::ForwardOutputs {
-            log_probs,
-            states,
-            entropies: entropies.as_ref().map_or(0, |held| held.0),
-        };
-        // SAFETY: the views are as long as was checked, borrowed for as long as the launch takes to be ordered in the
-        // stream, and mutable ones overlap nothing.
-        unsafe {
-            token_log_prob::token_log_probs(
-                self,
-                rows::<T>(logits_address, logits.shape),
-                self::targets::<I>(targets_address),
-                options,
-                outputs,
-            )
+        Targets::I64(ids) => {
+            let (address, held) = ids.address(stream);
+            (raw::Targets::I64(address), held)
         }
     }
+}
 
-    /// Writes d loss / d logits, `[N, V]`, to `gradients`.
-    ///
-    /// # Errors
-    /// [`Error::Length`] and [`Error::Shape`] for what does not fit; [`Error::Device`] for what lies elsewhere;
-    /// [`Error::EntropiesNotKept`]; [`Error::Cuda`].
-    pub fn token_log_probs_backward<T: Element, I: TokenId>(
-        &self,
-        logits: &Logits<'_, T>,
-        targets: &CudaView<'_, I>,
-        options: &LogitOptions,
-        saved: &SavedRows<'_>,
-        upstream: &RowGradients<'_>,
-        gradients: &mut LogitsMut<'_, T>,
-    ) -> Result<()> {
-        let _current = CurrentContext::keep()?;
-        self.check_context("logits", &logits.data)?;
-        self.check_context("gradient", &gradients.data)?;
-        self.check_backward(logits.rows(), targets, saved, upstream)?;
-        let stream = &self.stream;
-        let (address, _read_logits) = logits.data.device_ptr(stream);
-        let (gradient, _write) = gradients.data.device_ptr_mut(stream);
-        let logits = rows::<T>(address, logits.shape);
-        self.backward(logits, targets, options, saved, upstream, rows::<T>(gradient, gradients.shape))
-    }
+/// An optional view at an address, 0 without one, and what keeps it in order.
+pub(super) fn optional<'v, T: Number>(
+    view: Option<&'v crate::cuda::View<'_, T>>,
+    stream: &'v CudaStream,
+) -> (Address, Held<'v>) {
+    view.map_or((0, None), |view| view.address(stream))
+}
 
-    /// Overwrites the logits with d loss / d logits. The bits are those of [`Cuda::token_log_probs_backward`].
-    ///
-    /// # Errors
-    /// As [`Cuda::token_log_probs_backward`].
-    pub fn token_log_probs_backward_in_place<T: Element, I: TokenId>(
-        &self,
-        logits: &mut LogitsMut<'_, T>,
-        targets: &CudaView<'_, I>,
-        options: &LogitOptions,
-        saved: &SavedRows<'_>,
-        upstream: &RowGradients<'_>,
-    ) -> Result<()> {
-        let _current = CurrentContext::keep()?;
-        self.check_context("logits", &logits.data)?;
-        self.check_backward(logits.rows(), targets, saved, upstream)?;
-        let (address, _write) = logits.data.device_ptr_mut(&self.stream);
-        let both = rows::<T>(address, logits.shape);
-        self.backward(both, targets, options, saved, upstream, both)
-    }
+/// The same of a view to write.
+pub(super) fn optional_mut<'v, T: Number>(
+    view: Option<&'v mut crate::cuda::ViewMut<'_, T>>,
+    stream: &'v CudaStream,
+) -> (Address, Held<'v>) {
+    view.map_or((0, None), |view| view.address(stream))
+}
 
-    fn check_backward<I: TokenId>(
-        &self,
-        rows: usize,
-        targets: &CudaView<'_, I>,
-        saved: &SavedRows<'_>,
-        upstream: &RowGradients<'_>,
-    ) -> Result<()> {
-        self.check_view("targets", targets, rows)?;
-        saved.check(self, upstream, rows)
-    }
-
-    /// What was checked.
-    fn backward<I: TokenId>(
-        &self,
-        logits: raw::Rows,
-        targets: &CudaView<'_, I>,
-        options: &LogitOptions,
-        saved: &SavedRows<'_>,
-        upstream: &RowGradients<'_>,
-        gradients: raw::Rows,
-    ) -> Result<()> {
-        let stream = &self.stream;
-        let (targets, _read_targets) = targets.device_ptr(stream);
-        let (states, _read_states) = saved.states.device_ptr(stream);
-        let entropies = saved.entropies.as_ref().map(|entropies| entropies.device_ptr(stream));
-        let (log_probs, _read_gradients) = upstream.log_probs.device_ptr(stream);
-        let entropy_gradients = upstream.entropies.as_ref().map(|entropies| entropies.device_ptr(stream));
-        let address =
-            |held: &Option<(memory::Address, cudarc::driver::SyncOnDrop<'_>)>| held.as_ref().map_or(0, |held| held.0);
-        let per_row = token_log_prob::Upstream::PerRow { log_probs, entropies: address(&entropy_gradients) };
-        // SAFETY: as in the forward pass; the logits and gradients are the caller's views, or one view twice.
-        unsafe {
-            let targets = self::targets::<I>(targets);
-            token_log_prob::token_log_probs_backward(
-                self,
-                logits,
-                targets,
-                options,
-                states,
-                address(&entropies),
-                per_row,
-                gradients,
-            )
+/// The gradient that comes back, at addresses, and what keeps it in order.
+pub(super) fn upstream_at<'v>(upstream: &'v RowGradients<'_>, stream: &'v CudaStream) -> (Upstream, [Held<'v>; 2]) {
+    match upstream {
+        RowGradients::PerRow { log_probs, entropies } => {
+            let (log_probs, read) = log_probs.address(stream);
+            let (entropies, read_entropies) = optional(entropies.as_ref(), stream);
+            (Upstream::PerRow { log_probs, entropies }, [read, read_entropies])
         }
+        RowGradients::PerSequence { row_sequences, weights, loss_scale } => {
+            let (row_sequences, read) = row_sequences.address(stream);
+            let (sequences, (weights, read_weights)) = (weights.len(), weights.address(stream));
+            let loss_scale = *loss_scale;
+            (Upstream::PerSequence { row_sequences, weights, sequences, loss_scale }, [read, read_weights])
+        }
+    }
+}
+
+/// [`Backend::token_log_probs`](crate::Backend::token_log_probs).
+pub(super) fn forward<T: Element>(
+    cuda: &Cuda,
+    logits: &Matrix<'_, T>,
+    targets: &Targets<'_>,
+    options: &LogitOptions,
+    mut outputs: TokenLogProbs<'_>,
+) -> Result<()> {
+    check_logits(cuda, logits)?;
+    check_targets(cuda, targets, logits.rows())?;
+    outputs.check(cuda, logits.rows())?;
+    let stream = &cuda.stream;
+    let (address, _read_logits) = logits.data.address(stream);
+    let (targets, _read_targets) = targets_at(targets, stream);
+    let (log_probs, _write_log_probs) = outputs.log_probs.address(stream);
+    let (states, _write_states) = outputs.states.address(stream);
+    let (entropies, _write_entropies) = optional_mut(outputs.entropies.as_mut(), stream);
+    let outputs = token_log_prob::ForwardOutputs { log_probs, states, entropies };
+    // SAFETY: the views are as long as was checked, borrowed for as long as the launch takes to be ordered in the
+    // stream, and mutable ones overlap nothing.
+    unsafe { token_log_prob::token_log_probs(cuda, raw::at::<T>(address, logits.shape), targets, options, outputs) }
+}
+
+/// [`Backend::token_log_probs_backward`](crate::Backend::token_log_probs_backward).
+pub(super) fn backward<T: Element>(
+    cuda: &Cuda,
+    logits: &Matrix<'_, T>,
+    targets: &Targets<'_>,
+    options: &LogitOptions,
+    saved: &SavedRows<'_>,
+    upstream: &RowGradients<'_>,
+    mut gradient: MatrixMut<'_, T>,
+) -> Result<()> {
+    check_gradient(cuda, logits, &gradient)?;
+    let stream = &cuda.stream;
+    let (address, _read) = logits.data.address(stream);
+    let (gradient_address, _write) = gradient.data.address(stream);
+    let logits = raw::at::<T>(address, logits.shape);
+    launch_backward(cuda, logits, targets, options, saved, upstream, raw::at::<T>(gradient_address, gradient.shape))
+}
+
+/// [`Backend::token_log_probs_backward_in_place`](crate::Backend::token_log_probs_backward_in_place).
+pub(super) fn backward_in_place<T: Element>(
+    cuda: &Cuda,
+    mut logits: MatrixMut<'_, T>,
+    targets: &Targets<'_>,
+    options: &LogitOptions,
+    saved: &SavedRows<'_>,
+    upstream: &RowGradients<'_>,
+) -> Result<()> {
+    check_vocab(logits.columns())?;
+    crate::backend::Place::check_place_mut(cuda, "logits", &logits.data)?;
+    let (address, _write) = logits.data.address(&cuda.stream);
+    let both = raw::at::<T>(address, logits.shape);
+    launch_backward(cuda, both, targets, options, saved, upstream, both)
+}
+
+fn launch_backward(
+    cuda: &Cuda,
+    logits: raw::MatrixAt,
+    targets: &Targets<'_>,
+    options: &LogitOptions,
+    saved: &SavedRows<'_>,
+    upstream: &RowGradients<'_>,
+    gradient: raw::MatrixAt,
+) -> Result<()> {
+    check_targets(cuda, targets, logits.rows)?;
+    check_saved::<Cuda>(cuda, saved, upstream, logits.rows)?;
+    let stream = &cuda.stream;
+    let (targets, _read_targets) = targets_at(targets, stream);
+    let (states, _read_states) = saved.states.address(stream);
+    let (entropies, _read_entropies) = optional(saved.entropies.as_ref(), stream);
+    let (upstream, _read_upstream) = upstream_at(upstream, stream);
+    // SAFETY: the views are as long as was checked, borrowed until the launch is ordered in the stream; logits and gradient
+    // are the caller's views, or one view twice.
+    unsafe {
+        token_log_prob::token_log_probs_backward(cuda, logits, targets, options, states, entropies, upstream, gradient)
     }
 }

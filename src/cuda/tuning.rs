@@ -122,9 +122,10 @@ pub(super) static TOKEN_LOG_PROB: Table<TokenLogProb> = Table {
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::backend::Backend;
     use crate::cuda::context::Kept;
     use crate::cuda::kernels::{IMAGES, Image, Kernels};
-    use crate::cuda::{Cuda, Logits, TokenLogProbs};
+    use crate::cuda::{Cuda, Matrix, TokenLogProbs};
     use crate::{LogitOptions, SoftmaxState};
     use cudarc::driver::CudaContext;
     use half::bf16;
@@ -231,13 +232,13 @@ mod test {
             let mut log_probs = stream.clone_htod(&vec![f32::MAX; rows]).expect("upload");
             let mut states = stream.clone_htod(&vec![SoftmaxState::default(); rows]).expect("upload");
             let mut entropies = stream.clone_htod(&vec![f32::MAX; rows]).expect("upload");
-            let mut outputs = TokenLogProbs {
-                log_probs: log_probs.as_view_mut(),
-                states: states.as_view_mut(),
-                entropies: with_entropies.then(|| entropies.as_view_mut()),
+            let outputs = TokenLogProbs {
+                log_probs: log_probs.as_view_mut().into(),
+                states: states.as_view_mut().into(),
+                entropies: with_entropies.then(|| entropies.as_view_mut().into()),
             };
-            let view = Logits::new(logits.as_view(), vocab).expect("rows");
-            cuda.token_log_probs(&view, &targets.as_view(), &options, &mut outputs).expect("forward");
+            let view = Matrix::new(logits.as_view().into(), vocab).expect("rows");
+            cuda.token_log_probs(&view, &targets, &options, outputs).expect("forward");
             let mut bits: Vec<u32> = Vec::new();
             bits.extend(stream.clone_dtoh(&log_probs).expect("download").iter().map(|value| value.to_bits()));
             bits.extend(stream.clone_dtoh(&entropies).expect("download").iter().map(|value| value.to_bits()));
@@ -313,10 +314,10 @@ mod test {
         let targets = stream.clone_htod(&[7_u32]).expect("upload");
         let mut log_probs = stream.clone_htod(&[f32::MAX]).expect("upload");
         let mut states = stream.clone_htod(&[SoftmaxState::default()]).expect("upload");
-        let mut outputs =
-            TokenLogProbs { log_probs: log_probs.as_view_mut(), states: states.as_view_mut(), entropies: None };
-        let view = Logits::new(logits.as_view(), 40).expect("rows");
-        cuda.token_log_probs(&view, &targets.as_view(), &LogitOptions::default(), &mut outputs).expect("forward");
+        let outputs =
+            TokenLogProbs { log_probs: (&mut log_probs).into(), states: (&mut states).into(), entropies: None };
+        let view = Matrix::new(logits.as_view().into(), 40).expect("rows");
+        cuda.token_log_probs(&view, &targets, &LogitOptions::default(), outputs).expect("forward");
         stream.clone_dtoh(&log_probs).expect("download")[0]
     }
 

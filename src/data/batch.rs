@@ -14,7 +14,26 @@ pub struct Batch {
     group_offsets: Vec<usize>,
 }
 
+impl Default for Batch {
+    /// A batch of nothing.
+    fn default() -> Self {
+        Self { sequence_offsets: vec![0], group_offsets: vec![0] }
+    }
+}
+
+impl AsRef<Batch> for Batch {
+    fn as_ref(&self) -> &Batch {
+        self
+    }
+}
+
 impl Batch {
+    /// Becomes the same as another, in the memory that it has.
+    pub(crate) fn become_same(&mut self, other: &Batch) {
+        self.sequence_offsets.clone_from(&other.sequence_offsets);
+        self.group_offsets.clone_from(&other.group_offsets);
+    }
+
     /// From S + 1 sequence offsets (in rows) and G + 1 group offsets (in sequences). Any integer type will do.
     ///
     /// # Errors

@@ -1,26 +1,28 @@
-//! What the stage `linear_log_prob` takes and gives: hidden states and a head in place of logits.
+//! What the linear stage takes and gives: hidden states and a head in place of logits.
 //!
 //! The logits of row n are x_n = W·h_n + b, with h_n `[H]` a hidden state, W `[V, H]` the weight of the head and b `[V]`
 //! its bias. They are formed in f32 a block at a time, and never held as a whole.
 
-use crate::data::logits::check_vocab;
-use crate::data::matrix::{Matrix, MatrixMut, MatrixShape};
-use crate::element::Element;
+use crate::data::matrix::{Matrix, MatrixMut, check_vocab};
+use crate::data::memory::{Host, Memory};
+use crate::element::Number;
 use crate::error::{Result, check_length};
 
 /// The last layer of a language model: weight `[V, H]`, row stride ≥ H, and bias `[V]` or none.
-#[derive(Debug, Clone, Copy)]
-pub struct Head<'a, T> {
-    weight: Matrix<'a, T>,
-    bias: Option<&'a [T]>,
+#[derive(Debug, Clone)]
+pub struct Head<'a, T: Number, M: Memory> {
+    weight: Matrix<'a, T, M>,
+    bias: Option<M::View<'a, T>>,
 }
 
-impl<'a, T: Element> Head<'a, T> {
+impl<T: Number> Copy for Head<'_, T, Host> {}
+
+impl<'a, T: Number, M: Memory> Head<'a, T, M> {
     /// A head without bias.
     ///
     /// # Errors
     /// [`Error::Vocabulary`](crate::Error::Vocabulary) if V, the weight's rows, is 0 or above `i32::MAX`.
-    pub fn new(weight: Matrix<'a, T>) -> Result<Self> {
+    pub fn new(weight: Matrix<'a, T, M>) -> Result<Self> {
         check_vocab(weight.rows())?;
         Ok(Self { weight, bias: None })
     }
@@ -29,19 +31,19 @@ impl<'a, T: Element> Head<'a, T> {
     ///
     /// # Errors
     /// [`Error::Length`](crate::Error::Length) if it is not V long.
-    pub fn with_bias(self, bias: &'a [T]) -> Result<Self> {
-        check_length("bias", bias.len(), self.vocab())?;
+    pub fn with_bias(self, bias: M::View<'a, T>) -> Result<Self> {
+        check_length("bias", M::length(&bias), self.vocab())?;
         Ok(Self { bias: Some(bias), ..self })
     }
 
     /// Weight, `[V, H]`.
-    pub fn weight(&self) -> Matrix<'a, T> {
-        self.weight
+    pub fn weight(&self) -> &Matrix<'a, T, M> {
+        &self.weight
     }
 
     /// Bias, `[V]`.
-    pub fn bias(&self) -> Option<&'a [T]> {
-        self.bias
+    pub fn bias(&self) -> Option<&M::View<'a, T>> {
+        self.bias.as_ref()
     }
 
     /// V.
@@ -50,27 +52,77 @@ impl<'a, T: Element> Head<'a, T> {
     }
 }
 
+/// Hidden states `[N, H]`, and how many of their rows are scored at most. Made from a reference to a [`Matrix`] by `into()`.
+///
+/// Masked rows are left out of the matrix products. On a device which they are is known there alone, and nothing waits for
+/// it, but a product's size is the host's to say. A trainer has mostly made the targets on the host and knows how many it
+/// scores: with that number products, time and memory are of the scored rows alone. Without it they are those of all N
+/// rows, zeros in place of the masked. On the CPU the number changes nothing but what is refused.
+#[derive(Debug, Clone, Copy)]
+pub struct Hidden<'m, 'a, T: Number, M: Memory> {
+    pub(crate) states: &'m Matrix<'a, T, M>,
+    pub(crate) scored_rows: Option<usize>,
+}
+
+impl<'m, 'a, T: Number, M: Memory> From<&'m Matrix<'a, T, M>> for Hidden<'m, 'a, T, M> {
+    fn from(states: &'m Matrix<'a, T, M>) -> Self {
+        Self { states, scored_rows: None }
+    }
+}
+
+impl<'m, 'a, T: Number, M: Memory> From<&Hidden<'m, 'a, T, M>> for Hidden<'m, 'a, T, M> {
+    fn from(hidden: &Hidden<'m, 'a, T, M>) -> Self {
+        *hidden
+    }
+}
+
+impl<'m, 'a, T: Number, M: Memory> Hidden<'m, 'a, T, M> {
+    /// Hidden states.
+    pub fn new(states: &'m Matrix<'a, T, M>) -> Self {
+        states.into()
+    }
+
+    /// At most this many rows have a target that is not negative. Should there be more, the call is refused where the
+    /// targets are on the host ([`Error::ScoredRows`](crate::Error::ScoredRows)). On a device the rows after the first
+    /// `scored_rows` of them get NaN for their log-prob and their gradient, and are counted in its status.
+    #[must_use]
+    pub fn with_scored_rows(self, scored_rows: usize) -> Self {
+        Self { scored_rows: Some(scored_rows), ..self }
+    }
+
+    /// The hidden states.
+    pub fn states(&self) -> &'m Matrix<'a, T, M> {
+        self.states
+    }
+
+    /// How many rows are scored at most, if it was said.
+    pub fn scored_rows(&self) -> Option<usize> {
+        self.scored_rows
+    }
+}
+
 /// Where the backward pass writes. What is left out is frozen, and costs nothing.
 ///
-/// The gradient of the weight and of the bias may be of another type than they are: f32 for a bf16 head, say.
+/// The gradient of the weight and of the bias may be of another type than they are: f32 for a bf16 head, say. On a GPU it is
+/// f32 or the head's type.
 #[derive(Debug)]
-pub struct LinearGradients<'a, T, G> {
-    pub(crate) hidden: Option<MatrixMut<'a, T>>,
-    pub(crate) weight: Option<MatrixMut<'a, G>>,
-    pub(crate) bias: Option<&'a mut [G]>,
+pub struct LinearGradients<'a, T: Number, G: Number, M: Memory> {
+    pub(crate) hidden: Option<MatrixMut<'a, T, M>>,
+    pub(crate) weight: Option<MatrixMut<'a, G, M>>,
+    pub(crate) bias: Option<M::ViewMut<'a, G>>,
     pub(crate) accumulate: bool,
 }
 
-impl<'a, T: Element, G: Element> LinearGradients<'a, T, G> {
+impl<'a, T: Number, G: Number, M: Memory> LinearGradients<'a, T, G, M> {
     /// Gradients of the hidden states `[N, H]` and of the weight `[V, H]`; `None` for what is frozen. Both are
     /// overwritten; rows of masked targets get zeros.
-    pub fn new(hidden: Option<MatrixMut<'a, T>>, weight: Option<MatrixMut<'a, G>>) -> Self {
+    pub fn new(hidden: Option<MatrixMut<'a, T, M>>, weight: Option<MatrixMut<'a, G, M>>) -> Self {
         Self { hidden, weight, bias: None, accumulate: false }
     }
 
     /// The gradient of the bias, `[V]`, too.
     #[must_use]
-    pub fn with_bias(self, bias: &'a mut [G]) -> Self {
+    pub fn with_bias(self, bias: M::ViewMut<'a, G>) -> Self {
         Self { bias: Some(bias), ..self }
     }
 
@@ -86,21 +138,5 @@ impl<'a, T: Element, G: Element> LinearGradients<'a, T, G> {
     #[must_use]
     pub fn accumulating(self) -> Self {
         Self { accumulate: true, ..self }
-    }
-
-    /// Checks that the buffers have the shapes of what they are gradients of.
-    pub(crate) fn check(&self, hidden: MatrixShape, vocab: usize) -> Result<()> {
-        if let Some(gradient) = &self.hidden {
-            check_length("rows of the hidden gradient", gradient.rows(), hidden.rows)?;
-            check_length("columns of the hidden gradient", gradient.columns(), hidden.columns)?;
-        }
-        if let Some(gradient) = &self.weight {
-            check_length("rows of the weight gradient", gradient.rows(), vocab)?;
-            check_length("columns of the weight gradient", gradient.columns(), hidden.columns)?;
-        }
-        match &self.bias {
-            Some(gradient) => check_length("bias gradient", gradient.len(), vocab),
-            None => Ok(()),
-        }
     }
 }

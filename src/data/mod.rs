@@ -2,8 +2,9 @@
 
 pub(crate) mod batch;
 pub(crate) mod head;
-pub(crate) mod logits;
+pub(crate) mod host_memory;
 pub(crate) mod matrix;
+pub(crate) mod memory;
 pub(crate) mod reference;
 pub(crate) mod rewards;
 pub(crate) mod targets;

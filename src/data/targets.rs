@@ -1,6 +1,8 @@
 //! Target ids: which column of its row a token is, or that the row is not scored.
 
-use crate::error::{Error, Result};
+use crate::data::memory::{Host, Memory};
+use crate::element::Number;
+use crate::error::{Error, Result, check_length};
 use std::ops::Range;
 
 /// The id that marks a row that is not scored, as PyTorch's `ignore_index`. Any other negative id does the same.
@@ -16,7 +18,7 @@ mod sealed {
 ///
 /// A masked row is one whose id is negative. A `u32` id is negative when it is so as an `i32` (its highest bit is set):
 /// `-100i32 as u32` masks a row.
-pub trait TokenId: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug {
+pub trait TokenId: sealed::Sealed + Number {
     /// The id that marks a row that is not scored.
     const IGNORE: Self;
 
@@ -42,25 +44,84 @@ impl TokenId for i64 {
     }
 }
 
-/// The column that a row scores; `None` for a masked row.
-#[inline]
-pub(crate) fn column<I: TokenId>(target: I) -> Option<usize> {
-    usize::try_from(target.id()).ok()
+/// Target ids, one per row: which column of its row a token is, or, negative, that the row is not scored.
+///
+/// Made from a slice, array or `Vec` of `u32` or `i64` on the host, from a view or a reference to a slice on a device.
+#[derive(Debug, Clone, Copy)]
+pub enum Targets<'a, M: Memory> {
+    /// `[N]`; an id with its highest bit set masks its row.
+    U32(M::View<'a, u32>),
+    /// `[N]`; a negative id masks its row.
+    I64(M::View<'a, i64>),
 }
 
-/// Checks that every id is a column or masks its row, and that there is one per row.
-///
-/// # Errors
-/// [`Error::Length`] and [`Error::Target`].
-pub fn check<I: TokenId>(targets: &[I], rows: usize, vocab: usize) -> Result<()> {
-    if targets.len() != rows {
-        return Err(Error::Length { what: "targets", given: targets.len(), expected: rows });
-    }
-    match targets.iter().position(|target| target.id() >= vocab as i64) {
-        None => Ok(()),
-        Some(row) => Err(Error::Target { row, target: targets[row].id(), vocab }),
+impl<M: Memory> Targets<'_, M> {
+    /// How many ids there are.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::U32(ids) => M::length(ids),
+            Self::I64(ids) => M::length(ids),
+        }
     }
 }
+
+impl Targets<'_, Host> {
+    /// The id of a row: negative for one that is masked.
+    pub(crate) fn id(&self, row: usize) -> i64 {
+        match self {
+            Self::U32(ids) => ids[row].id(),
+            Self::I64(ids) => ids[row].id(),
+        }
+    }
+
+    /// The column that a row scores; `None` for a masked row.
+    pub(crate) fn column(&self, row: usize) -> Option<usize> {
+        usize::try_from(self.id(row)).ok()
+    }
+
+    /// Whether a row is scored.
+    pub(crate) fn is_scored(&self, row: usize) -> bool {
+        self.id(row) >= 0
+    }
+
+    /// Checks that every id is a column or masks its row, and that there is one per row.
+    pub(crate) fn check(&self, rows: usize, vocab: usize) -> Result<()> {
+        check_length("targets", self.len(), rows)?;
+        match (0..rows).find(|row| self.column(*row).is_some_and(|column| column >= vocab)) {
+            None => Ok(()),
+            Some(row) => Err(Error::Target { row, target: self.id(row), vocab }),
+        }
+    }
+
+    /// Rows that are scored.
+    pub(crate) fn scored_rows(&self) -> usize {
+        (0..self.len()).filter(|row| self.is_scored(*row)).count()
+    }
+}
+
+macro_rules! targets_from {
+    ($($id:ty => $variant:ident),*) => {$(
+        impl<'a> From<&'a [$id]> for Targets<'a, Host> {
+            fn from(ids: &'a [$id]) -> Self {
+                Targets::$variant(ids)
+            }
+        }
+
+        impl<'a> From<&'a Vec<$id>> for Targets<'a, Host> {
+            fn from(ids: &'a Vec<$id>) -> Self {
+                Targets::from(ids.as_slice())
+            }
+        }
+
+        impl<'a, const N: usize> From<&'a [$id; N]> for Targets<'a, Host> {
+            fn from(ids: &'a [$id; N]) -> Self {
+                Targets::from(ids.as_slice())
+            }
+        }
+    )*};
+}
+
+targets_from!(u32 => U32, i64 => I64);
 
 /// Targets `[B·T]` for a `[B, T]` batch of token ids: the shift by one and the masks.
 ///

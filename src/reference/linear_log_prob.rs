@@ -1,8 +1,7 @@
 //! Logits from hidden states and a head, x_n = W·h_n + b, and the gradients of the three from the logits'.
 
-use crate::data::head::Head;
-use crate::data::matrix::Matrix;
 use crate::element::Element;
+use crate::host::{Head, Matrix};
 
 /// The logits of one hidden state, `[V]`.
 pub fn logits<T: Element, W: Element>(hidden: &[T], head: &Head<'_, W>) -> Vec<f64> {
@@ -40,7 +39,7 @@ pub struct Gradients {
 /// Backward: D `[N, V]` is the gradient of the logits, with zeros in masked rows, whose hidden states are not read.
 pub fn backward<T: Element, W: Element>(
     logit_gradients: &[f64],
-    hidden: Matrix<'_, T>,
+    hidden: &Matrix<'_, T>,
     head: &Head<'_, W>,
 ) -> Gradients {
     let (rows, size, vocab) = (hidden.rows(), hidden.columns(), head.vocab());

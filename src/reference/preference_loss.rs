@@ -1,19 +1,17 @@
 //! The stages composed: every intermediate result of one step, in f64.
 
+use crate::backend::Backend;
 use crate::data::batch::Batch;
-use crate::data::logits::Logits;
-use crate::data::reference::Reference;
-use crate::data::rewards::Rewards;
-use crate::data::targets;
-use crate::data::targets::TokenId;
+use crate::data::matrix::check_vocab;
 use crate::element::Element;
 use crate::error::Result;
+use crate::host::{Matrix, Reference, Rewards, Targets};
 use crate::options::{LogRatio, LossOptions};
+use crate::reference::ReferenceBackend;
 use crate::reference::objective::GroupLoss;
 use crate::reference::token_log_prob::TokenLogProb;
 use crate::reference::{log_ratio, objective, token_log_prob};
-use crate::stage::log_ratio::{check_reference, check_rows};
-use crate::stage::objective::check_rewards;
+use crate::stage::log_ratio::check_rows;
 
 /// Everything that one step computes, gradient included.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,30 +34,31 @@ pub struct Step {
 ///
 /// # Errors
 /// Those of [`PreferenceLoss::forward`](crate::PreferenceLoss::forward), for the same inputs.
-pub fn forward<'a, T: Element, I: TokenId>(
+pub fn forward<'i, 'r, T: Element>(
     options: &LossOptions,
-    logits: Logits<'_, T>,
-    targets: &[I],
+    logits: &Matrix<'_, T>,
+    targets: impl Into<Targets<'i>>,
     batch: &Batch,
-    reference: Reference<'_>,
-    rewards: impl Into<Rewards<'a>>,
+    reference: &Reference<'_>,
+    rewards: impl Into<Rewards<'r>>,
 ) -> Result<Step> {
-    let rewards = rewards.into();
-    targets::check(targets, logits.rows(), logits.vocab())?;
+    let (targets, rewards) = (targets.into(), rewards.into());
+    check_vocab(logits.columns())?;
+    targets.check(logits.rows(), logits.columns())?;
     check_rows(batch, logits.rows())?;
-    check_reference(reference, batch, |row| targets[row].id() >= 0)?;
-    check_rewards(&options.objective, rewards, batch)?;
+    ReferenceBackend.check_reference(reference, &targets, batch)?;
+    ReferenceBackend.check_rewards(&options.objective, &rewards, batch)?;
 
     let mut rows = vec![TokenLogProb::default(); logits.rows()];
     for row in 0..logits.rows() {
-        if let Some(target) = targets::column(targets[row]) {
+        if let Some(target) = targets.column(row) {
             rows[row] = token_log_prob::forward(logits.row(row), target, &options.logits);
         }
     }
 
     let mut log_ratios = Vec::new();
     for (sequence, range) in batch.sequence_ranges().enumerate() {
-        let scored: Vec<usize> = range.filter(|&row| targets[row].id() >= 0).collect();
+        let scored: Vec<usize> = range.filter(|&row| targets.is_scored(row)).collect();
         let log_probs: Vec<f64> = scored.iter().map(|&row| rows[row].log_prob).collect();
         let references: Vec<f64> = match reference {
             Reference::PerToken(reference) => scored.iter().map(|&row| f64::from(reference[row])).collect(),
@@ -85,7 +84,7 @@ pub fn forward<'a, T: Element, I: TokenId>(
 
     let mut row_gradients = vec![0.0; logits.rows()];
     for (sequence, range) in batch.sequence_ranges().enumerate() {
-        let scored: Vec<usize> = range.filter(|&row| targets[row].id() >= 0).collect();
+        let scored: Vec<usize> = range.filter(|&row| targets.is_scored(row)).collect();
         for &row in &scored {
             row_gradients[row] = match options.log_ratio {
                 LogRatio::Sum => coefficients[sequence],
@@ -98,18 +97,18 @@ pub fn forward<'a, T: Element, I: TokenId>(
 
 impl Step {
     /// d loss / d logits of one row, V.
-    pub fn grad_logits<T: Element, I: TokenId>(
+    pub fn grad_logits<'i, T: Element>(
         &self,
         options: &LossOptions,
-        logits: Logits<'_, T>,
-        targets: &[I],
+        logits: &Matrix<'_, T>,
+        targets: impl Into<Targets<'i>>,
         row: usize,
     ) -> Vec<f64> {
-        match targets::column(targets[row]) {
+        match targets.into().column(row) {
             Some(target) => {
                 token_log_prob::backward(logits.row(row), target, &options.logits, self.row_gradients[row], 0.0)
             }
-            None => vec![0.0; logits.vocab()],
+            None => vec![0.0; logits.columns()],
         }
     }
 }

@@ -40,7 +40,9 @@ pub fn clipped_ratio(log_prob: f64, weight: f64, advantage: f64, old_log_prob: f
     let ratio = log_ratio.clamp(-limit, limit).exp();
     let unclipped = ratio * advantage;
     let clipped = ratio.clamp(1.0 - low, 1.0 + high) * advantage;
-    // dρ / d log π = ρ up to the limit, 0 beyond it; the clipped branch has no gradient where it is the smaller one.
-    let has_gradient = unclipped <= clipped && log_ratio.abs() <= limit;
-    RowLoss { loss: -weight * unclipped.min(clipped), gradient: if has_gradient { -weight * unclipped } else { 0.0 } }
+    // dρ / d log π = ρ up to the limit, 0 beyond it; the clipped branch has no gradient where it is the smaller one. A NaN is
+    // neither, and goes on.
+    let has_none = clipped < unclipped || log_ratio.abs() > limit;
+    let loss = -weight * if clipped < unclipped { clipped } else { unclipped };
+    RowLoss { loss, gradient: if has_none { 0.0 } else { -weight * unclipped } }
 }

@@ -88,6 +88,12 @@ pub fn forward<T: Element>(logits: &[T], target: usize, options: &LogitOptions) 
     forward_f64(&widened(logits), target, options)
 }
 
+/// The largest scaled logit z of a row, and log Σ exp(z − largest).
+pub(crate) fn largest_and_log_sum(logits: &[f64], options: &LogitOptions) -> (f64, f64) {
+    let row = Centred::new(logits, options);
+    (row.top, row.top_rest + row.log_sum)
+}
+
 /// [`forward`] for logits that are in f64.
 pub fn forward_f64(logits: &[f64], target: usize, options: &LogitOptions) -> TokenLogProb {
     let row = Centred::new(logits, options);

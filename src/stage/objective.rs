@@ -1,34 +1,53 @@
 //! The contract of the objective stage: what it reads, writes and refuses.
 
 use crate::data::batch::Batch;
+use crate::data::memory::{Host, Memory, Place, check_view, check_view_mut};
 use crate::data::rewards::Rewards;
 use crate::error::{Error, Result, check_length};
 use crate::objective::{Objective, Target};
-
-/// What the objective stage reads.
-#[derive(Debug, Clone, Copy)]
-pub struct ObjectiveInputs<'a> {
-    /// S log-ratios.
-    pub log_ratios: &'a [f64],
-    /// Which sequences make up which group.
-    pub batch: &'a Batch,
-    /// S rewards, or log q.
-    pub rewards: Rewards<'a>,
-}
+use crate::options::LogRatio;
+use bytemuck::{Pod, Zeroable};
 
 /// Where the objective stage writes.
 #[derive(Debug)]
-pub struct ObjectiveOutputs<'a> {
+pub struct ObjectiveOutputs<'a, M: Memory> {
     /// Loss of each group, G, before the reduction.
-    pub group_losses: &'a mut [f64],
+    pub group_losses: M::ViewMut<'a, f64>,
     /// d loss / d log-ratio of each sequence, S, with β_π and the reduction's weight in it.
-    pub coefficients: &'a mut [f64],
+    pub coefficients: M::ViewMut<'a, f64>,
     /// What a trainer logs of each group, G.
-    pub statistics: &'a mut [GroupStatistics],
+    pub statistics: M::ViewMut<'a, GroupStatistics>,
+    /// The gradient of rows, for a backward pass; `None`: not computed.
+    pub row_weights: Option<RowWeights<'a, M>>,
+}
+
+/// From the gradient of a sequence's log-ratio to that of each of its rows' log-probs.
+#[derive(Debug)]
+pub struct RowWeights<'a, M: Memory> {
+    /// What the log-ratios are: of a mean each scored row has its share.
+    pub log_ratio: LogRatio,
+    /// Scored rows of each sequence, S: as the log-ratio stage wrote them.
+    pub scored_rows: M::View<'a, i32>,
+    /// d loss / d log-prob of each scored row of a sequence, S; written.
+    pub weights: M::ViewMut<'a, f64>,
+}
+
+impl<M: Memory> ObjectiveOutputs<'_, M> {
+    /// Checks that there is an entry for each group and sequence, in the backend's memory.
+    pub(crate) fn check<P: Place<Memory = M>>(&self, place: &P, batch: &Batch) -> Result<()> {
+        let (groups, sequences) = (batch.groups(), batch.sequences());
+        check_view_mut(place, "group losses", &self.group_losses, groups)?;
+        check_view_mut(place, "coefficients", &self.coefficients, sequences)?;
+        check_view_mut(place, "group statistics", &self.statistics, groups)?;
+        let Some(RowWeights { scored_rows, weights, .. }) = &self.row_weights else { return Ok(()) };
+        check_view(place, "scored rows", scored_rows, sequences)?;
+        check_view_mut(place, "sequence weights", weights, sequences)
+    }
 }
 
 /// What a trainer logs of a group.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+#[repr(C)]
 pub struct GroupStatistics {
     /// 1/Σp²: how many of the K samples carry the policy distribution; K when it is uniform, 1 when one has it all.
     pub effective_sample_size: f64,
@@ -39,12 +58,24 @@ pub struct GroupStatistics {
     /// 1 if the sequence with the largest p has the largest q, 0 if not; of several with the largest p, the share that
     /// has it: what a fair coin among them would be right in. 0 where p is NaN.
     pub agreement: f64,
-    /// Whether several sequences tie for the largest q.
-    pub tied: bool,
+    /// 1 or 0: a number, because every bit pattern is one.
+    tied: i64,
 }
 
-/// That rewards and proposal offsets fit the batch and the objective.
-pub(crate) fn check_rewards(objective: &Objective, rewards: Rewards<'_>, batch: &Batch) -> Result<()> {
+impl GroupStatistics {
+    /// The statistics of a group; `tied`: several sequences have the largest q.
+    pub fn new(effective_sample_size: f64, margin: f64, agreement: f64, tied: bool) -> Self {
+        Self { effective_sample_size, margin, agreement, tied: i64::from(tied) }
+    }
+
+    /// Whether several sequences tie for the largest q.
+    pub fn tied(&self) -> bool {
+        self.tied != 0
+    }
+}
+
+/// Checks that rewards and proposal offsets fit the batch and the objective.
+pub(crate) fn check_rewards(objective: &Objective, rewards: &Rewards<'_, Host>, batch: &Batch) -> Result<()> {
     let sequences = batch.sequences();
     check_length("rewards", rewards.len(), sequences)?;
     if let Some(offsets) = rewards.proposal {
@@ -82,7 +113,7 @@ pub(crate) fn check_rewards(objective: &Objective, rewards: Rewards<'_>, batch: 
     }
 }
 
-/// That the objective takes groups of these sizes.
+/// Checks that the objective takes groups of these sizes.
 pub(crate) fn check_group_sizes(objective: &Objective, batch: &Batch) -> Result<()> {
     if objective.target() != Target::OfficialPreference {
         return Ok(());

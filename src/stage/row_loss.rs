@@ -1,8 +1,8 @@
 //! Losses that are a sum over rows: the gradient of a row is known as soon as its log-prob is, so that forward and
 //! backward are one pass.
 
-use crate::data::targets;
-use crate::data::targets::TokenId;
+use crate::data::memory::{Host, Memory, Place, check_view_mut};
+use crate::data::targets::Targets;
 use crate::error::{Error, Result, check_length};
 use crate::options::LogitOptions;
 
@@ -107,10 +107,9 @@ impl<F> RowLoss<F> {
 
 impl RowLoss<&[f32]> {
     /// Checks the numbers of the scored rows.
-    pub(crate) fn check_numbers<I: TokenId>(&self, targets: &[I], options: &LogitOptions) -> Result<()> {
+    pub(crate) fn check_numbers(&self, targets: &Targets<'_, Host>, options: &LogitOptions) -> Result<()> {
         let largest = self.largest_product(options);
-        let scored = targets.iter().enumerate().filter(|(_, target)| targets::column(**target).is_some());
-        scored.map(|(row, _)| row).try_for_each(|row| self.check_row(row, largest))
+        (0..targets.len()).filter(|row| targets.is_scored(*row)).try_for_each(|row| self.check_row(row, largest))
     }
 
     fn check_row(&self, row: usize, largest_product: f64) -> Result<()> {
@@ -171,9 +170,17 @@ impl RowLoss<&[f32]> {
 
 /// Where a loss that is a sum over rows is written: one entry per row, N of each.
 #[derive(Debug)]
-pub struct RowLosses<'a> {
+pub struct RowLosses<'a, M: Memory> {
     /// As [`TokenLogProbs::log_probs`](crate::TokenLogProbs::log_probs).
-    pub log_probs: &'a mut [f32],
+    pub log_probs: M::ViewMut<'a, f32>,
     /// l of each row; 0 for a masked row, NaN for a row without a softmax (0 if its weight or advantage is).
-    pub losses: &'a mut [f32],
+    pub losses: M::ViewMut<'a, f32>,
+}
+
+impl<M: Memory> RowLosses<'_, M> {
+    /// Checks that there is an entry per row, in the backend's memory.
+    pub(crate) fn check<P: Place<Memory = M>>(&self, place: &P, rows: usize) -> Result<()> {
+        check_view_mut(place, "row losses", &self.losses, rows)?;
+        check_view_mut(place, "log-probs", &self.log_probs, rows)
+    }
 }

@@ -1,10 +1,10 @@
 //! The bits of a row's result depend on that row alone: not on N, on its place, on its address, on the number of
 //! threads, on whether the entropy was asked for, or on where the gradient goes.
 
-use exo_kernels::{Cpu, LogitOptions};
+use exo_kernels::{Cpu, Element, LogitOptions};
 use half::{bf16, f16};
 use support::adversarial::{Row, adversarial};
-use support::backend::{Rows, TestBackend, TestElement, on_every_backend};
+use support::backend::{Rows, TestBackend, on_every_backend};
 
 on_every_backend!(
     rows_of_f32_do_not_depend_on_their_surroundings,
@@ -46,7 +46,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 /// Runs forward and backward over rows of one vocabulary, `padding` elements between them, the first at element `start`.
-fn run<T: TestElement>(
+fn run<T: Element>(
     backend: &impl TestBackend,
     rows: &[Row<T>],
     options: &LogitOptions,
@@ -77,12 +77,7 @@ fn run<T: TestElement>(
 const PACKED: (usize, usize, bool) = (0, 0, false);
 
 /// Row `index` of the results of many. Its coefficient must be the one it has alone.
-fn assert_rows_alone<T: TestElement>(
-    backend: &impl TestBackend,
-    rows: &[Row<T>],
-    options: &LogitOptions,
-    together: &Bits,
-) {
+fn assert_rows_alone<T: Element>(backend: &impl TestBackend, rows: &[Row<T>], options: &LogitOptions, together: &Bits) {
     let vocab = rows[0].logits.len();
     for index in (0..rows.len()).step_by(5) {
         let alone = run(backend, &rows[index..=index], options, PACKED);
@@ -99,7 +94,7 @@ fn options() -> [LogitOptions; 2] {
     [plain, plain.with_softcap(30.0).expect("valid")]
 }
 
-fn check<B: TestBackend, T: TestElement>(backend: &B) {
+fn check<B: TestBackend, T: Element>(backend: &B) {
     for backend in backend.variants() {
         for vocab in B::pick(VOCABULARIES.0, VOCABULARIES.1) {
             let rows = adversarial::<T>(vocab, 11);
@@ -144,7 +139,7 @@ fn asking_for_the_entropy_changes_no_other_bit(backend: &impl TestBackend) {
 /// The processor's own: in pools of any size.
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    fn check<T: TestElement>(cpu: Cpu) {
+    fn check<T: Element>(cpu: Cpu) {
         for vocab in VOCABULARIES.0 {
             let rows = adversarial::<T>(vocab, 11);
             for options in options() {

@@ -5,11 +5,11 @@ mod cuda_linear;
 use std::path::PathBuf;
 
 use exo_kernels::cpu::InstructionSet;
-use exo_kernels::{Batch, Cpu, Divergence, Logits, LossOptions, Objective, PreferenceLoss, Reference};
-use golden::{Computes, FromHidden, OutputError, Specification, compare};
+use exo_kernels::reference::ReferenceBackend;
+use exo_kernels::{Batch, Cpu, Divergence, LossOptions, Matrix, Objective, PreferenceLoss, Reference};
+use golden::{Computes, OutputError, Specification, Stages, compare};
 use golden::{Fixture, StoredLogits, golden_folder};
-use support::device;
-use support::golden_on_cuda::OnCuda;
+use support::backend::{self, TestBackend};
 
 fn fixtures() -> Vec<PathBuf> {
     let folder = golden_folder();
@@ -19,6 +19,10 @@ fn fixtures() -> Vec<PathBuf> {
     files.sort();
     assert!(files.len() >= 79, "{} fixtures found", files.len());
     files
+}
+
+fn stages<B: TestBackend>(backend: B) -> Stages<B> {
+    Stages::new(backend, B::ARITHMETIC)
 }
 
 fn assert_within(backend: &impl Computes) {
@@ -54,7 +58,7 @@ fn reference_is_within_bounds() {
 fn cpu_is_within_bounds_on_every_instruction_set() {
     for set in InstructionSet::ALL {
         match Cpu::with_instruction_set(set) {
-            Ok(cpu) => assert_within(&cpu),
+            Ok(cpu) => assert_within(&stages(cpu)),
             Err(error) => println!("NOT RUN: {error}"),
         }
     }
@@ -63,13 +67,21 @@ fn cpu_is_within_bounds_on_every_instruction_set() {
 /// All but the four that are of a tokenizer's size, whose identity would take gigabytes.
 #[test]
 fn the_linear_stage_is_within_bounds() {
-    let count = assert_within_up_to(&FromHidden(Cpu::default()), 2000);
+    let count = assert_within_up_to(&stages(Cpu::default()).from_hidden(), 2000);
     assert!(count >= 75, "{count} fixtures");
+}
+
+/// The specification as a backend: its numbers rounded to f32, through the same verbs.
+#[test]
+fn the_reference_backend_is_within_bounds() {
+    assert_within(&stages(ReferenceBackend));
+    let count = assert_within_up_to(&stages(ReferenceBackend).from_hidden(), 100);
+    assert!(count >= 60, "{count} fixtures");
 }
 
 #[test]
 fn cuda_is_within_bounds() {
-    assert_within(&OnCuda(device::cuda()));
+    assert_within(&stages(backend::cuda()));
 }
 
 /// What a loss refuses is refused with the same words, whoever computes: the reference's numbers would be those of
@@ -107,16 +119,17 @@ fn what_a_loss_refuses_is_refused_by_every_backend() {
         spoil(&mut wrong);
         let StoredLogits::F32(values) = &wrong.logits else { panic!("the file's type") };
         let forward = || {
-            let logits = Logits::new(values, wrong.vocab)?;
+            let logits = Matrix::new(values, wrong.vocab)?;
             let mut loss = PreferenceLoss::new(Cpu::default(), wrong.options);
             let reference = Reference::PerToken(&wrong.reference);
-            loss.forward(logits, &wrong.targets, &wrong.batch, reference, &wrong.rewards).map(|_| ())
+            loss.forward(&logits, &wrong.targets, &wrong.batch, &reference, &wrong.rewards).map(|_| ())
         };
         let expected = forward().expect_err(what).to_string();
         let found = [
-            compare(&wrong, &Cpu::default()),
+            compare(&wrong, &stages(Cpu::default())),
             compare(&wrong, &Specification),
-            compare(&wrong, &OnCuda(device::cuda())),
+            compare(&wrong, &stages(backend::cuda())),
+            compare(&wrong, &stages(ReferenceBackend)),
         ];
         for found in found {
             assert_eq!(found.expect_err(what).to_string(), expected, "{what}");
@@ -147,7 +160,7 @@ fn a_wrong_value_is_over_its_bound() {
     for (output, change) in changes {
         let mut wrong = right.clone();
         change(&mut wrong);
-        let compare = |fixture: &_| compare(fixture, &Cpu::default()).expect("inputs that fit");
+        let compare = |fixture: &_| compare(fixture, &stages(Cpu::default())).expect("inputs that fit");
         let errors = compare(&wrong);
         let error = errors.iter().find(|error| error.output == output).expect("the output");
         assert!(!error.is_within(), "{output}: {error:?}");

@@ -6,9 +6,7 @@
 
 use approx::abs_diff_eq;
 use exo_kernels::reference::{linear_log_prob, preference_loss, token_log_prob};
-use exo_kernels::{
-    Batch, Betas, Head, LogRatio, LogitOptions, Logits, LossOptions, Matrix, Objective, Reduction, Reference,
-};
+use exo_kernels::{Batch, Betas, Head, LogRatio, LogitOptions, LossOptions, Matrix, Objective, Reduction, Reference};
 
 /// Steps that are exact in f32, in which logits are stored: 2⁻¹⁷ next to logits that are multiples of 2⁻⁶ below 8.
 const STEP: f64 = 1.0 / 131_072.0;
@@ -89,15 +87,15 @@ fn whole_loss() {
             .expect("valid");
         let logits = logits(targets.len() * vocab, 8);
         let step = |logits: &[f32]| {
-            let view = Logits::new(logits, vocab).expect("rows");
-            preference_loss::forward(&options, view, &targets, &batch, Reference::PerToken(&reference), &rewards)
+            let view = Matrix::new(logits, vocab).expect("rows");
+            preference_loss::forward(&options, &view, &targets, &batch, &Reference::PerToken(&reference), &rewards)
                 .expect("inputs that fit")
         };
         let exact = step(&logits);
-        let view = Logits::new(&logits, vocab).expect("rows");
+        let view = Matrix::new(&logits, vocab).expect("rows");
         let mut largest: f64 = 0.0;
         for row in 0..targets.len() {
-            for (column, gradient) in exact.grad_logits(&options, view, &targets, row).into_iter().enumerate() {
+            for (column, gradient) in exact.grad_logits(&options, &view, &targets, row).into_iter().enumerate() {
                 let numeric = difference(&logits, row * vocab + column, |logits| step(logits).loss);
                 assert!(
                     abs_diff_eq!(gradient, numeric, epsilon = TOLERANCE),
@@ -140,7 +138,7 @@ fn linear_log_prob() {
         .flat_map(|((row, target), (g, e))| token_log_prob::backward_f64(row, target, &options, g, e))
         .collect();
     let head = Head::new(Matrix::new(&weight, h).expect("rows")).and_then(|head| head.with_bias(&bias));
-    let gradients = linear_log_prob::backward(&d, Matrix::new(&hidden, h).expect("rows"), &head.expect("a head"));
+    let gradients = linear_log_prob::backward(&d, &Matrix::new(&hidden, h).expect("rows"), &head.expect("a head"));
     let check = |what: &str, gradients: &[f64], values: &[f32], value: &dyn Fn(&[f32]) -> f64| {
         for (at, gradient) in gradients.iter().enumerate() {
             let numeric = difference(values, at, value);

@@ -71,12 +71,12 @@ fn per_token_references_are_taken_away_before_the_sum(backend: &impl TestBackend
     let expected = exact(&sequences, |row| sequences.log_probs[row] - sequences.references[row]);
     let reference = Reference::PerToken(&references);
     for (i, log_ratio) in
-        backend.log_ratios(&log_probs, targets, reference, batch, LogRatio::Sum).into_iter().enumerate()
+        backend.host_log_ratios(&log_probs, targets, reference, batch, LogRatio::Sum).into_iter().enumerate()
     {
         assert_eq!(log_ratio, expected[i].1, "sequence {i}");
     }
     for (i, log_ratio) in
-        backend.log_ratios(&log_probs, targets, reference, batch, LogRatio::Mean).into_iter().enumerate()
+        backend.host_log_ratios(&log_probs, targets, reference, batch, LogRatio::Mean).into_iter().enumerate()
     {
         let (scored, sum) = expected[i];
         assert_eq!(log_ratio, if scored == 0 { 0.0 } else { sum / scored as f64 }, "sequence {i}");
@@ -93,13 +93,13 @@ fn neighbouring_log_probs_keep_their_difference(backend: &impl TestBackend) {
     let Sequences { targets, batch, .. } = &sequences;
     let reference = Reference::PerToken(&references);
     for (i, log_ratio) in
-        backend.log_ratios(&log_probs, targets, reference, batch, LogRatio::Sum).into_iter().enumerate()
+        backend.host_log_ratios(&log_probs, targets, reference, batch, LogRatio::Sum).into_iter().enumerate()
     {
         assert_eq!(log_ratio, expected[i].1, "sequence {i}");
     }
     // Also where no f32 holds the difference.
     let one = Batch::padded(1, 1, 1).expect("one row");
-    let far = backend.log_ratios(&[-16.000_002], &[0], Reference::PerToken(&[-1e-9]), &one, LogRatio::Sum);
+    let far = backend.host_log_ratios(&[-16.000_002], &[0], Reference::PerToken(&[-1e-9]), &one, LogRatio::Sum);
     assert_eq!(far, [f64::from(-16.000_002_f32) + f64::from(1e-9_f32)]);
 }
 
@@ -109,7 +109,7 @@ fn per_sequence_references_and_none(backend: &impl TestBackend) {
     let log_probs = f32s(&sequences.log_probs);
     let sums: Vec<f64> = (0..LENGTHS.len()).map(|i| -1000.25 * i as f64 - 3.0).collect();
     let expected = exact(&sequences, |row| sequences.log_probs[row]);
-    let run = |reference, kind| backend.log_ratios(&log_probs, targets, reference, batch, kind);
+    let run = |reference, kind| backend.host_log_ratios(&log_probs, targets, reference, batch, kind);
     let with = run(Reference::PerSequence(&sums), LogRatio::Sum);
     let mean = run(Reference::PerSequence(&sums), LogRatio::Mean);
     let without = run(Reference::None, LogRatio::Sum);

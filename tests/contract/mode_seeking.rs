@@ -7,9 +7,7 @@
 //! program with this recipe, where three seeds agreed to ±0.006. A wrong direction of the divergence, or weights that
 //! are not self-normalised, end elsewhere.
 
-use exo_kernels::{
-    Batch, Betas, Cpu, GroupStatistics, Objective, ObjectiveInputs, ObjectiveOutputs, Reduction, Rewards,
-};
+use exo_kernels::{Backend, Batch, Betas, Cpu, GroupStatistics, Objective, ObjectiveOutputs, Reduction, Rewards};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -88,12 +86,15 @@ fn fit(objective: &Objective, k: usize, seed: u64) -> (f64, f64) {
         Cpu::default()
             .objective(
                 objective,
-                ObjectiveInputs { log_ratios: &log_ratios, batch: &batch, rewards: Rewards::from(&rewards) },
+                &log_ratios.as_slice(),
+                &batch,
+                &Rewards::from(&rewards),
                 Reduction::Mean,
                 ObjectiveOutputs {
                     group_losses: &mut losses,
                     coefficients: &mut coefficients,
                     statistics: &mut statistics,
+                    row_weights: None,
                 },
             )
             .expect("inputs that the objective takes");

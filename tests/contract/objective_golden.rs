@@ -5,9 +5,9 @@
 
 use approx::{abs_diff_eq, assert_abs_diff_eq};
 use exo_kernels::{Batch, Betas, Objective, Reduction, Rewards};
-use support::backend::{Groups, TestBackend, on_every_backend};
+use support::backend::{Groups, TestBackend, on_backend, on_every_training_backend};
 
-on_every_backend!(
+on_every_training_backend!(
     fifty_digits_of_every_divergence,
     fifty_digits_where_one_sample_dominates_and_next_to_the_optimum,
     fifty_digits_of_preferences,
@@ -24,6 +24,19 @@ on_every_backend!(
     groups_of_any_size_are_independent,
     reductions_scale_the_coefficients_and_not_the_group_losses,
     an_impossible_sample_that_the_target_does_not_want_costs_nothing,
+);
+on_backend!(
+    specification,
+    exo_kernels::reference::ReferenceBackend,
+    a_group_of_one_has_nothing_to_learn,
+    an_impossible_sample_that_the_target_does_not_want_costs_nothing,
+    fifty_digits_of_every_divergence,
+    groups_of_any_size_are_independent,
+    on_policy_exo_is_reinforce_with_a_mean_baseline,
+    pairs_have_their_closed_forms,
+    reductions_scale_the_coefficients_and_not_the_group_losses,
+    the_loss_tells_winner_from_loser,
+    tied_winners_share,
 );
 
 const ONE: Betas = Betas { policy: 1.0, reward: 1.0 };
@@ -332,7 +345,7 @@ fn ragged(
     let sequences: Vec<usize> = (0..=log_ratios.len()).collect();
     let batch = Batch::new(&sequences, groups).expect("offsets that fit");
     let Groups { losses, coefficients, .. } =
-        backend.objective(&exo(), log_ratios, &batch, Rewards::from(rewards), reduction);
+        backend.host_objective(&exo(), log_ratios, &batch, Rewards::from(rewards), reduction);
     (losses, coefficients)
 }
 

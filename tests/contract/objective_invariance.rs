@@ -4,9 +4,9 @@
 use exo_kernels::reference::{bounds, objective as reference};
 use exo_kernels::{Batch, Divergence, Objective, Reduction, Rewards, Target};
 use proptest::prelude::*;
-use support::backend::{Groups, TestBackend, on_every_backend};
+use support::backend::{Groups, TestBackend, on_backend, on_every_training_backend};
 
-on_every_backend!(
+on_every_training_backend!(
     a_shift_of_all_log_ratios_changes_nothing,
     a_shift_of_all_rewards_changes_nothing,
     a_shift_that_rounds_stays_within_the_bounds,
@@ -18,6 +18,18 @@ on_every_backend!(
     a_group_of_impossible_samples_has_no_gradient,
     a_nan_poisons_its_own_group_only,
     a_group_of_one_has_no_loss,
+);
+on_backend!(
+    specification,
+    exo_kernels::reference::ReferenceBackend,
+    a_group_of_impossible_samples_has_no_gradient,
+    a_group_of_one_has_no_loss,
+    a_nan_poisons_its_own_group_only,
+    a_permutation_permutes_the_coefficients,
+    a_shift_that_rounds_stays_within_the_bounds,
+    an_impossible_sample_is_a_limit,
+    gradients_are_derivatives,
+    proposal_offsets_are_added_to_both_logits,
 );
 
 /// Every number of a case is a launch or two on a device.
@@ -263,7 +275,7 @@ fn a_nan_poisons_its_own_group_only(backend: &impl TestBackend) {
         log_ratios[sizes[0] + which % sizes[1]] = f64::NAN;
         let batch = Batch::new(&(0..=total).collect::<Vec<usize>>(), &groups).expect("offsets that fit");
         let Groups { losses, coefficients, .. } =
-            backend.objective(&objective, &log_ratios, &batch, Rewards::from(&rewards), Reduction::Sum);
+            backend.host_objective(&objective, &log_ratios, &batch, Rewards::from(&rewards), Reduction::Sum);
         prop_assert!(losses[1].is_nan() && coefficients[groups[1]..groups[2]].iter().all(|c| c.is_nan()));
         for (group, alone) in [(0, &first), (2, &third)] {
             let expected = backend.one_group(&objective, &alone.0, &alone.1, None);

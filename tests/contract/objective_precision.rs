@@ -3,14 +3,14 @@
 
 use exo_kernels::reference::{bounds, objective as reference};
 use exo_kernels::{Batch, Divergence, Objective, Reduction, Rewards, Target};
-use support::backend::{TestBackend, on_every_backend};
+use support::backend::{TestBackend, on_every_training_backend};
 use support::fifty_digits::{Exact, Group, Real};
 use support::objective_cases::{
     ALPHAS, Case, EXACT, Numbers, ROUNDED, Used, cases, check_group, error, preference_objectives, reward_objectives,
     share,
 };
 
-on_every_backend!(
+on_every_training_backend!(
     objectives_with_rewards_are_within_their_bounds,
     objectives_with_preferences_are_within_their_bounds,
     distributions_with_zeros_are_within_their_bounds,
@@ -56,7 +56,7 @@ fn run(backend: &impl TestBackend, objective: &Objective, cases: &[&Case]) -> Ve
     let rewards = Rewards::from(&rewards);
     let with_offsets = cases.iter().any(|case| case.offsets.is_some());
     let rewards = if with_offsets { rewards.with_proposal(&offsets) } else { rewards };
-    let results = backend.objective(objective, &log_ratios, &batch, rewards, Reduction::Sum);
+    let results = backend.host_objective(objective, &log_ratios, &batch, rewards, Reduction::Sum);
     let of_case =
         |place: usize| (results.losses[place], results.coefficients[groups[place]..groups[place + 1]].to_vec());
     (0..cases.len()).map(of_case).collect()

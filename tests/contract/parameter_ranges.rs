@@ -5,16 +5,16 @@
 use approx::assert_relative_eq;
 use exo_kernels::reference::{bounds, objective as reference, token_log_prob};
 use exo_kernels::{
-    Batch, Betas, Cpu, Divergence, Error, GroupStatistics, LogitOptions, LossOptions, Objective, ObjectiveInputs,
+    Backend, Batch, Betas, Cpu, Divergence, Error, GroupStatistics, LogitOptions, LossOptions, Objective,
     ObjectiveOutputs, Reduction, Rewards, Target,
 };
-use support::backend::{Rows, TestBackend, on_every_backend};
+use support::backend::{Rows, TestBackend, on_backend, on_every_training_backend};
 use support::fifty_digits::{Exact, Group, Real};
 use support::objective_cases::{
     ALPHAS, Case, Numbers, ROUNDED, Used, check_group, error, preference_objectives, reward_objectives,
 };
 
-on_every_backend!(
+on_every_training_backend!(
     betas_to_both_ends,
     orders_to_both_ends,
     label_smoothing_to_both_ends,
@@ -23,6 +23,13 @@ on_every_backend!(
     normalisers_to_both_ends,
     temperatures_and_softcaps_to_both_ends,
     a_softcap_far_above_the_temperature_is_none,
+);
+on_backend!(
+    specification,
+    exo_kernels::reference::ReferenceBackend,
+    a_softcap_far_above_the_temperature_is_none,
+    normalisers_to_both_ends,
+    temperatures_and_softcaps_to_both_ends,
 );
 
 /// The smallest f64, a subnormal number, and the smallest normal one; then as far as any order is distinguished from 0;
@@ -259,7 +266,7 @@ fn normalisers_to_both_ends(backend: &impl TestBackend) {
         let objective = Objective::exo(betas).expect("in range");
         let log_ratios = log_ratios.map(|s| s / beta);
         let reduction = Reduction::Normalizer(normalizer);
-        let found = backend.objective(&objective, &log_ratios, &batch, Rewards::from(&rewards), reduction);
+        let found = backend.host_objective(&objective, &log_ratios, &batch, Rewards::from(&rewards), reduction);
         let exact = Group::new(&objective, &log_ratios, &rewards, &[0.0; 3]).exact(&objective);
         let real = |value: f64| Real::try_from(value).expect("finite");
         let factor = real(beta).with_precision(200).value() / real(normalizer).with_precision(200).value();
@@ -284,9 +291,10 @@ fn normalisers_out_of_range_are_refused() {
             group_losses: &mut losses,
             coefficients: &mut coefficients,
             statistics: &mut [GroupStatistics::default()],
+            row_weights: None,
         };
-        let inputs = ObjectiveInputs { log_ratios: &[0.0, 1.0], batch: &batch, rewards: Rewards::from(&[0.0, 1.0]) };
-        let refused = Cpu::default().objective(&exo, inputs, Reduction::Normalizer(bad), outputs);
+        let (rewards, reduction) = (Rewards::from(&[0.0, 1.0]), Reduction::Normalizer(bad));
+        let refused = Cpu::default().objective(&exo, &[0.0, 1.0].as_slice(), &batch, &rewards, reduction, outputs);
         assert!(matches!(refused, Err(Error::Parameter { name: "normalizer", .. })), "{bad:e}");
         assert_eq!((losses, coefficients), ([7.0], [7.0; 2]), "a refused call has written");
     }

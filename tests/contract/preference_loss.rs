@@ -3,12 +3,12 @@
 use approx::{assert_abs_diff_eq, assert_relative_eq, relative_eq};
 use exo_kernels::reference::preference_loss;
 use exo_kernels::{
-    Batch, Betas, Divergence, IGNORE_INDEX, LogRatio, LogitOptions, Logits, LossOptions, Objective, Reduction,
+    Batch, Betas, Divergence, IGNORE_INDEX, LogRatio, LogitOptions, LossOptions, Matrix, Objective, Reduction,
     Reference, Report, Rewards,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use support::backend::{Rows, TestBackend, TestLoss, on_every_backend};
+use support::backend::{Rows, TestBackend, on_every_backend};
 
 on_every_backend!(
     agrees_with_the_reference_in_every_option,
@@ -95,10 +95,10 @@ fn agrees_with_the_reference_in_every_option(backend: &impl TestBackend) {
     for (seed, options) in options().into_iter().enumerate() {
         let Step { rows, batch, reference, sums, rewards, offsets } = step(seed as u64);
         let references = [Reference::PerToken(&reference), Reference::PerSequence(&sums), Reference::None];
-        let view = Logits::new(&rows.logits, VOCAB).expect("rows");
+        let view = Matrix::new(&rows.logits, VOCAB).expect("rows");
         for reference in references {
             for rewards in [Rewards::from(&rewards), Rewards::from(&rewards).with_proposal(&offsets)] {
-                let exact = preference_loss::forward(&options, view, &rows.targets, &batch, reference, rewards);
+                let exact = preference_loss::forward(&options, &view, &rows.targets, &batch, &reference, rewards);
                 let exact = exact.expect("inputs that fit");
                 let mut loss = backend.loss(options);
                 let forward = loss.forward(&rows, &batch, reference, rewards).expect("forward");
@@ -112,7 +112,7 @@ fn agrees_with_the_reference_in_every_option(backend: &impl TestBackend) {
                 }
                 let grad = loss.backward(&forward, &rows).expect("backward");
                 for row in 0..batch.rows() {
-                    let expected = exact.grad_logits(&options, view, &rows.targets, row);
+                    let expected = exact.grad_logits(&options, &view, &rows.targets, row);
                     for (computed, expected) in rows.row(&grad, row).iter().zip(expected) {
                         close(f64::from(*computed), expected, "gradient");
                     }

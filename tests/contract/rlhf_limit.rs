@@ -7,9 +7,7 @@
 //! out here from the distributions.
 
 use approx::assert_abs_diff_eq;
-use exo_kernels::{
-    Batch, Betas, Cpu, GroupStatistics, Objective, ObjectiveInputs, ObjectiveOutputs, Reduction, Rewards,
-};
+use exo_kernels::{Backend, Batch, Betas, Cpu, GroupStatistics, Objective, ObjectiveOutputs, Reduction, Rewards};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -108,16 +106,15 @@ impl Problem {
         Cpu::default()
             .objective(
                 objective,
-                ObjectiveInputs {
-                    log_ratios: &pick(&self.log_ratios),
-                    batch: &batch,
-                    rewards: Rewards::from(&pick(&self.rewards)),
-                },
+                &pick(&self.log_ratios).as_slice(),
+                &batch,
+                &Rewards::from(&pick(&self.rewards)),
                 Reduction::Sum,
                 ObjectiveOutputs {
                     group_losses: &mut losses,
                     coefficients: &mut coefficients,
                     statistics: &mut statistics,
+                    row_weights: None,
                 },
             )
             .expect("inputs that the objective takes");

@@ -6,7 +6,7 @@ use exo_kernels::reference::token_log_prob;
 use exo_kernels::{Element, LogitOptions};
 use half::{bf16, f16};
 use support::adversarial::{Row, adversarial};
-use support::backend::{Rows, TestBackend, TestElement, on_every_backend};
+use support::backend::{Rows, TestBackend, on_every_backend};
 
 on_every_backend!(
     f32_is_within_bounds,
@@ -64,7 +64,7 @@ fn share(computed: f64, expected: f64, bound: f64) -> f64 {
     if error.is_nan() { f64::INFINITY } else { error / bound }
 }
 
-fn check<B: TestBackend, T: TestElement>(backend: &B, vocab: usize, options: &LogitOptions, shares: &mut Shares) {
+fn check<B: TestBackend, T: Element>(backend: &B, vocab: usize, options: &LogitOptions, shares: &mut Shares) {
     let rows = adversarial::<T>(vocab, vocab as u64);
     let packed = together(&rows);
     let forward = backend.forward(&packed, options, true);
@@ -104,7 +104,7 @@ fn check<B: TestBackend, T: TestElement>(backend: &B, vocab: usize, options: &Lo
     }
 }
 
-fn within_bounds<B: TestBackend, T: TestElement>(backend: &B) {
+fn within_bounds<B: TestBackend, T: Element>(backend: &B) {
     for backend in backend.variants() {
         let mut shares = Shares::default();
         for &vocab in B::pick(VOCABULARIES.0, VOCABULARIES.1) {

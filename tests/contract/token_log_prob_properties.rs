@@ -1,10 +1,10 @@
 //! Properties of the token log-prob stage at random shapes, strides, types and values.
 
 use approx::abs_diff_eq;
-use exo_kernels::LogitOptions;
+use exo_kernels::{Element, LogitOptions};
 use half::{bf16, f16};
 use proptest::prelude::*;
-use support::backend::{Rows, TestBackend, TestElement, on_every_backend};
+use support::backend::{Rows, TestBackend, on_every_backend};
 
 on_every_backend!(
     probabilities_of_all_columns_belong_together,
@@ -45,13 +45,13 @@ impl Case {
     }
 
     /// The rows, shifted, each scoring `target`.
-    fn rows<T: TestElement>(&self, target: usize, shift: f32) -> Rows<T> {
+    fn rows<T: Element>(&self, target: usize, shift: f32) -> Rows<T> {
         let logits = self.values.iter().map(|value| T::from_f32(value + shift)).collect();
         Rows { row_stride: self.stride(), ..Rows::new(logits, vec![target as i64; self.rows], self.vocab) }
     }
 
     /// Row `row` once for each of its columns, which is the target.
-    fn every_target<T: TestElement>(&self, row: usize) -> Rows<T> {
+    fn every_target<T: Element>(&self, row: usize) -> Rows<T> {
         let row: Vec<T> = self.row(row).iter().map(|value| T::from_f32(*value)).collect();
         Rows::new(row.repeat(self.vocab), (0..self.vocab as i64).collect(), self.vocab)
     }
@@ -69,7 +69,7 @@ impl Case {
 /// derived bounds; what is asked here is whether the numbers belong together at all.
 const ROUNDING: f64 = 2e-4;
 
-fn probabilities_sum_to_one<T: TestElement>(backend: &impl TestBackend, case: &Case) {
+fn probabilities_sum_to_one<T: Element>(backend: &impl TestBackend, case: &Case) {
     for row in 0..case.rows {
         let found = backend.forward(&case.every_target::<T>(row), &case.options(), true);
         let (mut sum, mut entropy) = (0.0f64, 0.0f64);

@@ -3,9 +3,11 @@
 
 use cudarc::driver::CudaGraph;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use exo_kernels::cuda::{Cuda, Logits, LogitsMut, Reference, RowGradients, SavedRows, TokenLogProbs};
-use exo_kernels::{Batch, Betas, Error, LogitOptions, Objective, PreferenceLoss, Report, SoftmaxState};
-use support::device::{self, Rows, download, upload};
+use exo_kernels::cuda::{Cuda, Matrix, MatrixMut, Reference, RowGradients, SavedRows, TokenLogProbs};
+use exo_kernels::{Backend, Batch, Betas, Error, LogitOptions, Objective, PreferenceLoss, Report, SoftmaxState};
+use support::backend::TestBackend;
+use support::device::{self, download, upload};
+use support::host_rows::Rows;
 
 /// A stream that can be captured.
 fn cuda() -> Cuda {
@@ -41,15 +43,17 @@ fn a_captured_step_is_replayed_over_new_logits() {
     let mut states = upload(&cuda, &[SoftmaxState::default(); 2]);
     let upstream = upload(&cuda, &[1.0_f32, -0.5]);
     let mut step = || {
-        let mut outputs =
-            TokenLogProbs { log_probs: log_probs.as_view_mut(), states: states.as_view_mut(), entropies: None };
-        let view = Logits::new(logits.as_view(), vocab).expect("rows");
-        cuda.token_log_probs(&view, &targets.as_view(), &options, &mut outputs).expect("forward");
-        let saved = SavedRows { states: states.as_view(), entropies: None };
-        let gradients = RowGradients { log_probs: upstream.as_view(), entropies: None };
-        let mut view = LogitsMut::new(logits.as_view_mut(), vocab).expect("rows");
-        cuda.token_log_probs_backward_in_place(&mut view, &targets.as_view(), &options, &saved, &gradients)
-            .expect("backward");
+        let outputs = TokenLogProbs {
+            log_probs: log_probs.as_view_mut().into(),
+            states: states.as_view_mut().into(),
+            entropies: None,
+        };
+        let view = Matrix::new(logits.as_view().into(), vocab).expect("rows");
+        cuda.token_log_probs(&view, &targets, &options, outputs).expect("forward");
+        let saved = SavedRows { states: states.as_view().into(), entropies: None };
+        let gradients = RowGradients::PerRow { log_probs: upstream.as_view().into(), entropies: None };
+        let view = MatrixMut::new(logits.as_view_mut().into(), vocab).expect("rows");
+        cuda.token_log_probs_backward_in_place(view, &targets, &options, &saved, &gradients).expect("backward");
     };
     // The first call loads the kernels and makes the scratch memory, which a capture cannot.
     step();
@@ -59,10 +63,10 @@ fn a_captured_step_is_replayed_over_new_logits() {
         let packed = rows(seed);
         cuda.stream().memcpy_htod(&packed.logits, &mut logits).expect("upload");
         graph.launch().expect("replay");
-        let direct = packed.forward(&cuda, &options, false);
+        let direct = cuda.forward(&packed, &options, false);
         assert_eq!(download(&cuda, &log_probs), direct.log_probs, "seed {seed}");
         assert_eq!(download(&cuda, &states), direct.states, "seed {seed}");
-        let gradient = packed.backward(&cuda, &options, &direct, (&[1.0, -0.5], None), true);
+        let gradient = cuda.backward(&packed, &options, &direct, (&[1.0, -0.5], None), true);
         assert_eq!(download(&cuda, &logits), gradient, "seed {seed}");
     }
 }
@@ -104,10 +108,11 @@ fn eager(cuda: &Cuda, step: &Step) -> (Result<Report, Error>, Vec<u32>) {
     let reference = upload(cuda, &step.reference);
     let mut gradients = upload(cuda, &vec![f32::MAX; 4 * VOCAB]);
     let mut loss = PreferenceLoss::new(cuda.clone(), objective());
-    let view = Logits::new(logits.as_view(), VOCAB).expect("rows");
-    let reference = Reference::PerToken(reference.as_view());
-    let step = loss.forward(&view, &targets.as_view(), &batch(), &reference, &step.rewards).expect("forward");
-    loss.backward(&step, &view, &mut LogitsMut::new(gradients.as_view_mut(), VOCAB).expect("rows")).expect("backward");
+    let view = Matrix::new(logits.as_view().into(), VOCAB).expect("rows");
+    let reference = Reference::PerToken(reference.as_view().into());
+    let step = loss.forward(&view, &targets, &batch(), &reference, &step.rewards).expect("forward");
+    loss.backward(&step, &view, MatrixMut::new(gradients.as_view_mut().into(), VOCAB).expect("rows"))
+        .expect("backward");
     (loss.report().cloned(), bits(&download(cuda, &gradients)))
 }
 
@@ -132,10 +137,10 @@ fn a_captured_loss_is_replayed_over_new_inputs() {
     let mut loss = PreferenceLoss::new(cuda.clone(), objective());
     let batch = batch();
     let mut step = || {
-        let view = Logits::new(logits.as_view(), VOCAB).expect("rows");
-        let reference = Reference::PerToken(reference.as_view());
-        let step = loss.forward(&view, &targets.as_view(), &batch, &reference, &rewards).expect("forward");
-        loss.backward(&step, &view, &mut LogitsMut::new(gradients.as_view_mut(), VOCAB).expect("rows"))
+        let view = Matrix::new(logits.as_view().into(), VOCAB).expect("rows");
+        let reference = Reference::PerToken(reference.as_view().into());
+        let step = loss.forward(&view, &targets, &batch, &reference, &rewards).expect("forward");
+        loss.backward(&step, &view, MatrixMut::new(gradients.as_view_mut().into(), VOCAB).expect("rows"))
             .expect("backward");
     };
     step();
@@ -172,14 +177,14 @@ fn a_capture_that_would_copy_from_the_host_is_refused() {
     let rewards = upload(&cuda, &first.rewards);
     let mut loss = PreferenceLoss::new(cuda.clone(), objective());
     let (batch, other) = (batch(), Batch::new(&[0u32, 2, 4], &[0u32, 2]).expect("offsets"));
-    let (view, none) = (Logits::new(logits.as_view(), VOCAB).expect("rows"), Reference::None);
-    loss.forward(&view, &targets.as_view(), &batch, &none, &rewards).expect("forward");
+    let (view, none) = (Matrix::new(logits.as_view().into(), VOCAB).expect("rows"), Reference::None);
+    loss.forward(&view, &targets, &batch, &none, &rewards).expect("forward");
     let of_first = loss.report().expect("report").clone();
     let graph = captured(&cuda, || {
-        let refused = loss.forward(&view, &targets.as_view(), &batch, &none, &first.rewards).expect_err("host rewards");
+        let refused = loss.forward(&view, &targets, &batch, &none, &first.rewards).expect_err("host rewards");
         assert!(matches!(refused, Error::Cuda { call: "cuMemcpyHtoDAsync", .. }), "{refused}");
         let two = rewards.slice(..2);
-        let refused = loss.forward(&view, &targets.as_view(), &other, &none, two).expect_err("another batch");
+        let refused = loss.forward(&view, &targets, &other, &none, two).expect_err("another batch");
         assert!(matches!(refused, Error::Cuda { call: "cuMemcpyHtoDAsync", .. }), "{refused}");
     });
     drop(graph);

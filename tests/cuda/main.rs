@@ -2,5 +2,6 @@
 
 mod graph;
 mod kernels;
+mod linear;
 mod preference_loss;
 mod token_log_prob;

@@ -5,14 +5,14 @@
 use cudarc::driver::CudaSlice;
 use cudarc::driver::DeviceRepr;
 use exo_kernels::Element;
-use exo_kernels::cuda::{Cuda, DeviceRewards, Logits, LogitsMut, Reference, Rewards};
+use exo_kernels::cuda::{Cuda, DeviceRewards, Matrix, MatrixMut, Reference, Rewards};
 use exo_kernels::{Batch, Betas, Error, LossOptions, Objective, PreferenceLoss};
 use golden::{Fixture, StoredLogits, golden_folder};
+use support::backend::TestBackend;
 use support::device::{self, download, upload};
-use support::golden_on_cuda::OnCuda;
 
 fn compare_composition<T: Element + DeviceRepr + PartialEq>(name: &str, fixture: &Fixture, values: &[T], cuda: &Cuda) {
-    let stages = golden::computed(fixture, &OnCuda(cuda.clone()));
+    let stages = golden::Stages::new(cuda.clone(), Cuda::ARITHMETIC).computed(fixture);
     let mut loss = PreferenceLoss::new(cuda.clone(), fixture.options);
     let logits = upload(cuda, values);
     let (targets, reference) = (upload(cuda, &fixture.targets), upload(cuda, &fixture.reference));
@@ -21,13 +21,13 @@ fn compare_composition<T: Element + DeviceRepr + PartialEq>(name: &str, fixture:
     let mut forward = None;
     // Twice: the workspace of the first step is the second's.
     for _ in 0..2 {
-        let view = Logits::new(logits.slice(..values.len()), fixture.vocab).expect("rows");
-        let reference = Reference::PerToken(reference.slice(..count));
+        let view = Matrix::new(logits.slice(..values.len()).into(), fixture.vocab).expect("rows");
+        let reference = Reference::PerToken(reference.slice(..count).into());
         let step = loss
-            .forward(&view, &targets.slice(..count), &fixture.batch, &reference, fixture.rewards.as_slice())
+            .forward(&view, targets.slice(..count), &fixture.batch, &reference, fixture.rewards.as_slice())
             .expect("forward");
-        let mut out = LogitsMut::new(gradients.slice_mut(..values.len()), fixture.vocab).expect("rows");
-        loss.backward(&step, &view, &mut out).expect("backward");
+        let out = MatrixMut::new(gradients.slice_mut(..values.len()).into(), fixture.vocab).expect("rows");
+        loss.backward(&step, &view, out).expect("backward");
         forward = Some(step);
         let report = loss.unchecked_report().expect("report");
         assert_eq!(report.group_losses, stages.groups.losses, "{name}: group losses");
@@ -44,9 +44,9 @@ fn compare_composition<T: Element + DeviceRepr + PartialEq>(name: &str, fixture:
     assert_eq!(of_rows, expected, "{name}: gradient");
 
     let mut in_place = upload(cuda, values);
-    let mut view = LogitsMut::new(in_place.slice_mut(..values.len()), fixture.vocab).expect("rows");
+    let view = MatrixMut::new(in_place.slice_mut(..values.len()).into(), fixture.vocab).expect("rows");
     let step = forward.expect("a forward pass").with_moved_inputs();
-    loss.backward_in_place(step, &mut view).expect("backward in place");
+    loss.backward_in_place(step, view).expect("backward in place");
     let bits = |values: Vec<T>| values.iter().map(|value| value.to_f32().to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(download(cuda, &in_place)), bits(computed), "{name}: in place");
 }
@@ -102,21 +102,21 @@ fn exo(beta_policy: f64) -> LossOptions {
 fn what_only_the_device_can_see_comes_out_of_the_report() {
     let small = Small::new();
     let mut loss = PreferenceLoss::new(small.cuda.clone(), exo(0.5));
-    let view = Logits::new(small.logits.as_view(), VOCAB).expect("rows");
+    let view = Matrix::new(small.logits.as_view().into(), VOCAB).expect("rows");
     let none = Reference::None;
 
     let mut ids: Vec<u32> = vec![1; 16];
     (ids[6], ids[9]) = (VOCAB as u32, 1000);
     let ids = upload(&small.cuda, &ids);
-    loss.forward(&view, &ids.as_view(), &small.batch, &none, &small.rewards).expect("forward");
+    loss.forward(&view, &ids, &small.batch, &none, &small.rewards).expect("forward");
     let found = loss.report().expect_err("targets beyond the vocabulary");
     assert_eq!(found, Error::DeviceTarget { row: 6, count: 2, vocab: VOCAB });
 
     let mut values = vec![-1.0_f32; 16];
     values[13] = f32::INFINITY;
     let values = upload(&small.cuda, &values);
-    let reference = Reference::PerToken(values.as_view());
-    loss.forward(&view, &small.targets.as_view(), &small.batch, &reference, &small.rewards).expect("forward");
+    let reference = Reference::PerToken(values.as_view().into());
+    loss.forward(&view, &small.targets, &small.batch, &reference, &small.rewards).expect("forward");
     let found = loss.report().expect_err("an infinite reference");
     assert!(matches!(found, Error::NotFinite { what: "reference log-prob", sequence: 3, .. }), "{found}");
 }
@@ -125,14 +125,14 @@ fn what_only_the_device_can_see_comes_out_of_the_report() {
 #[test]
 fn rewards_on_the_device_are_those_of_the_host() {
     let small = Small::new();
-    let view = Logits::new(small.logits.as_view(), VOCAB).expect("rows");
+    let view = Matrix::new(small.logits.as_view().into(), VOCAB).expect("rows");
     let offsets = [0.5, -0.25, 1.5, 0.0];
     let in_f32 = small.rewards.map(|reward| reward as f32);
     let (f64s, f32s) = (upload(&small.cuda, &small.rewards), upload(&small.cuda, &in_f32));
     let proposal = upload(&small.cuda, &offsets);
     let mut loss = PreferenceLoss::new(small.cuda.clone(), exo(0.5));
     let mut report = |rewards: Rewards<'_>| {
-        loss.forward(&view, &small.targets.as_view(), &small.batch, &Reference::None, rewards).expect("forward");
+        loss.forward(&view, &small.targets, &small.batch, &Reference::None, rewards).expect("forward");
         loss.report().expect("report").clone()
     };
     let expected = report(Rewards::from(&small.rewards));
@@ -140,7 +140,7 @@ fn rewards_on_the_device_are_those_of_the_host() {
     assert_eq!(report(Rewards::from(f32s.as_view())), expected, "f32");
     let corrected = report(exo_kernels::Rewards::from(&small.rewards).with_proposal(&offsets).into());
     assert_ne!(corrected.loss, expected.loss);
-    let on_device = DeviceRewards::from(f32s.as_view()).with_proposal(proposal.as_view());
+    let on_device = DeviceRewards::from(f32s.as_view()).with_proposal(proposal.as_view().into());
     assert_eq!(report(on_device.into()), corrected, "with a proposal");
 }
 
@@ -148,7 +148,7 @@ fn rewards_on_the_device_are_those_of_the_host() {
 #[test]
 fn bad_rewards_on_the_device_come_out_of_the_report() {
     let small = Small::new();
-    let view = Logits::new(small.logits.as_view(), VOCAB).expect("rows");
+    let view = Matrix::new(small.logits.as_view().into(), VOCAB).expect("rows");
     let (targets, none) = (small.targets.as_view(), Reference::None);
     let mut loss = PreferenceLoss::new(small.cuda.clone(), exo(0.5));
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -163,7 +163,7 @@ fn bad_rewards_on_the_device_come_out_of_the_report() {
 
     let refused = loss.forward(&view, &targets, &small.batch, &none, rewards.slice(..3)).expect_err("three rewards");
     assert_eq!(refused, Error::Length { what: "rewards", given: 3, expected: 4 });
-    let short = DeviceRewards::from(rewards.as_view()).with_proposal(rewards.slice(1..));
+    let short = DeviceRewards::from(rewards.as_view()).with_proposal(rewards.slice(1..).into());
     let refused = loss.forward(&view, &targets, &small.batch, &none, short).expect_err("three offsets");
     assert_eq!(refused, Error::Length { what: "proposal offsets", given: 3, expected: 4 });
     let official = Objective::exo_pref_official(0.5).expect("beta");

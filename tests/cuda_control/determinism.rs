@@ -1,11 +1,13 @@
 //! The order in which blocks and warps run changes no bit, and row offsets are 64 bits wide. A binary of its own: the
 //! settings of softcuda are the process's. On a real device the order is what it is; there the first test runs twice.
 
-use exo_kernels::cuda::{Logits, LogitsMut, Reference, RowGradients, SavedRows, TokenLogProbs};
-use exo_kernels::{Batch, Betas, LogitOptions, Objective, PreferenceLoss, SoftmaxState};
+use exo_kernels::cuda::{Matrix, MatrixMut, Reference, RowGradients, SavedRows, TokenLogProbs};
+use exo_kernels::{Backend, Batch, Betas, LogitOptions, Objective, PreferenceLoss, SoftmaxState};
 use half::bf16;
 use softcuda::Settings;
-use support::device::{self, Rows, download, upload};
+use support::backend::TestBackend;
+use support::device::{self, download, upload};
+use support::host_rows::Rows;
 use support::turn;
 
 /// Loss, report and gradient of a step whose rows are shared by several blocks.
@@ -19,10 +21,10 @@ fn step() -> (Vec<u64>, Vec<u16>) {
     let batch = Batch::new(&[0u32, 2, 3, 4, 6], &[0u32, 2, 4]).expect("offsets");
     let objective = Objective::jensen_shannon(Betas { policy: 0.5, reward: 0.5 }).expect("betas");
     let mut loss = PreferenceLoss::new(cuda.clone(), objective).with_entropy(true);
-    let view = Logits::new(logits.as_view(), vocab).expect("rows");
-    let step =
-        loss.forward(&view, &targets.as_view(), &batch, &Reference::None, &[1.0, 0.0, -1.0, 0.5]).expect("forward");
-    loss.backward(&step, &view, &mut LogitsMut::new(gradients.as_view_mut(), vocab).expect("rows")).expect("backward");
+    let view = Matrix::new(logits.as_view().into(), vocab).expect("rows");
+    let step = loss.forward(&view, &targets, &batch, &Reference::None, &[1.0, 0.0, -1.0, 0.5]).expect("forward");
+    loss.backward(&step, &view, MatrixMut::new(gradients.as_view_mut().into(), vocab).expect("rows"))
+        .expect("backward");
     let report = loss.report().expect("report");
     let numbers =
         report.group_losses.iter().chain(&report.implicit_rewards).chain(&report.margins).chain(&report.entropy);
@@ -57,8 +59,8 @@ fn rows_may_be_further_apart_than_32_bits_count() {
     let values: Vec<bf16> = (0..2 * vocab).map(|i| bf16::from_f32(((i * 31) % 97) as f32 * 0.1)).collect();
     let packed = Rows::new(values.clone(), vec![7, 999], vocab);
     let options = LogitOptions::default();
-    let expected = packed.forward(&cuda, &options, false);
-    let expected_gradient = packed.backward(&cuda, &options, &expected, (&[1.0, -2.0], None), false);
+    let expected = cuda.forward(&packed, &options, false);
+    let expected_gradient = cuda.backward(&packed, &options, &expected, (&[1.0, -2.0], None), false);
 
     // SAFETY: what is read of it is written first.
     let allocated = unsafe { cuda.stream().alloc::<bf16>(row_stride + vocab) };
@@ -72,19 +74,21 @@ fn rows_may_be_further_apart_than_32_bits_count() {
     let targets = upload(&cuda, &packed.targets);
     let mut log_probs = upload(&cuda, &[0.0_f32; 2]);
     let mut states = upload(&cuda, &[SoftmaxState::default(); 2]);
-    let view = Logits::strided(logits.as_view(), 2, vocab, row_stride).expect("rows");
-    let mut outputs =
-        TokenLogProbs { log_probs: log_probs.as_view_mut(), states: states.as_view_mut(), entropies: None };
-    cuda.token_log_probs(&view, &targets.as_view(), &options, &mut outputs).expect("forward");
+    let view = Matrix::strided(logits.as_view().into(), 2, vocab, row_stride).expect("rows");
+    let outputs = TokenLogProbs {
+        log_probs: log_probs.as_view_mut().into(),
+        states: states.as_view_mut().into(),
+        entropies: None,
+    };
+    cuda.token_log_probs(&view, &targets, &options, outputs).expect("forward");
     assert_eq!(download(&cuda, &log_probs), expected.log_probs);
     assert_eq!(download(&cuda, &states), expected.states);
 
     let upstream = upload(&cuda, &[1.0_f32, -2.0]);
-    let saved = SavedRows { states: states.as_view(), entropies: None };
-    let upstream = RowGradients { log_probs: upstream.as_view(), entropies: None };
-    let mut view = LogitsMut::strided(logits.as_view_mut(), 2, vocab, row_stride).expect("rows");
-    cuda.token_log_probs_backward_in_place(&mut view, &targets.as_view(), &options, &saved, &upstream)
-        .expect("backward");
+    let saved = SavedRows { states: states.as_view().into(), entropies: None };
+    let upstream = RowGradients::PerRow { log_probs: upstream.as_view().into(), entropies: None };
+    let view = MatrixMut::strided(logits.as_view_mut().into(), 2, vocab, row_stride).expect("rows");
+    cuda.token_log_probs_backward_in_place(view, &targets, &options, &saved, &upstream).expect("backward");
     let bits = |values: &[bf16]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&download(&cuda, &logits.slice(..vocab))), bits(&expected_gradient[..vocab]));
     assert_eq!(bits(&download(&cuda, &logits.slice(row_stride..))), bits(&expected_gradient[vocab..]));

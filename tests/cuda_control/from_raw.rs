@@ -10,7 +10,7 @@ use cudarc::driver::sys::{
 };
 use exo_kernels::cuda::raw::{
     self, ForwardOutputs, LinearGradientsAt, LinearInputs, LogRatioInputs, LogRatioOutputs, MatrixAt, ObjectiveInputs,
-    ObjectiveOutputs, RowLossesAt, Rows, Targets, Upstream,
+    ObjectiveOutputs, RowLossesAt, Targets, Upstream,
 };
 use exo_kernels::cuda::{Cuda, Status};
 use exo_kernels::reference::bounds::{self, Arithmetic};
@@ -193,7 +193,7 @@ fn check_logits(framework: &Framework, cuda: &Cuda, around: CUcontext, count: us
     let log_probs = framework.upload(&vec![f32::MAX; count]);
     let states = framework.upload(&vec![SoftmaxState::default(); count]);
     let from = framework.upload(&upstream[..count]);
-    let rows = |address| Rows { address, rows: count, vocab: VOCAB, row_stride: VOCAB, dtype: Dtype::F32 };
+    let rows = |address| MatrixAt { address, rows: count, columns: VOCAB, row_stride: VOCAB, dtype: Dtype::F32 };
     let targets = Targets::I64(ids);
     let outputs = ForwardOutputs { log_probs, states, entropies: 0 };
     // SAFETY: buffers of these sizes in the framework's context, used on its stream only.

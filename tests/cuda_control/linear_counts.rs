@@ -6,14 +6,15 @@ use cudarc::driver::DeviceRepr;
 use exo_kernels::{Dtype, Element, LogitOptions, RowLoss};
 use half::{bf16, f16};
 use softcuda::report::LaunchReport;
+use support::backend::{self, Placed};
 use support::linear::Case;
-use support::linear_device::{self, ALL, OnDevice, Wanted, set_chunks};
+use support::linear::{ALL, Wanted, set_chunks};
 use support::turn::{self, Turn};
 
 /// The counters of softcuda; `None` on a real device.
 fn counters() -> Option<(Turn, softcuda::Control)> {
     let turn = turn::take();
-    drop(linear_device::cuda());
+    drop(backend::cuda());
     let control = softcuda::control();
     if control.is_none() {
         println!("NOT RUN: this device does not count");
@@ -84,11 +85,11 @@ fn launches_and_bytes_are_those_of_the_plan() {
         let Some((_turn, control)) = counters() else { return };
         let (n, h, v, columns) = SHAPE;
         let b = size_of::<T>();
-        let cuda = linear_device::cuda();
+        let cuda = backend::cuda();
         set_chunks(&cuda, columns, 1 << 30);
         let case = Case::<T, T>::random(n, h, v, false, 1);
         assert_eq!(case.targets.iter().filter(|target| **target >= 0).count(), M);
-        let mut on_device = OnDevice::new(&cuda, &case);
+        let mut on_device = Placed::new(&cuda, &case);
         on_device.scored_rows = Some(M);
         let options = LogitOptions::default();
         control.take_launches();
@@ -143,7 +144,7 @@ fn launches_and_bytes_are_those_of_the_plan() {
 fn instructions_per_logit() {
     let Some((_turn, control)) = counters() else { return };
     let (rows, vocab) = (8, 64 * 1024);
-    let cuda = linear_device::cuda();
+    let cuda = backend::cuda();
     let case = Case::<bf16, bf16> {
         rows,
         hidden_size: 1,
@@ -153,7 +154,7 @@ fn instructions_per_logit() {
         bias: None,
         targets: vec![5; rows],
     };
-    let on_device = OnDevice::new(&cuda, &case);
+    let on_device = Placed::new(&cuda, &case);
     let options = LogitOptions::default();
     control.take_launches();
     let forward = on_device.forward(&options, false);
@@ -176,13 +177,13 @@ fn memory_is_what_the_formula_says() {
         let (n, h, v, columns) = SHAPE;
         let b = size_of::<T>();
         let case = Case::<T, T>::random(n, h, v, bias, 1);
-        let cuda = linear_device::cuda();
+        let cuda = backend::cuda();
         set_chunks(&cuda, columns, 7 * 4 * v);
-        let mut on_device = OnDevice::new(&cuda, &case);
+        let mut on_device = Placed::new(&cuda, &case);
         on_device.scored_rows = Some(M);
         let options = LogitOptions::default();
         // A program's variables and the status word are there from the start.
-        let scored = OnDevice::new(&cuda, &case);
+        let scored = Placed::new(&cuda, &case);
         drop(scored);
         let before = control.memory_in_use();
         let forward = on_device.forward(&options, true);

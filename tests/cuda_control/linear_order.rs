@@ -5,12 +5,13 @@ use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use exo_kernels::cuda::{
     Cuda, Head, LinearGradients, Matrix, MatrixMut, RowGradients, RowLosses, SavedRows, TokenLogProbs,
 };
-use exo_kernels::{Element, LogitOptions, RowLoss, SoftmaxState};
+use exo_kernels::{Backend, Element, LogitOptions, RowLoss, SoftmaxState};
 use half::f16;
 use softcuda::Settings;
+use support::backend::{self, Placed};
 use support::device::{download, upload};
 use support::linear::Case;
-use support::linear_device::{self, ALL, Gradients, OnDevice, set_chunks};
+use support::linear::{ALL, Gradients, set_chunks};
 use support::turn;
 
 const ROWS: usize = 13;
@@ -37,7 +38,7 @@ fn upstream() -> (Vec<f32>, Vec<f32>) {
 /// All that the stage makes, both ways.
 fn everything(cuda: &Cuda, case: &Case<f16, f16>) -> Vec<u32> {
     set_chunks(cuda, 512, 3 * 4 * VOCAB);
-    let on_device = OnDevice::new(cuda, case);
+    let on_device = Placed::new(cuda, case);
     let (g, e) = upstream();
     let forward = on_device.forward(&options(), true);
     let gradients: Gradients<f16, f16> = on_device.backward(&options(), &forward, (&g, Some(&e)), ALL);
@@ -55,16 +56,16 @@ fn everything(cuda: &Cuda, case: &Case<f16, f16>) -> Vec<u32> {
 #[test]
 fn shuffled_blocks_and_warps_give_the_same_bits() {
     let _turn = turn::take();
-    let expected = everything(&linear_device::cuda(), &case(1));
+    let expected = everything(&backend::cuda(), &case(1));
     let Some(control) = softcuda::control() else {
-        assert!(everything(&linear_device::cuda(), &case(1)) == expected, "two runs differ");
+        assert!(everything(&backend::cuda(), &case(1)) == expected, "two runs differ");
         println!("NOT RUN with shuffled schedules: this is a real device");
         return;
     };
     for seed in 0..5 {
         let settings = Settings { shuffle: Some(seed), host_threads: 1 + seed as usize % 3, ..Settings::default() };
         control.configure(&settings);
-        assert!(everything(&linear_device::cuda(), &case(1)) == expected, "seed {seed} gives other bits");
+        assert!(everything(&backend::cuda(), &case(1)) == expected, "seed {seed} gives other bits");
     }
     control.configure(&Settings::default());
 }
@@ -110,30 +111,34 @@ impl Step {
 
     /// Forward and backward, or a row loss.
     fn run(&mut self, row_loss: bool) {
-        let hidden = Matrix::new(self.hidden.as_view(), SIZE).expect("rows");
-        let weight = Matrix::new(self.weight.as_view(), SIZE).expect("rows");
-        let head = Head::new(weight).and_then(|head| head.with_bias(self.bias.as_view())).expect("a head");
+        let hidden = Matrix::new(self.hidden.as_view().into(), SIZE).expect("rows");
+        let weight = Matrix::new(self.weight.as_view().into(), SIZE).expect("rows");
+        let head = Head::new(weight).and_then(|head| head.with_bias(self.bias.as_view().into())).expect("a head");
         let gradients = LinearGradients::new(
-            Some(MatrixMut::new(self.hidden_gradient.as_view_mut(), SIZE).expect("rows")),
-            Some(MatrixMut::new(self.weight_gradient.as_view_mut(), SIZE).expect("rows")),
+            Some(MatrixMut::new(self.hidden_gradient.as_view_mut().into(), SIZE).expect("rows")),
+            Some(MatrixMut::new(self.weight_gradient.as_view_mut().into(), SIZE).expect("rows")),
         )
-        .with_bias(self.bias_gradient.as_view_mut());
+        .with_bias(self.bias_gradient.as_view_mut().into());
         let targets = self.targets.as_view();
         if row_loss {
-            let loss = RowLoss::Weighted { weights: self.upstream.as_view() };
-            let mut outputs = RowLosses { log_probs: self.log_probs.as_view_mut(), losses: self.losses.as_view_mut() };
-            let call = self.cuda.linear_row_loss(&hidden, &head, &targets, &options(), loss, &mut outputs, gradients);
+            let loss = RowLoss::Weighted { weights: self.upstream.as_view().into() };
+            let outputs =
+                RowLosses { log_probs: self.log_probs.as_view_mut().into(), losses: self.losses.as_view_mut().into() };
+            let call = self.cuda.linear_row_loss(&hidden, &head, &targets, &options(), &loss, outputs, gradients);
             return call.expect("a pass");
         }
-        let mut outputs = TokenLogProbs {
-            log_probs: self.log_probs.as_view_mut(),
-            states: self.states.as_view_mut(),
-            entropies: Some(self.entropies.as_view_mut()),
+        let outputs = TokenLogProbs {
+            log_probs: self.log_probs.as_view_mut().into(),
+            states: self.states.as_view_mut().into(),
+            entropies: Some(self.entropies.as_view_mut().into()),
         };
-        self.cuda.linear_token_log_probs(&hidden, &head, &targets, &options(), &mut outputs).expect("forward");
-        let saved = SavedRows { states: self.states.as_view(), entropies: Some(self.entropies.as_view()) };
-        let upstream =
-            RowGradients { log_probs: self.upstream.as_view(), entropies: Some(self.entropy_upstream.as_view()) };
+        self.cuda.linear_token_log_probs(&hidden, &head, &targets, &options(), outputs).expect("forward");
+        let saved =
+            SavedRows { states: self.states.as_view().into(), entropies: Some(self.entropies.as_view().into()) };
+        let upstream = RowGradients::PerRow {
+            log_probs: self.upstream.as_view().into(),
+            entropies: Some(self.entropy_upstream.as_view().into()),
+        };
         self.cuda
             .linear_token_log_probs_backward(&hidden, &head, &targets, &options(), &saved, &upstream, gradients)
             .expect("backward");
@@ -154,7 +159,7 @@ impl Step {
 #[test]
 fn a_step_does_not_wait_for_the_device() {
     let _turn = turn::take();
-    let cuda = linear_device::cuda();
+    let cuda = backend::cuda();
     set_chunks(&cuda, 512, 3 * 4 * VOCAB);
     let Some(control) = softcuda::control() else {
         println!("NOT RUN: on a real device work cannot be held back");
@@ -180,7 +185,7 @@ fn a_step_does_not_wait_for_the_device() {
 #[test]
 fn a_captured_step_is_replayed_over_other_hidden_states() {
     let _turn = turn::take();
-    let cuda = linear_device::cuda();
+    let cuda = backend::cuda();
     // SAFETY: everything of this test is on one stream.
     unsafe { cuda.stream().context().disable_event_tracking() };
     set_chunks(&cuda, 512, 3 * 4 * VOCAB);

@@ -1,7 +1,7 @@
 //! A step puts its work into the stream and waits for none of it, wherever the rewards are. A binary of its own: the
 //! settings of softcuda are the process's. On a real device when work runs cannot be chosen: then this says so and stops.
 
-use exo_kernels::cuda::{Logits, LogitsMut, Reference, Rewards};
+use exo_kernels::cuda::{Matrix, MatrixMut, Reference, Rewards};
 use exo_kernels::{Batch, Betas, Objective, PreferenceLoss};
 use softcuda::Settings;
 use support::device::{self, download, upload};
@@ -24,15 +24,15 @@ fn a_step_does_not_wait_for_the_device() {
     let batch = Batch::new(&[0u32, 1, 2, 3, 4], &[0u32, 2, 4]).expect("offsets");
     let objective = Objective::exo(Betas { policy: 0.5, reward: 0.5 }).expect("betas");
     let mut loss = PreferenceLoss::new(cuda.clone(), objective);
-    let view = Logits::new(logits.as_view(), vocab).expect("rows");
+    let view = Matrix::new(logits.as_view().into(), vocab).expect("rows");
     cuda.stream().synchronize().expect("nothing has failed");
 
     control.configure(&Settings { delay_streams: true, ..Settings::default() });
     control.take_launches();
     for _ in 0..3 {
         for rewards in [Rewards::from(&on_host), Rewards::from(&on_device)] {
-            let step = loss.forward(&view, &targets.as_view(), &batch, &Reference::None, rewards).expect("forward");
-            loss.backward(&step, &view, &mut LogitsMut::new(gradients.as_view_mut(), vocab).expect("rows"))
+            let step = loss.forward(&view, &targets, &batch, &Reference::None, rewards).expect("forward");
+            loss.backward(&step, &view, MatrixMut::new(gradients.as_view_mut().into(), vocab).expect("rows"))
                 .expect("backward");
         }
     }

@@ -1,16 +1,18 @@
 //! Threads that share a backend: none waits for another's wait for the device, and each gets its own results.
 
-use exo_kernels::cuda::{Head, Logits, Matrix, Status, TokenLogProbs};
-use exo_kernels::{LogitOptions, SoftmaxState};
+use exo_kernels::cuda::{Cuda, Head, Matrix, Status, TokenLogProbs};
+use exo_kernels::{Backend, LogitOptions, SoftmaxState};
 use softcuda::Settings;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use support::device::{Rows, upload};
-use support::linear;
-use support::linear_device::{ALL, OnDevice, cuda};
+use support::backend::TestBackend;
+use support::backend::{Placed, cuda};
+use support::device::upload;
+use support::host_rows::Rows;
+use support::linear::{self, ALL};
 use support::turn;
 use support::watchdog;
 
@@ -60,15 +62,23 @@ fn calls_go_on_while_another_thread_waits_for_the_status() {
     let status = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| cuda.status().expect("a status"));
         is_reached.recv().expect("the stream comes to the function");
-        let mut outputs =
-            TokenLogProbs { log_probs: log_probs.as_view_mut(), states: states.as_view_mut(), entropies: None };
-        let view = Logits::new(logits.as_view(), VOCAB).expect("rows");
+        let outputs = TokenLogProbs {
+            log_probs: log_probs.as_view_mut().into(),
+            states: states.as_view_mut().into(),
+            entropies: None,
+        };
+        let view = Matrix::new(logits.as_view().into(), VOCAB).expect("rows");
         let options = LogitOptions::default();
         cuda.clear_status().expect("a launch");
-        cuda.token_log_probs(&view, &targets.as_view(), &options, &mut outputs).expect("a launch");
-        let hidden = Matrix::new(hidden.as_view(), 1).expect("rows");
-        let head = Head::new(Matrix::new(weight.as_view(), 1).expect("rows")).expect("a head");
-        cuda.linear_token_log_probs(&hidden, &head, &targets.as_view(), &options, &mut outputs).expect("launches");
+        cuda.token_log_probs(&view, &targets, &options, outputs).expect("a launch");
+        let hidden = Matrix::new(hidden.as_view().into(), 1).expect("rows");
+        let head = Head::new(Matrix::new(weight.as_view().into(), 1).expect("rows")).expect("a head");
+        let outputs = TokenLogProbs {
+            log_probs: log_probs.as_view_mut().into(),
+            states: states.as_view_mut().into(),
+            entropies: None,
+        };
+        cuda.linear_token_log_probs(&hidden, &head, &targets, &options, outputs).expect("launches");
         open.send(()).expect("the function waits");
         waiting.join().expect("no panic")
     });
@@ -91,16 +101,15 @@ fn threads_that_share_a_backend_get_their_own_results() {
             .map(|seed| {
                 let logits: Vec<f32> = (0..VOCAB).map(|i| ((i * (7919 + seed)) % 1013) as f32 * 0.01).collect();
                 let rows = Rows::one(&logits, 100 * seed);
-                let linear =
-                    OnDevice::new(&cuda, &linear::Case::<f32, f32>::random(5 + seed, 3, 700, true, seed as u64));
+                let linear = Placed::new(&cuda, &linear::Case::<f32, f32>::random(5 + seed, 3, 700, true, seed as u64));
                 (rows, linear)
             })
             .collect();
-        let of = |(rows, linear): &(Rows<f32>, OnDevice<f32>)| {
+        let of = |(rows, linear): &(Rows<f32>, Placed<Cuda, f32, f32>)| {
             let forward = linear.forward(&options, false);
             let upstream = vec![1.0; forward.log_probs.len()];
             let gradients = linear.backward::<f32>(&options, &forward, (&upstream, None), ALL);
-            (rows.forward(&cuda, &options, true), forward.log_probs, gradients)
+            (cuda.forward(rows, &options, true), forward.log_probs, gradients)
         };
         let expected: Vec<_> = cases.iter().map(of).collect();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().expect("a pool");

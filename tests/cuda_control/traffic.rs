@@ -2,7 +2,7 @@
 //! device nothing counts: then this says so and stops.
 
 use cudarc::driver::DeviceRepr;
-use exo_kernels::cuda::{Logits, LogitsMut, Reference};
+use exo_kernels::cuda::{Matrix, MatrixMut, Reference};
 use exo_kernels::{Batch, Betas, Dtype, Element, Objective, PreferenceLoss};
 use half::{bf16, f16};
 use softcuda::report::LaunchReport;
@@ -28,14 +28,13 @@ fn step<T: Element + DeviceRepr>(in_place: bool) -> Vec<LaunchReport> {
     let mut launches = Vec::new();
     for _ in 0..3 {
         control.take_launches();
-        let view = Logits::new(logits.as_view(), VOCAB).expect("rows");
-        let step =
-            loss.forward(&view, &targets.as_view(), &batch, &Reference::None, &[1.0, 0.0, -1.0, 0.5]).expect("forward");
+        let view = Matrix::new(logits.as_view().into(), VOCAB).expect("rows");
+        let step = loss.forward(&view, &targets, &batch, &Reference::None, &[1.0, 0.0, -1.0, 0.5]).expect("forward");
         if in_place {
-            loss.backward_in_place(step, &mut LogitsMut::new(logits.as_view_mut(), VOCAB).expect("rows"))
+            loss.backward_in_place(step, MatrixMut::new(logits.as_view_mut().into(), VOCAB).expect("rows"))
                 .expect("backward");
         } else {
-            loss.backward(&step, &view, &mut LogitsMut::new(gradients.as_view_mut(), VOCAB).expect("rows"))
+            loss.backward(&step, &view, MatrixMut::new(gradients.as_view_mut().into(), VOCAB).expect("rows"))
                 .expect("backward");
         }
         cuda.stream().synchronize().expect("no fault");

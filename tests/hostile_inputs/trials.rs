@@ -22,14 +22,14 @@ pub(crate) struct Trials {
     count: usize,
     /// The first script for every place that panicked.
     failures: BTreeMap<String, String>,
-    called: BTreeSet<&'static str>,
+    called: BTreeSet<String>,
 }
 
 /// A panic of a walk is a finding, and told with its script; elsewhere it stays what it is.
 static HOOK: Once = Once::new();
 
 /// How many walks were made, what failed, what was called.
-type Findings = (usize, BTreeMap<String, String>, BTreeSet<&'static str>);
+type Findings = (usize, BTreeMap<String, String>, BTreeSet<String>);
 
 thread_local! {
     /// Where the last panic of this thread was.
@@ -49,7 +49,7 @@ impl Trials {
     }
 
     /// Runs `series` for the public functions that it calls; what fails is for [`run`](Self::run) to tell.
-    pub(crate) fn collect_calls(series: impl FnOnce(&mut Self) + Send + 'static) -> BTreeSet<&'static str> {
+    pub(crate) fn collect_calls(series: impl FnOnce(&mut Self) + Send + 'static) -> BTreeSet<String> {
         Self::watched("inventory", series).2
     }
 

@@ -37,7 +37,7 @@ impl Digits {
     /// Enough for logits that are together up to `spread` apart: e^(−spread) beside 1 costs spread/ln 2 bits. And for the
     /// order α: 1 − W costs −log2 α.
     ///
-    /// Logits that are farther apart than [`FARTHEST`] have a probability that no f64 comes near, whatever it is
+    /// Logits that are farther apart than `FARTHEST` have a probability that no f64 comes near, whatever it is
     /// multiplied with: it is 0 here. What such logits, of up to 2^1700, cost is their own digits.
     pub fn for_spread(spread: f64, divergence: Divergence) -> Self {
         let of_spread = if spread < FARTHEST { 1.5 * spread } else { 1.5 * FARTHEST + 2000.0 };

@@ -1,5 +1,6 @@
 //! Hidden states and heads for the tests of the linear stage.
 
+use exo_kernels::cuda::{Cuda, LinearChunks};
 use exo_kernels::{Element, Head, Matrix};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -68,4 +69,9 @@ pub struct Gradients<T, G> {
     pub hidden: Vec<T>,
     pub weight: Vec<G>,
     pub bias: Vec<G>,
+}
+
+/// So many columns at once on a CUDA device, and as many bytes of rows.
+pub fn set_chunks(cuda: &Cuda, columns: usize, row_bytes: usize) {
+    cuda.set_linear_chunks(LinearChunks::default().with_columns(columns).expect("units").with_row_bytes(row_bytes));
 }

@@ -9,10 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-#[path = "../../../build/nvcc.rs"]
-#[allow(dead_code, reason = "the build script uses the rest")]
-mod nvcc;
-
 /// One statement a line: at least one for each row of the tables, and many for which there is no row.
 const EXAMPLES: &str = include_str!("data/ptx_forms.txt");
 
@@ -58,7 +54,8 @@ impl Ptxas {
     /// The one beside nvcc; without it the tests say so.
     fn find(test: &str) -> Option<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let found = nvcc::find(&root, |name| std::env::var_os(name)).map(|nvcc| nvcc.with_file_name("ptxas"));
+        let found =
+            kernel_build::nvcc::find(&root, |name| std::env::var_os(name)).map(|nvcc| nvcc.with_file_name("ptxas"));
         let found = found.filter(|ptxas| ptxas.exists());
         if found.is_none() {
             eprintln!("\nNOT RUN: {test} needs ptxas, and there is no nvcc: run scripts/install-nvcc\n");

@@ -13,14 +13,12 @@ use crate::cpu::Cpu;
 use crate::cpu::linear::tiles::{COLUMNS, ROWS, ScoredRows, TileScratch, VocabTile};
 use crate::cpu::softmax::{PartialSums, Scale};
 use crate::cpu::token_log_prob::RowForward;
-use crate::data::head::Head;
-use crate::data::matrix::Matrix;
-use crate::data::targets;
-use crate::data::targets::TokenId;
 use crate::element::Element;
-use crate::error::{Result, check_length};
+use crate::error::{Error, Result};
+use crate::host::{Head, Hidden, Targets, TokenLogProbs};
 use crate::options::LogitOptions;
-use crate::stage::token_log_prob::{SoftmaxState, TokenLogProbs};
+use crate::stage::linear::check_operands;
+use crate::stage::token_log_prob::SoftmaxState;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 /// The most slices that a vocabulary is divided into: how many tasks there are for one tile of rows.
@@ -63,57 +61,52 @@ pub(crate) fn fold(
     }
 }
 
-impl Cpu {
-    /// Token log-probs of hidden states `[N, H]` under a head, without its logits ever being held: log-probs, softmax
-    /// states and, if asked for, entropies, `[N]` each. The states are what [`token_log_probs`](Self::token_log_probs)
-    /// would leave for logits that are the f32 products.
-    ///
-    /// Products are in f32 whatever the types. A masked row's hidden state is not read.
-    ///
-    /// # Errors
-    /// [`Error::Length`](crate::Error::Length) for a hidden state that is not as long as a row of the weight, and for a
-    /// buffer that is not N long; [`Error::Target`](crate::Error::Target) for an id of V or more.
-    pub fn linear_token_log_probs<T: Element, W: Element, I: TokenId>(
-        &self,
-        hidden: Matrix<'_, T>,
-        head: &Head<'_, W>,
-        targets: &[I],
-        options: &LogitOptions,
-        outputs: TokenLogProbs<'_>,
-    ) -> Result<()> {
-        let rows = hidden.rows();
-        check_inputs(hidden, head, targets)?;
-        outputs.check(rows)?;
-        let TokenLogProbs { log_probs, states, mut entropies } = outputs;
-        log_probs.fill(0.0);
-        states.fill(SoftmaxState::default());
-        if let Some(entropies) = entropies.as_deref_mut() {
-            entropies.fill(0.0);
-        }
-
-        let scale = Scale::new(options);
-        let forward = RowForward { instructions: self.instructions, scale: &scale, entropy: entropies.is_some() };
-        let scored = ScoredRows::new(hidden, targets);
-        for (row, sums) in scored.rows.iter().zip(all_sums(&forward, &scored, head)) {
-            let (log_prob, state, entropy) = sums.finish(&forward);
-            log_probs[row.0] = log_prob;
-            states[row.0] = state;
-            if let Some(entropies) = entropies.as_deref_mut() {
-                entropies[row.0] = entropy;
-            }
-        }
-        Ok(())
+/// [`Backend::linear_token_log_probs`](crate::Backend::linear_token_log_probs).
+///
+/// Products are in f32 whatever the types.
+pub(in crate::cpu) fn forward<T: Element, W: Element>(
+    cpu: Cpu,
+    hidden: Hidden<'_, '_, T>,
+    head: &Head<'_, W>,
+    targets: Targets<'_>,
+    options: &LogitOptions,
+    outputs: TokenLogProbs<'_>,
+) -> Result<()> {
+    let rows = hidden.states.rows();
+    check_inputs(cpu, &hidden, head, targets)?;
+    outputs.check(&cpu, rows)?;
+    let TokenLogProbs { log_probs, states, mut entropies } = outputs;
+    log_probs.fill(0.0);
+    states.fill(SoftmaxState::default());
+    if let Some(entropies) = entropies.as_deref_mut() {
+        entropies.fill(0.0);
     }
+
+    let scale = Scale::new(options);
+    let forward = RowForward { instructions: cpu.instructions, scale: &scale, entropy: entropies.is_some() };
+    let scored = ScoredRows::new(hidden.states, targets);
+    for (row, sums) in scored.rows.iter().zip(all_sums(&forward, &scored, head)) {
+        let (log_prob, state, entropy) = sums.finish(&forward);
+        log_probs[row.0] = log_prob;
+        states[row.0] = state;
+        if let Some(entropies) = entropies.as_deref_mut() {
+            entropies[row.0] = entropy;
+        }
+    }
+    Ok(())
 }
 
-/// That hidden states, head and targets go together.
-pub(crate) fn check_inputs<T: Element, W: Element, I: TokenId>(
-    hidden: Matrix<'_, T>,
+/// Checks that hidden states, head and targets go together.
+pub(in crate::cpu) fn check_inputs<T: Element, W: Element>(
+    cpu: Cpu,
+    hidden: &Hidden<'_, '_, T>,
     head: &Head<'_, W>,
-    targets: &[I],
+    targets: Targets<'_>,
 ) -> Result<()> {
-    check_length("hidden size", hidden.columns(), head.weight().columns())?;
-    targets::check(targets, hidden.rows(), head.vocab())
+    check_operands(&cpu, hidden, head)?;
+    targets.check(hidden.states.rows(), head.vocab())?;
+    let beyond = hidden.scored_rows.map_or(0, |most| targets.scored_rows().saturating_sub(most));
+    if beyond > 0 { Err(Error::ScoredRows { beyond }) } else { Ok(()) }
 }
 
 /// How the tiles of a vocabulary are divided between tasks: by V alone.

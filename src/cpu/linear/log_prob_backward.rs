@@ -13,13 +13,11 @@ use crate::cpu::Cpu;
 use crate::cpu::linear::log_prob::check_inputs;
 use crate::cpu::linear::tiles::{Block, COLUMNS, DEPTH, ROWS, ScoredRows, TileScratch, VocabTile, multiply};
 use crate::cpu::token_log_prob_backward::{Backward, RowGradient, prepare};
-use crate::data::head::{Head, LinearGradients};
-use crate::data::matrix::{Matrix, MatrixMut};
-use crate::data::targets::TokenId;
 use crate::element::{Dtype, Element};
 use crate::error::Result;
+use crate::host::{Head, Hidden, LinearGradients, MatrixMut, RowGradients, SavedRows, Targets};
 use crate::options::LogitOptions;
-use crate::stage::token_log_prob::{RowGradients, SavedRows};
+use crate::stage::linear::check_gradients;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
@@ -32,58 +30,50 @@ const ROW_TILES: usize = 2;
 /// Tiles along the vocabulary that a chunk has at least, however few the threads.
 const FEWEST_TILES: usize = 8;
 
-impl Cpu {
-    /// Backward of [`linear_token_log_probs`](Self::linear_token_log_probs): gradients of the hidden states `[N, H]`,
-    /// the weight `[V, H]` and the bias `[V]`, of those that `gradients` has. The logits are made a second time.
-    ///
-    /// # Errors
-    /// [`Error::Length`](crate::Error::Length) for what does not fit; [`Error::Target`](crate::Error::Target) for an id
-    /// of V or more; [`Error::EntropiesNotKept`](crate::Error::EntropiesNotKept) for an entropy gradient without
-    /// entropies.
-    #[allow(clippy::too_many_arguments)]
-    pub fn linear_token_log_probs_backward<T: Element, W: Element, G: Element, I: TokenId>(
-        &self,
-        hidden: Matrix<'_, T>,
-        head: &Head<'_, W>,
-        targets: &[I],
-        options: &LogitOptions,
-        saved: SavedRows<'_>,
-        upstream: RowGradients<'_>,
-        gradients: LinearGradients<'_, T, G>,
-    ) -> Result<()> {
-        check_inputs(hidden, head, targets)?;
-        gradients.check(hidden.shape(), head.vocab())?;
-        let backward = prepare(self.instructions, hidden.rows(), head.vocab(), targets, options, saved, upstream)?;
-        if gradients.hidden.is_none() && gradients.weight.is_none() && gradients.bias.is_none() {
-            return Ok(());
-        }
-        let mut scored = ScoredRows::new(hidden, targets);
-        let mut rows: Vec<RowGradient> = scored.rows.iter().map(|(row, _)| backward.row_gradient(*row)).collect();
-        if gradients.accumulate {
-            withhold(&mut rows, &mut scored, 0);
-        }
-        let mut sums = GradientSums::new(gradients, &scored, head);
-        let chunk = chunk_tiles();
-        let mut gradient = vec![0.0; ROW_TILES.min(scored.tiles()) * chunk * TILE];
-        for first in (0..head.vocab().div_ceil(COLUMNS)).step_by(chunk) {
-            let tiles = vocab_tiles(first, chunk, head.vocab());
-            sums.begin(&tiles);
-            for row_tile in (0..scored.tiles()).step_by(ROW_TILES) {
-                let row_tiles = ROW_TILES.min(scored.tiles() - row_tile);
-                let gradient = &mut gradient[..row_tiles * tiles.len() * TILE];
-                gradient.par_chunks_exact_mut(TILE).enumerate().for_each_init(TileScratch::default, |scratch, tile| {
-                    let (index, tile) = tile;
-                    let (row_tile, vocab_tile) = (row_tile + index / tiles.len(), tiles[index % tiles.len()]);
-                    head.logits(scored.hidden(row_tile), vocab_tile, scratch, tile);
-                    overwrite(&backward, &rows[row_tile * ROWS..], &scored, row_tile, vocab_tile, tile);
-                });
-                sums.add(head, &scored, row_tile, &tiles, gradient);
-            }
-            sums.end(&tiles);
-        }
-        sums.finish(&scored);
-        Ok(())
+/// [`Backend::linear_token_log_probs_backward`](crate::Backend::linear_token_log_probs_backward).
+#[allow(clippy::too_many_arguments)]
+pub(in crate::cpu) fn backward<T: Element, W: Element, G: Element>(
+    cpu: Cpu,
+    hidden: Hidden<'_, '_, T>,
+    head: &Head<'_, W>,
+    targets: Targets<'_>,
+    options: &LogitOptions,
+    saved: &SavedRows<'_>,
+    upstream: &RowGradients<'_>,
+    gradients: LinearGradients<'_, T, G>,
+) -> Result<()> {
+    check_inputs(cpu, &hidden, head, targets)?;
+    check_gradients(&cpu, &gradients, &hidden, head)?;
+    let backward = prepare(cpu, hidden.states.rows(), head.vocab(), targets, options, saved, upstream)?;
+    if gradients.hidden.is_none() && gradients.weight.is_none() && gradients.bias.is_none() {
+        return Ok(());
     }
+    let mut scored = ScoredRows::new(hidden.states, targets);
+    let mut rows: Vec<RowGradient> = scored.rows.iter().map(|(row, _)| backward.row_gradient(*row)).collect();
+    if gradients.accumulate {
+        withhold(&mut rows, &mut scored, 0);
+    }
+    let mut sums = GradientSums::new(gradients, &scored, head);
+    let chunk = chunk_tiles();
+    let mut gradient = vec![0.0; ROW_TILES.min(scored.tiles()) * chunk * TILE];
+    for first in (0..head.vocab().div_ceil(COLUMNS)).step_by(chunk) {
+        let tiles = vocab_tiles(first, chunk, head.vocab());
+        sums.begin(&tiles);
+        for row_tile in (0..scored.tiles()).step_by(ROW_TILES) {
+            let row_tiles = ROW_TILES.min(scored.tiles() - row_tile);
+            let gradient = &mut gradient[..row_tiles * tiles.len() * TILE];
+            gradient.par_chunks_exact_mut(TILE).enumerate().for_each_init(TileScratch::default, |scratch, tile| {
+                let (index, tile) = tile;
+                let (row_tile, vocab_tile) = (row_tile + index / tiles.len(), tiles[index % tiles.len()]);
+                head.logits(scored.hidden(row_tile), vocab_tile, scratch, tile);
+                overwrite(&backward, &rows[row_tile * ROWS..], &scored, row_tile, vocab_tile, tile);
+            });
+            sums.add(head, &scored, row_tile, &tiles, gradient);
+        }
+        sums.end(&tiles);
+    }
+    sums.finish(&scored);
+    Ok(())
 }
 
 /// Tiles along the vocabulary that are worked on at once. It decides about memory, not about the results.
@@ -106,8 +96,8 @@ pub(crate) fn withhold(rows: &mut [RowGradient], scored: &mut ScoredRows, first:
 }
 
 /// Overwrites a tile of logits with their gradient. `rows` are the tile's.
-pub(crate) fn overwrite<I: TokenId>(
-    backward: &Backward<'_, I>,
+pub(crate) fn overwrite(
+    backward: &Backward<'_, '_, '_>,
     rows: &[RowGradient],
     scored: &ScoredRows,
     row_tile: usize,
@@ -124,7 +114,7 @@ pub(crate) fn overwrite<I: TokenId>(
 }
 
 /// The gradients as they are summed.
-pub(crate) struct GradientSums<'a, T, G> {
+pub(crate) struct GradientSums<'a, T: Element, G: Element> {
     gradients: LinearGradients<'a, T, G>,
     /// Grad hidden in f32, by tiles of [`ROWS`] rows × `hidden_columns` columns, each contiguous: `[row tiles,
     /// column tiles, rows, columns]`. Empty where it is not wanted.

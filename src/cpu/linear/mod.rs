@@ -1,6 +1,6 @@
-//! Log-probs straight from hidden states and a head, in tiles that are never held as a whole.
+//! The linear stage on the CPU: the logits of hidden states and a head, a tile at a time.
 
-mod log_prob;
-mod log_prob_backward;
-mod row_loss;
+pub(super) mod log_prob;
+pub(super) mod log_prob_backward;
+pub(super) mod row_loss;
 mod tiles;

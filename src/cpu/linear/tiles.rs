@@ -4,11 +4,8 @@
 //! makes it and the loop that reads it. Every product is one of tiles, on one thread, with a sum of at most [`DEPTH`]
 //! terms: so its bits depend on the rows and columns that take part and on H, not on N, V, or the number of threads.
 
-use crate::data::head::Head;
-use crate::data::matrix::Matrix;
-use crate::data::targets;
-use crate::data::targets::TokenId;
 use crate::element::{Dtype, Element};
+use crate::host::{Head, Matrix, Targets};
 use gemm::{Parallelism, gemm};
 
 /// Rows of a tile.
@@ -122,12 +119,9 @@ pub(crate) struct ScoredRows {
 }
 
 impl ScoredRows {
-    pub(crate) fn new<T: Element, I: TokenId>(hidden: Matrix<'_, T>, targets: &[I]) -> Self {
-        let rows: Vec<(usize, usize)> = targets
-            .iter()
-            .enumerate()
-            .filter_map(|(row, target)| targets::column(*target).map(|column| (row, column)))
-            .collect();
+    pub(crate) fn new<T: Element>(hidden: &Matrix<'_, T>, targets: Targets<'_>) -> Self {
+        let rows: Vec<(usize, usize)> =
+            (0..targets.len()).filter_map(|row| targets.column(row).map(|column| (row, column))).collect();
         let hidden_size = hidden.columns();
         let mut packed = vec![0.0; rows.len().next_multiple_of(ROW_MULTIPLE) * hidden_size];
         for (packed, (row, _)) in packed.chunks_exact_mut(hidden_size).zip(&rows) {

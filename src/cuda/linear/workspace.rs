@@ -38,7 +38,7 @@ impl LinearChunks {
         Ok(Self { columns, ..self })
     }
 
-    /// Bytes of logits in f32 at once in [`Cuda::linear_row_loss`], which takes whole rows: at least one.
+    /// Bytes of logits in f32 at once in [`Backend::linear_row_loss`](crate::Backend::linear_row_loss), which takes whole rows: at least one.
     #[must_use]
     pub fn with_row_bytes(self, row_bytes: usize) -> Self {
         Self { row_bytes, ..self }

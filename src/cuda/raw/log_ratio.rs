@@ -2,7 +2,7 @@
 
 use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
-use crate::cuda::memory::{Address, StatusWord};
+use crate::cuda::memory::Address;
 use crate::cuda::raw::{Targets, launch, passed_by_value};
 use crate::error::{Error, Result};
 
@@ -51,27 +51,13 @@ pub struct LogRatioOutputs {
 /// As 2. to 4. of [`token_log_probs`](super::token_log_probs); the offsets ascend from 0 to N.
 pub unsafe fn log_ratios(cuda: &Cuda, inputs: LogRatioInputs, outputs: LogRatioOutputs) -> Result<()> {
     let _current = CurrentContext::keep()?;
-    // SAFETY: the caller's promise.
-    unsafe { log_ratios_with(cuda, &cuda.status, inputs, outputs) }
-}
-
-/// [`log_ratios`] with a status word of the caller's.
-///
-/// # Safety
-/// As [`log_ratios`].
-pub(in crate::cuda) unsafe fn log_ratios_with(
-    cuda: &Cuda,
-    status: &StatusWord,
-    inputs: LogRatioInputs,
-    outputs: LogRatioOutputs,
-) -> Result<()> {
     if inputs.sequences == 0 {
         return Ok(());
     }
     let Ok(sequences) = i32::try_from(inputs.sequences) else {
         return Err(Error::OffsetRange { what: "sequence offsets", index: inputs.sequences });
     };
-    let status = status.address(&cuda.stream)?;
+    let status = cuda.status.address(&cuda.stream)?;
     let (targets, target_bytes) = inputs.targets.parts();
     let arguments = LogRatio {
         log_probs: inputs.log_probs,

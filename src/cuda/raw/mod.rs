@@ -8,12 +8,12 @@ pub(crate) mod log_ratio;
 pub(crate) mod objective;
 pub(crate) mod token_log_prob;
 
+use crate::cuda::Cuda;
 use crate::cuda::blas::Operand;
 use crate::cuda::context::CurrentContext;
 use crate::cuda::driver::called;
 use crate::cuda::status::Status;
-use crate::cuda::{Cuda, tuning};
-use crate::data::matrix::MatrixShape;
+use crate::data::matrix::Shape;
 use crate::element::{Dtype, Element};
 use crate::error::{Error, Result};
 use crate::options::LogitOptions;
@@ -23,9 +23,7 @@ pub use crate::cuda::memory::Address;
 pub use crate::cuda::raw::linear::log_prob::{linear_token_log_probs, linear_token_log_probs_backward};
 pub use crate::cuda::raw::linear::row_loss::{RowLossesAt, linear_row_loss};
 pub use crate::cuda::raw::linear::{LinearGradientsAt, LinearInputs};
-pub(super) use crate::cuda::raw::log_ratio::log_ratios_with;
 pub use crate::cuda::raw::log_ratio::{LogRatioInputs, LogRatioOutputs, log_ratios};
-pub(super) use crate::cuda::raw::objective::objective_with;
 pub use crate::cuda::raw::objective::{ObjectiveInputs, ObjectiveOutputs, Rewards, objective};
 pub use crate::cuda::raw::token_log_prob::{ForwardOutputs, Upstream, token_log_probs, token_log_probs_backward};
 
@@ -44,36 +42,6 @@ impl Targets {
             Self::U32(address) => (address, 4),
             Self::I64(address) => (address, 8),
         }
-    }
-}
-
-/// Logits on the device: `[N, V]`, row stride ≥ V in elements, aligned to an element.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rows {
-    /// The first element.
-    pub address: Address,
-    /// N.
-    pub rows: usize,
-    /// V.
-    pub vocab: usize,
-    /// Elements from the start of one row to the start of the next.
-    pub row_stride: usize,
-    /// The type of an element.
-    pub dtype: Dtype,
-}
-
-impl Rows {
-    fn check(&self) -> Result<()> {
-        let Self { rows, vocab, row_stride, dtype, .. } = *self;
-        // A grid has up to 65535 blocks along y, one per slice.
-        if vocab == 0 || vocab > 65_535 * tuning::SLICE {
-            return Err(Error::Vocabulary { vocab });
-        }
-        // A grid has up to 2^31 - 1 blocks along x.
-        if row_stride < vocab || !bytes_fit(rows, row_stride, dtype) || i32::try_from(rows).is_err() {
-            return Err(Error::Shape { elements: usize::MAX, rows: Some(rows), vocab, row_stride });
-        }
-        Ok(())
     }
 }
 
@@ -160,8 +128,8 @@ macro_rules! passed_by_value {
 pub(crate) use passed_by_value;
 
 /// A matrix of this type and shape at an address.
-pub(super) fn at<T: Element>(address: Address, shape: MatrixShape) -> MatrixAt {
-    let MatrixShape { rows, columns, row_stride } = shape;
+pub(super) fn at<T: Element>(address: Address, shape: Shape) -> MatrixAt {
+    let Shape { rows, columns, row_stride } = shape;
     MatrixAt { address, rows, columns, row_stride, dtype: <T as Element>::DTYPE }
 }
 
@@ -186,7 +154,7 @@ impl MatrixAt {
         let fits = |length: usize| i32::try_from(length).is_ok();
         let is_matrix = columns > 0 && row_stride >= columns;
         if !is_matrix || !fits(rows) || !fits(row_stride) || !bytes_fit(rows, row_stride, dtype) {
-            return Err(Error::Matrix { elements: usize::MAX, rows: Some(rows), columns, row_stride });
+            return Err(Error::Shape { elements: usize::MAX, rows: Some(rows), columns, row_stride });
         }
         Ok(())
     }

@@ -2,12 +2,10 @@
 
 use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
-use crate::cuda::memory::{Address, StatusWord};
+use crate::cuda::memory::Address;
 use crate::cuda::raw::{launch, passed_by_value};
 use crate::error::{Error, Result};
 use crate::objective::{Divergence, Objective, Target};
-use bytemuck::{Pod, Zeroable};
-use cudarc::driver::ValidAsZeroBits;
 
 /// Rewards, or log q, on the device: which of the two types, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +55,7 @@ pub struct ObjectiveOutputs {
     pub coefficients: Address,
     /// `[S]` f64: d loss / d log-prob of each row of the sequence; or 0.
     pub sequence_weights: Address,
-    /// `[G]` [`DeviceGroupStatistics`], or 0.
+    /// `[G]` [`GroupStatistics`](crate::GroupStatistics), or 0.
     pub statistics: Address,
 }
 
@@ -109,21 +107,6 @@ pub unsafe fn objective(
     outputs: ObjectiveOutputs,
 ) -> Result<()> {
     let _current = CurrentContext::keep()?;
-    // SAFETY: the caller's promise.
-    unsafe { objective_with(cuda, &cuda.status, objective, inputs, outputs) }
-}
-
-/// [`objective`] with a status word of the caller's.
-///
-/// # Safety
-/// As [`objective`].
-pub(in crate::cuda) unsafe fn objective_with(
-    cuda: &Cuda,
-    status: &StatusWord,
-    objective: &Objective,
-    inputs: ObjectiveInputs,
-    outputs: ObjectiveOutputs,
-) -> Result<()> {
     if inputs.groups == 0 {
         return Ok(());
     }
@@ -150,7 +133,7 @@ pub(in crate::cuda) unsafe fn objective_with(
         coefficients: outputs.coefficients,
         sequence_weights: outputs.sequence_weights,
         statistics: outputs.statistics,
-        status: status.address(&cuda.stream)?,
+        status: cuda.status.address(&cuda.stream)?,
         beta_policy: objective.beta_policy(),
         beta_reward,
         label_smoothing,
@@ -198,22 +181,3 @@ struct ObjectiveArguments {
 }
 
 passed_by_value!(ObjectiveArguments);
-
-/// [`GroupStatistics`](crate::GroupStatistics) as the kernel writes it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct DeviceGroupStatistics {
-    /// As [`GroupStatistics::effective_sample_size`](crate::GroupStatistics::effective_sample_size).
-    pub effective_sample_size: f64,
-    /// As [`GroupStatistics::margin`](crate::GroupStatistics::margin).
-    pub margin: f64,
-    /// As [`GroupStatistics::agreement`](crate::GroupStatistics::agreement).
-    pub agreement: f64,
-    /// 1 if several tie.
-    pub tied: i64,
-}
-
-passed_by_value!(DeviceGroupStatistics);
-
-// SAFETY: numbers only.
-unsafe impl ValidAsZeroBits for DeviceGroupStatistics {}

@@ -2,7 +2,7 @@
 
 use crate::cuda::context::CurrentContext;
 use crate::cuda::memory::{Address, Scratch, address};
-use crate::cuda::raw::{Rows, Targets, launch, passed_by_value, scale, suffix};
+use crate::cuda::raw::{MatrixAt, Targets, bytes_fit, launch, passed_by_value, scale, suffix};
 use crate::cuda::{Cuda, tuning};
 use crate::error::{Error, Result};
 use crate::options::LogitOptions;
@@ -40,6 +40,7 @@ pub(crate) struct UpstreamOfRows {
     pub(crate) row_sequences: u64,
     pub(crate) sequence_weights: u64,
     pub(crate) loss_scale: f64,
+    pub(crate) sequences: i64,
 }
 
 /// `kernels/token_log_prob_backward.cu`.
@@ -87,10 +88,12 @@ pub enum Upstream {
     },
     /// One number per sequence, times `loss_scale`.
     PerSequence {
-        /// `[N]` i32: the sequence of each row.
+        /// `[N]` i32: the sequence of each row. A row whose sequence is none of the S gets NaN.
         row_sequences: Address,
         /// `[S]` f64.
         weights: Address,
+        /// S.
+        sequences: usize,
         /// The factor.
         loss_scale: f64,
     },
@@ -106,6 +109,7 @@ impl Upstream {
             row_sequences: 0,
             sequence_weights: 0,
             loss_scale: 1.0,
+            sequences: 0,
         };
         match self {
             Self::PerRow { log_probs, entropies: entropy_gradients } => {
@@ -116,9 +120,10 @@ impl Upstream {
                 of_rows.entropy_gradients = entropy_gradients;
                 of_rows.entropies = if entropy_gradients == 0 { 0 } else { entropies };
             }
-            Self::PerSequence { row_sequences, weights, loss_scale } => {
+            Self::PerSequence { row_sequences, weights, sequences, loss_scale } => {
                 of_rows.row_sequences = row_sequences;
                 of_rows.sequence_weights = weights;
+                of_rows.sequences = i64::try_from(sequences).unwrap_or(i64::MAX);
                 of_rows.loss_scale = loss_scale;
             }
         }
@@ -138,34 +143,34 @@ impl Upstream {
 /// 4. Outputs overlap neither one another nor the inputs.
 pub unsafe fn token_log_probs(
     cuda: &Cuda,
-    logits: Rows,
+    logits: MatrixAt,
     targets: Targets,
     options: &LogitOptions,
     outputs: ForwardOutputs,
 ) -> Result<()> {
     let _current = CurrentContext::keep()?;
     // SAFETY: the caller's promise.
-    cuda.with_scratch(|scratch| unsafe { token_log_probs_with(cuda, scratch, logits, targets, options, outputs) })
+    cuda.with_scratch(|scratch| unsafe { with_scratch(cuda, scratch, logits, targets, options, outputs) })
 }
 
-/// [`token_log_probs`] with scratch memory, and a status word, of the caller's.
+/// [`token_log_probs`] with scratch memory.
 ///
 /// # Safety
 /// As [`token_log_probs`].
-pub(crate) unsafe fn token_log_probs_with(
+unsafe fn with_scratch(
     cuda: &Cuda,
     scratch: &mut Scratch,
-    logits: Rows,
+    logits: MatrixAt,
     targets: Targets,
     options: &LogitOptions,
     outputs: ForwardOutputs,
 ) -> Result<()> {
-    logits.check()?;
+    check(&logits)?;
     if logits.rows == 0 {
         return Ok(());
     }
-    let slices = logits.vocab.div_ceil(tuning::SLICE);
-    let key = tuning::Key { dtype: logits.dtype, vocab: logits.vocab, capability: cuda.capability };
+    let slices = logits.columns.div_ceil(tuning::SLICE);
+    let key = tuning::Key { dtype: logits.dtype, vocab: logits.columns, capability: cuda.capability };
     let plain = options.softcap() == 0.0 && outputs.entropies == 0;
     let (file, tuned) = cuda.token_log_prob_tuning.choose(key, |file| cuda.kernels.has(file));
     let slices_per_block = tuned.slices_per_block(logits.rows, slices, cuda.multiprocessors, plain);
@@ -176,7 +181,7 @@ pub(crate) unsafe fn token_log_probs_with(
         partials = address(&mut scratch.partials, stream, 4 * logits.rows * slices)?;
         tickets = address(&mut scratch.tickets, stream, logits.rows)?;
     }
-    let status = scratch.status.address(stream)?;
+    let status = cuda.status.address(stream)?;
     let (target_address, target_bytes) = targets.parts();
     let arguments = TokenLogProb {
         logits: logits.address,
@@ -188,7 +193,7 @@ pub(crate) unsafe fn token_log_probs_with(
         tickets,
         status,
         row_stride: logits.row_stride as i64,
-        vocab: logits.vocab as i32,
+        vocab: logits.columns as i32,
         slices: slices as i32,
         slices_per_block: slices_per_block as i32,
         target_bytes,
@@ -203,6 +208,20 @@ pub(crate) unsafe fn token_log_probs_with(
     unsafe { launch(cuda, file, &name, grid, &arguments) }
 }
 
+/// Checks the shape of logits.
+fn check(logits: &MatrixAt) -> Result<()> {
+    let MatrixAt { rows, columns, row_stride, dtype, .. } = *logits;
+    // A grid has up to 65535 blocks along y, one per slice.
+    if columns == 0 || columns > 65_535 * tuning::SLICE {
+        return Err(Error::Vocabulary { vocab: columns });
+    }
+    // A grid has up to 2^31 - 1 blocks along x.
+    if row_stride < columns || !bytes_fit(rows, row_stride, dtype) || i32::try_from(rows).is_err() {
+        return Err(Error::Shape { elements: usize::MAX, rows: Some(rows), columns, row_stride });
+    }
+    Ok(())
+}
+
 /// The gradient of the logits, out of place or, with `gradients` the logits' own address and stride, in place: the bits
 /// are the same.
 ///
@@ -213,25 +232,25 @@ pub(crate) unsafe fn token_log_probs_with(
 /// # Safety
 /// 1. to 4. of [`token_log_probs`], except that `gradients` may be the logits.
 /// 5. `states` and `entropies` are those of the forward pass over the same logits with the same options.
-/// 6. `upstream` holds as many entries as it says; every row's sequence is one of the weights'.
+/// 6. `upstream` holds as many entries as it says.
 #[allow(clippy::too_many_arguments)]
 pub unsafe fn token_log_probs_backward(
     cuda: &Cuda,
-    logits: Rows,
+    logits: MatrixAt,
     targets: Targets,
     options: &LogitOptions,
     states: Address,
     entropies: Address,
     upstream: Upstream,
-    gradients: Rows,
+    gradients: MatrixAt,
 ) -> Result<()> {
     let _current = CurrentContext::keep()?;
-    logits.check()?;
-    gradients.check()?;
-    let same = (logits.rows, logits.vocab, logits.dtype) == (gradients.rows, gradients.vocab, gradients.dtype);
+    check(&logits)?;
+    check(&gradients)?;
+    let same = (logits.rows, logits.columns, logits.dtype) == (gradients.rows, gradients.columns, gradients.dtype);
     if !same {
-        let Rows { rows, vocab, row_stride, .. } = gradients;
-        return Err(Error::Shape { elements: rows * row_stride, rows: Some(logits.rows), vocab, row_stride });
+        let MatrixAt { rows, columns, row_stride, .. } = gradients;
+        return Err(Error::Shape { elements: rows * row_stride, rows: Some(logits.rows), columns, row_stride });
     }
     if logits.rows == 0 {
         return Ok(());
@@ -247,7 +266,7 @@ pub unsafe fn token_log_probs_backward(
         row_stride: logits.row_stride as i64,
         gradient_row_stride: gradients.row_stride as i64,
         largest_upstream: options.largest_upstream(),
-        vocab: logits.vocab as i32,
+        vocab: logits.columns as i32,
         target_bytes,
         scale: scale(options),
         inverse_temperature: (1.0 / options.temperature()) as f32,
@@ -257,7 +276,7 @@ pub unsafe fn token_log_probs_backward(
     let softcap = if options.softcap() > 0.0 { "_softcap" } else { "" };
     let entropy = if upstream.entropy_gradients == 0 { "" } else { "_entropy" };
     let name = format!("token_log_prob_backward_{}{softcap}{entropy}", suffix(logits.dtype));
-    let grid = (logits.rows as u32, logits.vocab.div_ceil(tuning::SLICE) as u32);
+    let grid = (logits.rows as u32, logits.columns.div_ceil(tuning::SLICE) as u32);
     // SAFETY: the caller's promise.
     unsafe { launch(cuda, "token_log_prob_backward", &name, grid, &arguments) }
 }

@@ -2,7 +2,7 @@
 
 use super::{Step, VOCAB, dpo, exo, rows_of, run, with_softcap};
 use exo_kernels::{Batch, Error, IGNORE_INDEX, LogitOptions, Objective, Reference, Rewards, TokenId};
-use support::backend::{Rows, TestBackend, TestLoss, on_every_backend};
+use support::backend::{Rows, TestBackend, on_every_backend};
 
 on_every_backend!(
     negative_targets_mask_in_both_id_types,

@@ -4,7 +4,7 @@ mod accepted;
 mod refused;
 
 use exo_kernels::{Batch, Betas, Error, LogitOptions, LossOptions, Objective, Reference, Report, Rewards};
-use support::backend::{Rows, TestBackend, TestLoss};
+use support::backend::{HostLoss, Rows, TestBackend};
 
 const VOCAB: usize = 5;
 
@@ -27,18 +27,18 @@ impl Step {
         }
     }
 
-    fn forward(&self, loss: &mut impl TestLoss) -> Result<exo_kernels::Step, Error> {
+    fn forward(&self, loss: &mut HostLoss<impl TestBackend>) -> Result<exo_kernels::Step, Error> {
         let reference = Reference::PerToken(&self.reference);
         loss.forward(&self.rows, &self.batch, reference, Rewards::from(&self.rewards))
     }
 
-    fn run(&self, loss: &mut impl TestLoss) -> Result<Vec<f32>, Error> {
+    fn run(&self, loss: &mut HostLoss<impl TestBackend>) -> Result<Vec<f32>, Error> {
         let forward = self.forward(loss)?;
         loss.backward(&forward, &self.rows)
     }
 
     /// What is wrong with it: said at once, or by the report where only the device can see it.
-    fn refused(&self, loss: &mut impl TestLoss) -> Error {
+    fn refused(&self, loss: &mut HostLoss<impl TestBackend>) -> Error {
         match self.run(loss) {
             Err(error) => error,
             Ok(_) => loss.report().expect_err("not refused"),

@@ -5,10 +5,10 @@
 
 use super::{Step, VOCAB, dpo, exo};
 use exo_kernels::{
-    Batch, Betas, Cpu, Divergence, Error, IGNORE_INDEX, LogitOptions, Logits, LossOptions, Objective, Reduction,
-    Reference, Rewards, SoftmaxState, Target, TokenLogProbs, shifted_targets,
+    Backend, Batch, Betas, Cpu, Divergence, Error, IGNORE_INDEX, LogitOptions, LossOptions, Matrix, Objective,
+    Reduction, Reference, Rewards, SoftmaxState, Target, TokenLogProbs, shifted_targets,
 };
-use support::backend::{Forward, Rows, TestBackend, TestLoss, on_every_backend};
+use support::backend::{Forward, Rows, TestBackend, on_every_backend};
 
 on_every_backend!(
     lengths_and_strides_that_do_not_fit,
@@ -23,15 +23,19 @@ on_every_backend!(
 
 fn lengths_and_strides_that_do_not_fit(backend: &impl TestBackend) {
     let data = [0.0f32; 20];
-    assert_eq!(Logits::new(&data, 3).unwrap_err(), Error::Shape { elements: 20, rows: None, vocab: 3, row_stride: 3 });
-    assert_eq!(Logits::new(&data, 0).unwrap_err(), Error::Vocabulary { vocab: 0 });
-    let too_many = i32::MAX as usize + 1;
-    assert_eq!(Logits::new(&data, too_many).unwrap_err(), Error::Vocabulary { vocab: too_many });
-    let shape = |rows, vocab, row_stride| Error::Shape { elements: 20, rows: Some(rows), vocab, row_stride };
-    assert_eq!(Logits::strided(&data, 4, 5, 6).unwrap_err(), shape(4, 5, 6));
-    assert_eq!(Logits::strided(&data, 4, 5, 4).unwrap_err(), shape(4, 5, 4));
-    assert_eq!(Logits::strided(&data, usize::MAX, 5, usize::MAX).unwrap_err(), shape(usize::MAX, 5, usize::MAX));
-    assert!(Logits::strided(&data, 3, 5, 7).is_ok(), "the last row needs no padding");
+    assert_eq!(
+        Matrix::new(&data, 3).unwrap_err(),
+        Error::Shape { elements: 20, rows: None, columns: 3, row_stride: 3 }
+    );
+    assert_eq!(
+        Matrix::new(&data, 0).unwrap_err(),
+        Error::Shape { elements: 20, rows: None, columns: 0, row_stride: 0 }
+    );
+    let shape = |rows, columns, row_stride| Error::Shape { elements: 20, rows: Some(rows), columns, row_stride };
+    assert_eq!(Matrix::strided(&data, 4, 5, 6).unwrap_err(), shape(4, 5, 6));
+    assert_eq!(Matrix::strided(&data, 4, 5, 4).unwrap_err(), shape(4, 5, 4));
+    assert_eq!(Matrix::strided(&data, usize::MAX, 5, usize::MAX).unwrap_err(), shape(usize::MAX, 5, usize::MAX));
+    assert!(Matrix::strided(&data, 3, 5, 7).is_ok(), "the last row needs no padding");
 
     let step = Step::new();
     let mut loss = backend.loss(exo());
@@ -205,9 +209,9 @@ fn a_target_that_is_no_column_is_refused_before_anything_is_written() {
     let mut log_probs = [7.0f32; 8];
     let mut states = [SoftmaxState { r: 7.0, s: 7.0 }; 8];
     let outputs = TokenLogProbs { log_probs: &mut log_probs, states: &mut states, entropies: None };
-    let logits = Logits::new(&step.rows.logits, VOCAB).expect("valid");
+    let logits = Matrix::new(&step.rows.logits, VOCAB).expect("valid");
     let refused =
-        Cpu::default().token_log_probs(logits, &[0u32, 1, 2, 3, 4, 5, 6, 7], &LogitOptions::default(), outputs);
+        Cpu::default().token_log_probs(&logits, &[0u32, 1, 2, 3, 4, 5, 6, 7], &LogitOptions::default(), outputs);
     assert_eq!(refused, Err(Error::Target { row: 5, target: 5, vocab: VOCAB }));
     assert!(log_probs == [7.0; 8] && states == [SoftmaxState { r: 7.0, s: 7.0 }; 8], "a refused call has written");
 }

@@ -8,9 +8,10 @@ use exo_kernels::cuda::Cuda;
 use exo_kernels::reference::bounds::{self, Arithmetic};
 use exo_kernels::reference::token_log_prob;
 use golden::{Fixture, StoredLogits, golden_folder};
-use support::device::Rows;
+use support::backend::{self, Placed, TestBackend};
+use support::host_rows::Rows;
 use support::linear::Case;
-use support::linear_device::{self, ALL, Gradients, OnDevice, Wanted, set_chunks};
+use support::linear::{ALL, Gradients, Wanted, set_chunks};
 
 #[track_caller]
 fn hold(what: &str, computed: f64, expected: f64, bound: f64, context: &str) {
@@ -43,13 +44,13 @@ fn check<T: Element + DeviceRepr>(cuda: &Cuda, fixture: &Fixture, logits: &[T], 
     let (count, vocab, options) = (fixture.targets.len(), fixture.vocab, fixture.options.logits());
     let sequence =
         |row: usize| fixture.batch.sequence_offsets().iter().take_while(|offset| **offset <= row).count() - 1;
-    let of_stage_one = Rows::new(logits.to_vec(), fixture.targets.clone(), vocab).forward(cuda, &options, true);
+    let of_stage_one = cuda.forward(&Rows::new(logits.to_vec(), fixture.targets.clone(), vocab), &options, true);
     // 0 times an infinity is no 0: rows with one are alone.
     let is_finite = |row: usize| logits[row * vocab..(row + 1) * vocab].iter().all(|logit| logit.to_f32().is_finite());
     let (together, alone): (Vec<usize>, Vec<usize>) =
         (0..count).partition(|row| fixture.targets[*row] < 0 || is_finite(*row));
     for rows in alone.iter().map(std::slice::from_ref).chain([together.as_slice()]).filter(|rows| !rows.is_empty()) {
-        let on_device = OnDevice::new(cuda, &case(fixture, logits, rows));
+        let on_device = Placed::new(cuda, &case(fixture, logits, rows));
         let forward = on_device.forward(&options, true);
         let g: Vec<f32> = rows.iter().map(|row| fixture.coefficients[sequence(*row)] as f32).collect();
         let wanted = Wanted { hidden: false, bias: false, ..ALL };
@@ -92,7 +93,7 @@ fn check<T: Element + DeviceRepr>(cuda: &Cuda, fixture: &Fixture, logits: &[T], 
 
 #[test]
 fn golden_fixtures_are_within_their_bounds() {
-    let cuda = linear_device::cuda();
+    let cuda = backend::cuda();
     set_chunks(&cuda, 512, 1 << 30);
     let mut count = 0;
     for entry in std::fs::read_dir(golden_folder()).expect("tests/golden") {

@@ -5,8 +5,8 @@ use approx::assert_abs_diff_eq;
 use exo_kernels::{
     Batch, Betas, Cpu, Error, LinearGradients, LossOptions, MatrixMut, Objective, PreferenceLoss, Reduction, Reference,
 };
+use support::backend;
 use support::linear::Case;
-use support::linear_device;
 
 const SIZE: usize = 6;
 const VOCAB: usize = 30;
@@ -39,10 +39,10 @@ fn second_group(case: &Case<f32, f32>) -> Vec<f32> {
     let batch = Batch::new(&[0, 4, 7], &[0, 2]).expect("a batch");
     let (hidden, head) = (second.hidden(), second.head());
     let step =
-        loss.forward_linear(hidden, &head, &second.targets, &batch, Reference::None, &REWARDS[2..]).expect("forward");
+        loss.forward_linear(&hidden, &head, &second.targets, &batch, &Reference::None, &REWARDS[2..]).expect("forward");
     let mut weight = vec![f32::NAN; VOCAB * SIZE];
     let gradients = LinearGradients::<f32, f32>::new(None, Some(MatrixMut::new(&mut weight, SIZE).expect("rows")));
-    loss.backward_linear(&step, hidden, &head, gradients).expect("backward");
+    loss.backward_linear(&step, &hidden, &head, gradients).expect("backward");
     weight
 }
 
@@ -61,11 +61,12 @@ fn on_the_cpu() {
     let case = case();
     let (hidden, head) = (case.hidden(), case.head());
     let mut loss = PreferenceLoss::new(Cpu::default(), options());
-    let step = loss.forward_linear(hidden, &head, &case.targets, &batch(), Reference::None, &REWARDS).expect("forward");
+    let step =
+        loss.forward_linear(&hidden, &head, &case.targets, &batch(), &Reference::None, &REWARDS).expect("forward");
     let mut weight = vec![BEFORE; VOCAB * SIZE];
     let gradients =
         LinearGradients::<f32, f32>::new(None, Some(MatrixMut::new(&mut weight, SIZE).expect("rows"))).accumulating();
-    loss.backward_linear(&step, hidden, &head, gradients).expect("backward");
+    loss.backward_linear(&step, &hidden, &head, gradients).expect("backward");
     check(&weight, loss.report().err().as_ref());
 }
 
@@ -73,19 +74,19 @@ fn on_the_cpu() {
 fn on_cuda() {
     use exo_kernels::cuda::{Head, Hidden, LinearGradients, Matrix, MatrixMut, Reference};
     use support::device::{download, upload};
-    let cuda = linear_device::cuda();
+    let cuda = backend::cuda();
     let case = case();
     let (hidden, weight) = (upload(&cuda, &case.hidden), upload(&cuda, &case.weight));
     let targets = upload(&cuda, &case.targets);
-    let hidden = Matrix::new(hidden.as_view(), SIZE).expect("rows");
-    let head = Head::new(Matrix::new(weight.as_view(), SIZE).expect("rows")).expect("a head");
+    let hidden = Matrix::new(hidden.as_view().into(), SIZE).expect("rows");
+    let head = Head::new(Matrix::new(weight.as_view().into(), SIZE).expect("rows")).expect("a head");
     let mut loss = PreferenceLoss::new(cuda.clone(), options());
     let step = loss
-        .forward_linear(Hidden::new(&hidden), &head, &targets.as_view(), &batch(), &Reference::None, &REWARDS)
+        .forward_linear(Hidden::new(&hidden), &head, targets.as_view(), &batch(), &Reference::None, &REWARDS)
         .expect("forward");
     let mut weight = upload(&cuda, &[BEFORE; VOCAB * SIZE]);
     let gradients =
-        LinearGradients::<f32, f32>::new(None, Some(MatrixMut::new(weight.as_view_mut(), SIZE).expect("rows")));
+        LinearGradients::<f32, f32>::new(None, Some(MatrixMut::new(weight.as_view_mut().into(), SIZE).expect("rows")));
     loss.backward_linear(&step, Hidden::new(&hidden), &head, gradients.accumulating()).expect("backward");
     check(&download(&cuda, &weight), loss.report().err().as_ref());
 }

@@ -4,7 +4,8 @@ use exo_kernels::{Divergence, Objective, Target};
 use softcuda::report::LaunchReport;
 
 use super::device::Kernel;
-use exo_kernels::cuda::{DeviceGroupStatistics, Status};
+use exo_kernels::GroupStatistics;
+use exo_kernels::cuda::Status;
 
 /// `ObjectiveArguments` of `kernels/objective.cu`.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -80,7 +81,7 @@ pub(crate) struct Outputs {
     pub(crate) losses: Vec<f64>,
     pub(crate) coefficients: Vec<f64>,
     pub(crate) weights: Vec<f64>,
-    pub(crate) statistics: Vec<DeviceGroupStatistics>,
+    pub(crate) statistics: Vec<GroupStatistics>,
     pub(crate) status: Status,
     pub(crate) report: LaunchReport,
 }
@@ -89,7 +90,7 @@ impl Outputs {
     pub(crate) fn bits(&self) -> Vec<u64> {
         let numbers = self.losses.iter().chain(&self.coefficients).chain(&self.weights);
         let of_groups = self.statistics.iter().flat_map(|s| {
-            [s.effective_sample_size.to_bits(), s.margin.to_bits(), s.agreement.to_bits(), s.tied as u64]
+            [s.effective_sample_size.to_bits(), s.margin.to_bits(), s.agreement.to_bits(), u64::from(s.tied())]
         });
         numbers.map(|number| number.to_bits()).chain(of_groups).collect()
     }
@@ -137,7 +138,7 @@ pub(crate) fn run(objective: &Objective, inputs: &Inputs) -> Outputs {
         group_losses: kernel.output::<f64>(groups),
         coefficients: kernel.output::<f64>(sequences),
         sequence_weights: kernel.output::<f64>(sequences),
-        statistics: kernel.output::<DeviceGroupStatistics>(groups),
+        statistics: kernel.output::<GroupStatistics>(groups),
         status,
         beta_policy: objective.beta_policy(),
         beta_reward,

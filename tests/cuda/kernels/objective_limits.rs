@@ -5,8 +5,7 @@ use super::objective::{Inputs, Outputs, run};
 use exo_kernels::cuda::Status;
 use exo_kernels::reference::{bounds, objective as reference};
 use exo_kernels::{
-    Batch, Betas, Cpu, Divergence, GroupStatistics, Objective, ObjectiveInputs, ObjectiveOutputs, Reduction, Rewards,
-    Target,
+    Backend, Batch, Betas, Cpu, Divergence, GroupStatistics, Objective, ObjectiveOutputs, Reduction, Rewards, Target,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -66,12 +65,15 @@ fn on_the_cpu(objective: &Objective, inputs: &Inputs) -> OnTheCpu {
     Cpu::default()
         .objective(
             objective,
-            ObjectiveInputs { log_ratios: &inputs.log_ratios, batch: &batch, rewards },
+            &inputs.log_ratios.as_slice(),
+            &batch,
+            &rewards,
             Reduction::Normalizer(1.0 / inputs.weight),
             ObjectiveOutputs {
                 group_losses: &mut result.losses,
                 coefficients: &mut result.coefficients,
                 statistics: &mut result.statistics,
+                row_weights: None,
             },
         )
         .expect("inputs that the objective takes");
@@ -130,7 +132,7 @@ fn compare(objective: &Objective, inputs: &Inputs, outputs: &Outputs) {
         // p is off by 2 |f - f_m| u at most.
         assert!(same(gpu.effective_sample_size, ess, ess * roundings * (4.0 + 4.0 * size)), "{at}: {gpu:?} {cpu:?}");
         assert!(same(gpu.margin, margin, 2.0 * roundings * size), "{at}: {gpu:?} {cpu:?}");
-        assert_eq!((gpu.agreement, gpu.tied != 0), (cpu.agreement, cpu.tied), "{at}");
+        assert_eq!((gpu.agreement, gpu.tied()), (cpu.agreement, cpu.tied()), "{at}");
     }
 }
 
@@ -294,7 +296,7 @@ fn nan_poisons_its_own_group_only() {
             assert!(outputs.coefficients[range].iter().all(|c| c.is_nan() == is_poisoned));
             let (gpu, cpu) = (outputs.statistics[g], cpu.statistics[g]);
             assert_eq!(gpu.effective_sample_size.is_nan(), is_poisoned);
-            assert_eq!((gpu.agreement, gpu.tied != 0), (cpu.agreement, cpu.tied), "{objective:?} {g}");
+            assert_eq!((gpu.agreement, gpu.tied()), (cpu.agreement, cpu.tied()), "{objective:?} {g}");
             assert_eq!(gpu.margin.is_nan(), cpu.margin.is_nan());
         }
         assert_eq!(outputs.status, Status::CLEAR);
@@ -372,7 +374,7 @@ fn the_optimum_and_ties_are_exact() {
         }
         let outputs = run(&objective, &inputs);
         assert!(outputs.losses.iter().chain(&outputs.coefficients).all(|&x| x == 0.0), "{objective:?}");
-        assert!(outputs.statistics.iter().all(|s| s.tied == 1 && s.agreement == 1.0));
+        assert!(outputs.statistics.iter().all(|s| s.tied() && s.agreement == 1.0));
         let objective = Objective::distribution(divergence, 1.0).expect("in range");
         let mut inputs = Inputs::new();
         for k in [2, 8, 33, 100] {

@@ -6,12 +6,12 @@ mod run;
 use self::run::{EARLIER, Run, check, current, set_current};
 use cudarc::driver::{CudaContext, CudaStream, DevicePtr};
 use exo_kernels::cuda::{
-    Cuda, DeviceGroupStatistics, DeviceRewards, Head, Hidden, LinearGradients, LogRatios, Logits, LogitsMut, Matrix,
-    MatrixMut, ObjectiveOutputs, Reference, Rewards, RowGradients, RowLosses, SavedRows, TokenLogProbs, raw,
+    Cuda, DeviceRewards, Head, Hidden, LinearGradients, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs,
+    Reference, RowGradients, RowLogProbs, RowLosses, RowWeights, SavedRows, TokenLogProbs, raw,
 };
 use exo_kernels::{
-    Batch, Betas, Dtype, Error, LogRatio, LogitOptions, Objective, PreferenceLoss, Reduction, Result, RowLoss,
-    SoftmaxState,
+    Backend, Batch, Betas, Dtype, Error, GroupStatistics, LogRatio, LogitOptions, Objective, PreferenceLoss, Reduction,
+    Result, RowLoss, SoftmaxState,
 };
 use softcuda::Settings;
 use std::ptr::null_mut;
@@ -71,13 +71,13 @@ fn token_log_probs() {
         let mut log_probs = run.put("log-probs", &[POISON; ROWS]);
         let mut states = run.put("softmax states", &[SoftmaxState::default(); ROWS]);
         let mut entropies = run.put("entropies", &[POISON; ROWS]);
-        let mut outputs = TokenLogProbs {
-            log_probs: log_probs.as_view_mut(),
-            states: states.as_view_mut(),
-            entropies: Some(entropies.as_view_mut()),
+        let outputs = TokenLogProbs {
+            log_probs: log_probs.as_view_mut().into(),
+            states: states.as_view_mut().into(),
+            entropies: Some(entropies.as_view_mut().into()),
         };
-        let view = Logits::new(logits.as_view(), VOCAB)?;
-        run.call(|| run.cuda.token_log_probs(&view, &targets.as_view(), &LogitOptions::default(), &mut outputs))
+        let view = Matrix::new(logits.as_view().into(), VOCAB)?;
+        run.call(|| run.cuda.token_log_probs(&view, &targets, &LogitOptions::default(), outputs))
     };
     check_everywhere(scenario, &["logits", "targets", "log-probs", "softmax states", "entropies"]);
 }
@@ -92,8 +92,8 @@ fn with_rows<R>(run: &Run<'_>, call: impl FnOnce(&SavedRows<'_>, &RowGradients<'
     let log_probs = run.put(OF_ROWS[2], &[1.0_f32; ROWS]);
     let of_entropies = run.put(OF_ROWS[3], &[0.5_f32; ROWS]);
     call(
-        &SavedRows { states: states.as_view(), entropies: Some(entropies.as_view()) },
-        &RowGradients { log_probs: log_probs.as_view(), entropies: Some(of_entropies.as_view()) },
+        &SavedRows { states: states.as_view().into(), entropies: Some(entropies.as_view().into()) },
+        &RowGradients::PerRow { log_probs: log_probs.as_view().into(), entropies: Some(of_entropies.as_view().into()) },
     )
 }
 
@@ -102,20 +102,20 @@ fn token_log_probs_backward() {
     let scenario = |run: &Run<'_>| {
         let (logits, targets) = (run.put("logits", &numbers(ROWS * VOCAB)), run.put("targets", &TARGETS));
         let mut gradient = run.put("gradient", &[POISON; ROWS * VOCAB]);
-        let view = Logits::new(logits.as_view(), VOCAB)?;
-        let mut out = LogitsMut::new(gradient.as_view_mut(), VOCAB)?;
+        let view = Matrix::new(logits.as_view().into(), VOCAB)?;
+        let out = MatrixMut::new(gradient.as_view_mut().into(), VOCAB)?;
         let (ids, options) = (targets.as_view(), LogitOptions::default());
         with_rows(run, |saved, upstream| {
-            run.call(|| run.cuda.token_log_probs_backward(&view, &ids, &options, saved, upstream, &mut out))
+            run.call(|| run.cuda.token_log_probs_backward(&view, &ids, &options, saved, upstream, out))
         })
     };
     check_everywhere(scenario, &[&["logits", "targets", "gradient"][..], &OF_ROWS].concat());
     let scenario = |run: &Run<'_>| {
         let (mut logits, targets) = (run.put("logits", &numbers(ROWS * VOCAB)), run.put("targets", &TARGETS));
-        let mut both = LogitsMut::new(logits.as_view_mut(), VOCAB)?;
+        let both = MatrixMut::new(logits.as_view_mut().into(), VOCAB)?;
         let (ids, options) = (targets.as_view(), LogitOptions::default());
         with_rows(run, |saved, upstream| {
-            run.call(|| run.cuda.token_log_probs_backward_in_place(&mut both, &ids, &options, saved, upstream))
+            run.call(|| run.cuda.token_log_probs_backward_in_place(both, &ids, &options, saved, upstream))
         })
     };
     check_everywhere(scenario, &[&["logits", "targets"][..], &OF_ROWS].concat());
@@ -136,28 +136,36 @@ fn log_ratios() {
             let (tokens, sequences);
             let reference = if per_token {
                 tokens = run.put("reference log-probs per token", &[-1.5_f32; ROWS]);
-                Reference::PerToken(tokens.as_view())
+                Reference::PerToken(tokens.as_view().into())
             } else {
                 sequences = run.put("reference log-probs per sequence", &[-1.5_f64; 3]);
-                Reference::PerSequence(sequences.as_view())
+                Reference::PerSequence(sequences.as_view().into())
             };
             let mut log_ratios = run.put("log-ratios", &[f64::MAX; 3]);
             let mut log_prob_sums = run.put("log-prob sums", &[f64::MAX; 3]);
             let mut scored_rows = run.put("scored rows", &[-1; 3]);
             let mut row_sequences = run.put("row sequences", &[-1; ROWS]);
-            let mut outputs = LogRatios {
-                log_ratios: log_ratios.as_view_mut(),
-                log_prob_sums: log_prob_sums.as_view_mut(),
-                scored_rows: scored_rows.as_view_mut(),
-                row_sequences: row_sequences.as_view_mut(),
+            let entropies = run.put("entropies", &[2.0_f32; ROWS]);
+            let mut entropy_sums = run.put("entropy sums", &[f64::MAX; 3]);
+            let outputs = LogRatioOutputs {
+                log_ratios: log_ratios.as_view_mut().into(),
+                log_prob_sums: log_prob_sums.as_view_mut().into(),
+                entropy_sums: Some(entropy_sums.as_view_mut().into()),
+                scored_rows: scored_rows.as_view_mut().into(),
+                row_sequences: row_sequences.as_view_mut().into(),
             };
-            let (log_probs, ids) = (log_probs.as_view(), targets.as_view());
-            run.call(|| run.cuda.log_ratios(&log_probs, &ids, &reference, &batch, LogRatio::Sum, &mut outputs))
+            let rows = RowLogProbs {
+                log_probs: log_probs.as_view().into(),
+                entropies: Some(entropies.as_view().into()),
+                targets: targets.as_view().into(),
+            };
+            run.call(|| run.cuda.log_ratios(&rows, &reference, &batch, LogRatio::Sum, outputs))
         };
         let reference = if per_token { "reference log-probs per token" } else { "reference log-probs per sequence" };
         let inputs = ["batch", "log-probs", "targets", reference];
         let outputs = ["log-ratios", "log-prob sums", "scored rows", "row sequences"];
-        check_everywhere(scenario, &[inputs, outputs].concat());
+        let entropies = ["entropies", "entropy sums"];
+        check_everywhere(scenario, &[&inputs[..], &outputs, &entropies].concat());
     }
 }
 
@@ -170,20 +178,26 @@ fn objectives() {
         let offsets = run.put("proposal offsets", &[0.1_f64, 0.0, 0.2]);
         let mut group_losses = run.put("group losses", &[f64::MAX; 2]);
         let mut coefficients = run.put("coefficients", &[f64::MAX; 3]);
-        let mut statistics = run.put("statistics", &[DeviceGroupStatistics::default(); 2]);
-        let mut outputs = ObjectiveOutputs {
-            group_losses: group_losses.as_view_mut(),
-            coefficients: coefficients.as_view_mut(),
-            statistics: statistics.as_view_mut(),
+        let mut statistics = run.put("group statistics", &[GroupStatistics::default(); 2]);
+        let scored_rows = run.put("scored rows", &[1_i32, 2, 1]);
+        let mut weights = run.put("sequence weights", &[f64::MAX; 3]);
+        let outputs = ObjectiveOutputs {
+            group_losses: group_losses.as_view_mut().into(),
+            coefficients: coefficients.as_view_mut().into(),
+            statistics: statistics.as_view_mut().into(),
+            row_weights: Some(RowWeights {
+                log_ratio: LogRatio::Mean,
+                scored_rows: scored_rows.as_view().into(),
+                weights: weights.as_view_mut().into(),
+            }),
         };
-        let rewards = DeviceRewards::from(rewards.as_view()).with_proposal(offsets.as_view());
-        let (log_ratios, objective) = (log_ratios.as_view(), objective());
-        run.call(|| {
-            run.cuda.objective(&objective, &log_ratios, &batch, Rewards::from(rewards), Reduction::Mean, &mut outputs)
-        })
+        let rewards = DeviceRewards::from(rewards.as_view()).with_proposal(offsets.as_view().into());
+        let (log_ratios, objective) = (log_ratios.as_view().into(), objective());
+        run.call(|| run.cuda.objective(&objective, &log_ratios, &batch, &rewards, Reduction::Mean, outputs))
     };
-    let expected = ["batch", "log-ratios", "rewards", "proposal offsets", "group losses", "coefficients", "statistics"];
-    check_everywhere(scenario, &expected);
+    let inputs = ["batch", "log-ratios", "rewards", "proposal offsets"];
+    let outputs = ["group losses", "coefficients", "group statistics"];
+    check_everywhere(scenario, &[&inputs[..], &outputs, &["scored rows", "sequence weights"]].concat());
 }
 
 const OPERANDS: [&str; 4] = ["hidden states", "weight", "bias", "targets"];
@@ -197,9 +211,9 @@ fn with_head<R>(
     let hidden = run.put(names[0], &numbers(ROWS * SIZE));
     let (weight, bias) = (run.put(names[1], &numbers(VOCAB * SIZE)), run.put(names[2], &numbers(VOCAB)));
     let targets = run.put(names[3], &TARGETS);
-    let hidden = Matrix::new(hidden.as_view(), SIZE).expect("rows");
-    let head = Head::new(Matrix::new(weight.as_view(), SIZE).expect("rows")).expect("a vocabulary");
-    let head = head.with_bias(bias.as_view()).expect("a bias");
+    let hidden = Matrix::new(hidden.as_view().into(), SIZE).expect("rows");
+    let head = Head::new(Matrix::new(weight.as_view().into(), SIZE).expect("rows")).expect("a vocabulary");
+    let head = head.with_bias(bias.as_view().into()).expect("a bias");
     call(Hidden::new(&hidden), &head, &targets.as_view())
 }
 
@@ -210,9 +224,9 @@ fn with_gradients<R>(run: &Run<'_>, call: impl FnOnce(LinearGradients<'_, f32, f
     let mut hidden = run.put(GRADIENTS[0], &[POISON; ROWS * SIZE]);
     let mut weight = run.put(GRADIENTS[1], &[POISON; VOCAB * SIZE]);
     let mut bias = run.put(GRADIENTS[2], &[POISON; VOCAB]);
-    let hidden = MatrixMut::new(hidden.as_view_mut(), SIZE).expect("rows");
-    let weight = MatrixMut::new(weight.as_view_mut(), SIZE).expect("rows");
-    call(LinearGradients::new(Some(hidden), Some(weight)).with_bias(bias.as_view_mut()))
+    let hidden = MatrixMut::new(hidden.as_view_mut().into(), SIZE).expect("rows");
+    let weight = MatrixMut::new(weight.as_view_mut().into(), SIZE).expect("rows");
+    call(LinearGradients::new(Some(hidden), Some(weight)).with_bias(bias.as_view_mut().into()))
 }
 
 #[test]
@@ -222,13 +236,13 @@ fn linear_token_log_probs() {
         let mut log_probs = run.put("log-probs", &[POISON; ROWS]);
         let mut states = run.put("softmax states", &[SoftmaxState::default(); ROWS]);
         let mut entropies = run.put("entropies", &[POISON; ROWS]);
-        let mut outputs = TokenLogProbs {
-            log_probs: log_probs.as_view_mut(),
-            states: states.as_view_mut(),
-            entropies: Some(entropies.as_view_mut()),
+        let outputs = TokenLogProbs {
+            log_probs: log_probs.as_view_mut().into(),
+            states: states.as_view_mut().into(),
+            entropies: Some(entropies.as_view_mut().into()),
         };
         with_head(run, OPERANDS, |hidden, head, targets| {
-            run.call(|| run.cuda.linear_token_log_probs(hidden, head, targets, &options, &mut outputs))
+            run.call(|| run.cuda.linear_token_log_probs(hidden, head, targets, &options, outputs))
         })
     };
     check_everywhere(scenario, &[&["log-probs", "softmax states", "entropies"][..], &OPERANDS].concat());
@@ -256,11 +270,11 @@ fn linear_row_losses() {
         let old_log_probs = run.put("old log-probs", &[-3.0_f32; ROWS]);
         let mut losses = run.put("row losses", &[POISON; ROWS]);
         let mut log_probs = run.put("log-probs", &[POISON; ROWS]);
-        let mut outputs = RowLosses { losses: losses.as_view_mut(), log_probs: log_probs.as_view_mut() };
+        let outputs = RowLosses { losses: losses.as_view_mut().into(), log_probs: log_probs.as_view_mut().into() };
         let loss = RowLoss::ClippedRatio {
-            weights: weights.as_view(),
-            advantages: advantages.as_view(),
-            old_log_probs: old_log_probs.as_view(),
+            weights: weights.as_view().into(),
+            advantages: advantages.as_view().into(),
+            old_log_probs: old_log_probs.as_view().into(),
             low: 0.2,
             high: 0.2,
             log_ratio_limit: 20.0,
@@ -268,7 +282,7 @@ fn linear_row_losses() {
         let options = LogitOptions::default();
         with_head(run, OPERANDS, |hidden, head, targets| {
             with_gradients(run, |gradients| {
-                run.call(|| run.cuda.linear_row_loss(hidden, head, targets, &options, loss, &mut outputs, gradients))
+                run.call(|| run.cuda.linear_row_loss(hidden, head, targets, &options, &loss, outputs, gradients))
             })
         })
     };
@@ -286,17 +300,17 @@ fn the_preference_loss() {
             let (tokens, sequences);
             let reference = if per_token {
                 tokens = run.put(reference_name, &[-1.5_f32; ROWS]);
-                Reference::PerToken(tokens.as_view())
+                Reference::PerToken(tokens.as_view().into())
             } else {
                 sequences = run.put(reference_name, &[-1.5_f64; 3]);
-                Reference::PerSequence(sequences.as_view())
+                Reference::PerSequence(sequences.as_view().into())
             };
             let rewards = run.put("rewards", &[1.0_f64, 0.0, 0.5]);
             let offsets = run.put("proposal offsets", &[0.1_f64, 0.0, 0.2]);
             let mut loss = PreferenceLoss::new(run.cuda.clone(), objective());
-            let view = Logits::new(logits.as_view(), VOCAB)?;
-            let rewards = DeviceRewards::from(rewards.as_view()).with_proposal(offsets.as_view());
-            let step = run.call(|| loss.forward(&view, &targets.as_view(), &batch(), &reference, rewards));
+            let view = Matrix::new(logits.as_view().into(), VOCAB)?;
+            let rewards = DeviceRewards::from(rewards.as_view()).with_proposal(offsets.as_view().into());
+            let step = run.call(|| loss.forward(&view, &targets, &batch(), &reference, rewards));
             if step.is_err() {
                 assert_eq!(loss.report(), Err(Error::NoForward));
             }
@@ -309,19 +323,19 @@ fn the_preference_loss() {
         let scenario = |run: &Run<'_>| {
             let (before, targets) = (run.put(EARLIER, &numbers(ROWS * VOCAB)), run.put(EARLIER, &TARGETS));
             let mut loss = PreferenceLoss::new(run.cuda.clone(), objective());
-            let view = Logits::new(before.as_view(), VOCAB)?;
+            let view = Matrix::new(before.as_view().into(), VOCAB)?;
             let rewards = [1.0, 0.0, 0.5];
-            let step = loss.forward(&view, &targets.as_view(), &batch(), &Reference::None, &rewards)?;
+            let step = loss.forward(&view, &targets, &batch(), &Reference::None, &rewards)?;
             let step = step.with_moved_inputs();
             let mut logits = run.put("logits", &numbers(ROWS * VOCAB));
             if in_place {
-                let mut both = LogitsMut::new(logits.as_view_mut(), VOCAB)?;
-                return run.call(|| loss.backward_in_place(step, &mut both));
+                let both = MatrixMut::new(logits.as_view_mut().into(), VOCAB)?;
+                return run.call(|| loss.backward_in_place(step, both));
             }
             let mut gradient = run.put("gradient", &[POISON; ROWS * VOCAB]);
-            let view = Logits::new(logits.as_view(), VOCAB)?;
-            let mut out = LogitsMut::new(gradient.as_view_mut(), VOCAB)?;
-            run.call(|| loss.backward(&step, &view, &mut out))
+            let view = Matrix::new(logits.as_view().into(), VOCAB)?;
+            let out = MatrixMut::new(gradient.as_view_mut().into(), VOCAB)?;
+            run.call(|| loss.backward(&step, &view, out))
         };
         check_everywhere(scenario, if in_place { &["logits"] } else { &["logits", "gradient"] });
     }
@@ -364,7 +378,7 @@ fn addresses() {
     let upstream = run.put(EARLIER, &[1.0_f32; ROWS]);
     let stream = cuda.stream();
     let address = logits.device_ptr(stream).0;
-    let rows = raw::Rows { address, rows: ROWS, vocab: VOCAB, row_stride: VOCAB, dtype: Dtype::F32 };
+    let rows = raw::MatrixAt { address, rows: ROWS, columns: VOCAB, row_stride: VOCAB, dtype: Dtype::F32 };
     let (targets, options) = (raw::Targets::U32(targets.device_ptr(stream).0), LogitOptions::default());
     let (log_probs, states) = (log_probs.device_ptr(stream).0, states.device_ptr(stream).0);
     let upstream = raw::Upstream::PerRow { log_probs: upstream.device_ptr(stream).0, entropies: 0 };
@@ -409,11 +423,10 @@ fn the_current_context_survives_making_and_dropping() {
             let (hidden, weight) = (run(&numbers(ROWS * SIZE)), run(&numbers(VOCAB * SIZE)));
             let targets = stream.clone_htod(&TARGETS).expect("upload");
             set_current(before);
-            let hidden = Matrix::new(hidden.as_view(), SIZE).expect("rows");
-            let head = Head::new(Matrix::new(weight.as_view(), SIZE).expect("rows")).expect("a vocabulary");
+            let hidden = Matrix::new(hidden.as_view().into(), SIZE).expect("rows");
+            let head = Head::new(Matrix::new(weight.as_view().into(), SIZE).expect("rows")).expect("a vocabulary");
             let rewards = [1.0, 0.0, 0.5];
-            loss.forward_linear(&hidden, &head, &targets.as_view(), &batch(), &Reference::None, &rewards)
-                .expect("forward");
+            loss.forward_linear(&hidden, &head, &targets, &batch(), &Reference::None, &rewards).expect("forward");
             unchanged("forward_linear");
             assert!(loss.report().expect("report").loss > 0.0);
             unchanged("report");

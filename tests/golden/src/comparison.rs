@@ -4,37 +4,9 @@
 use exo_kernels::reference::bounds::{self, Arithmetic, GroupBounds, RowBounds};
 use exo_kernels::reference::preference_loss::{self, Step};
 use exo_kernels::reference::{objective, token_log_prob};
-use exo_kernels::{Element, Logits, LossOptions, Reference, Result, SoftmaxState};
+use exo_kernels::{Element, LossOptions, Matrix, Reference, Result};
 
 use crate::fixture::{Fixture, StoredLogits};
-
-/// A backend's stages over host memory. Inputs and options are the fixture's.
-pub trait Stages {
-    /// What its bounds are derived from.
-    const ARITHMETIC: Arithmetic;
-
-    /// The token log-prob stage, with entropies.
-    fn forward(&self, fixture: &Fixture) -> TokenStage;
-
-    /// d loss / d logits, \[N, V\], of these gradients of the log-probs.
-    fn backward(&self, fixture: &Fixture, states: &[SoftmaxState], gradients: &[f32]) -> Vec<f64>;
-
-    /// The log-ratio of each sequence.
-    fn log_ratios(&self, fixture: &Fixture, log_probs: &[f32]) -> Vec<f64>;
-
-    /// The objective stage: group losses, and d loss / d log-ratio of each sequence under a mean over groups.
-    fn objective(&self, fixture: &Fixture, log_ratios: &[f64]) -> (Vec<f64>, Vec<f64>);
-}
-
-/// What the token log-prob stage gave for each row.
-pub struct TokenStage {
-    /// 0 on masked rows.
-    pub log_probs: Vec<f32>,
-    /// For the backward pass.
-    pub states: Vec<SoftmaxState>,
-    /// In nats; 0 on masked rows.
-    pub entropies: Vec<f32>,
-}
 
 /// Who computes a fixture: the stages of a backend, or the specification.
 pub trait Computes {
@@ -49,24 +21,6 @@ pub trait Computes {
 
     /// The objective stage alone, fed with these log-ratios.
     fn objective(&self, fixture: &Fixture, log_ratios: &[f64]) -> Groups;
-}
-
-impl<S: Stages> Computes for S {
-    fn arithmetic(&self, _: usize) -> Arithmetic {
-        S::ARITHMETIC
-    }
-
-    fn rounds_gradients(&self) -> bool {
-        true
-    }
-
-    fn computed(&self, fixture: &Fixture, _: &Step) -> Computed {
-        computed(fixture, self)
-    }
-
-    fn objective(&self, fixture: &Fixture, log_ratios: &[f64]) -> Groups {
-        groups(fixture, self, log_ratios)
-    }
 }
 
 /// How far one output is from what was expected.
@@ -131,15 +85,15 @@ pub fn compare(fixture: &Fixture, backend: &impl Computes) -> Result<Vec<OutputE
 }
 
 fn compare_typed<T: Element>(fixture: &Fixture, values: &[T], backend: &impl Computes) -> Result<Vec<OutputError>> {
-    let logits = Logits::new(values, fixture.vocab)?;
+    let logits = Matrix::new(values, fixture.vocab)?;
     let options = fixture.options.with_entropy(true);
     let reference = Reference::PerToken(&fixture.reference);
     let exact = preference_loss::forward(
         &options,
-        logits,
+        &logits,
         &fixture.targets,
         &fixture.batch,
-        reference,
+        &reference,
         fixture.rewards.as_slice(),
     )?;
     let computed = backend.computed(fixture, &exact);
@@ -178,39 +132,6 @@ fn compare_typed<T: Element>(fixture: &Fixture, values: &[T], backend: &impl Com
         &alone_bounds,
     ));
     Ok(errors)
-}
-
-/// The stages of a backend, one after the other.
-pub fn computed<S: Stages>(fixture: &Fixture, backend: &S) -> Computed {
-    let TokenStage { log_probs, states, entropies } = backend.forward(fixture);
-    let log_ratios = backend.log_ratios(fixture, &log_probs);
-    let groups = groups(fixture, backend, &log_ratios);
-
-    let rows = fixture.targets.len();
-    let mut row_gradients = vec![0.0; rows];
-    for (sequence, range) in fixture.batch.sequence_offsets().windows(2).enumerate() {
-        row_gradients[range[0]..range[1]].fill(groups.coefficients[sequence] as f32);
-    }
-    let gradient = backend.backward(fixture, &states, &row_gradients);
-
-    let wide = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect();
-    let of_row = |row: &usize| gradient[row * fixture.vocab..(row + 1) * fixture.vocab].iter().copied();
-    Computed {
-        log_probs: wide(&log_probs),
-        log_sum_exps: (0..rows)
-            .map(|row| if fixture.targets[row] < 0 { 0.0 } else { states[row].log_sum_exp() })
-            .collect(),
-        entropies: wide(&entropies),
-        log_ratios,
-        groups,
-        gradient: fixture.gradient.rows.iter().flat_map(of_row).collect(),
-    }
-}
-
-fn groups<S: Stages>(fixture: &Fixture, backend: &S, log_ratios: &[f64]) -> Groups {
-    let (losses, coefficients) = backend.objective(fixture, log_ratios);
-    let loss = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
-    Groups { losses, loss, coefficients }
 }
 
 fn group_rewards(fixture: &Fixture) -> Vec<(std::ops::Range<usize>, Vec<f64>)> {
@@ -294,7 +215,7 @@ fn against_groups(
 
 fn against_gradient<T: Element>(
     fixture: &Fixture,
-    logits: Logits<'_, T>,
+    logits: Matrix<'_, T>,
     options: &LossOptions,
     exact: &Step,
     bounds: &StepBounds,

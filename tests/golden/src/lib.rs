@@ -4,6 +4,6 @@ mod backends;
 mod comparison;
 mod fixture;
 
-pub use backends::{FromHidden, Specification};
-pub use comparison::{Computed, Computes, Groups, OutputError, Stages, TokenStage, compare, computed};
+pub use backends::{Specification, Stages, TokenStage};
+pub use comparison::{Computed, Computes, Groups, OutputError, compare};
 pub use fixture::{ExpectedGradient, Fixture, Result, StoredLogits, golden_folder};

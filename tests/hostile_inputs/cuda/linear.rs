@@ -1,6 +1,6 @@
 //! The linear stage on the device.
 
-use super::stages::{Kept, OnDevice, check_status};
+use super::stages::{Kept, Lent, OnDevice, check_status};
 use super::{Placed, cuda, upload};
 use crate::hostile::Choices;
 use crate::hostile::guarded::{Guarded, Sentinel, untouched};
@@ -9,9 +9,9 @@ use crate::hostile::rows::{Kind, VOCAB};
 use crate::hostile::settings::{self, Fit};
 use crate::hostile::token_log_prob::{self, Outputs};
 use crate::hostile::{linear, row_loss};
-use cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
-use exo_kernels::cuda::{Cuda, Head, Hidden, LinearGradients, Matrix, MatrixMut, RowLosses, Status};
-use exo_kernels::{Element, RowLoss, SoftmaxState};
+use cudarc::driver::{CudaSlice, DeviceRepr};
+use exo_kernels::cuda::{Cuda, Head, Hidden, LinearGradients, Matrix, MatrixMut, RowLosses, Status, Targets, View};
+use exo_kernels::{Backend, Dtype, Element, Error, LogitOptions, RowLoss, SoftmaxState};
 use half::{bf16, f16};
 
 /// A case, brought to the device.
@@ -36,20 +36,21 @@ impl<'c, T: Element + Sentinel + DeviceRepr> Brought<'c, T> {
 
     pub(super) fn hidden(&self) -> Matrix<'_, T> {
         let (rows, stride) = (self.case.rows, self.case.hidden_stride);
-        Matrix::strided(self.hidden.slice(..self.case.hidden.len()), rows, SIZE, stride).expect("room for the rows")
+        Matrix::strided(self.hidden.slice(..self.case.hidden.len()).into(), rows, SIZE, stride)
+            .expect("room for the rows")
     }
 
     pub(super) fn head(&self) -> Head<'_, T> {
-        let weight = Matrix::strided(self.weight.as_view(), VOCAB, SIZE, self.case.weight_stride).expect("room");
+        let weight = Matrix::strided((&self.weight).into(), VOCAB, SIZE, self.case.weight_stride).expect("room");
         let head = Head::new(weight).expect("a vocabulary");
         match &self.bias {
-            Some(bias) => head.with_bias(bias.as_view()).expect("V long"),
+            Some(bias) => head.with_bias(bias.into()).expect("V long"),
             None => head,
         }
     }
 
-    pub(super) fn targets(&self, count: usize) -> CudaView<'_, i64> {
-        self.targets.slice(..count)
+    pub(super) fn targets(&self, count: usize) -> Targets<'_> {
+        self.targets.slice(..count).into()
     }
 }
 
@@ -98,12 +99,11 @@ impl<T: Element + Sentinel + DeviceRepr, G: Element + Sentinel + DeviceRepr> Gra
 }
 
 /// Hidden states with what is said of the number of scored rows, and whether fewer are placed than are scored.
-pub(super) fn scored<'m, 'a, T>(
+pub(super) fn scored<'m, 'a, T: Element>(
     choices: &mut Choices<'_>,
     states: &'m Matrix<'a, T>,
     kinds: &[Kind],
 ) -> (Hidden<'m, 'a, T>, bool) {
-    choices.calls(&["cuda/linear/mod::Hidden::new", "cuda/linear/mod::Hidden::with_scored_rows"]);
     let said = choices.of(None, &[Some(usize::MAX), Some(kinds.len()), Some(0), Some(1)]);
     let scored = kinds.iter().filter(|kind| **kind != Kind::Masked).count();
     match said {
@@ -113,10 +113,11 @@ pub(super) fn scored<'m, 'a, T>(
 }
 
 pub(super) fn token_log_probs(choices: &mut Choices<'_>) {
-    match choices.choose(4) {
+    match choices.choose(5) {
         0 => token_log_probs_of::<f32, f32>(choices),
         1 => token_log_probs_of::<bf16, f32>(choices),
         2 => token_log_probs_of::<f16, f16>(choices),
+        3 => mixed_types(choices),
         // A gradient of the head of neither of the two types that there may be.
         _ => token_log_probs_of::<f32, bf16>(choices),
     }
@@ -125,9 +126,7 @@ pub(super) fn token_log_probs(choices: &mut Choices<'_>) {
 /// Whether the head's gradients are of a type that is written.
 fn has_type<T: Element, G: Element>(gradients: &linear_case::Gradients<T, G>) -> bool {
     let type_of = (<T as Element>::DTYPE, <G as Element>::DTYPE);
-    type_of.0 == type_of.1
-        || type_of.1 == exo_kernels::Dtype::F32
-        || (gradients.weight.is_none() && gradients.bias.is_none())
+    type_of.0 == type_of.1 || type_of.1 == Dtype::F32 || (gradients.weight.is_none() && gradients.bias.is_none())
 }
 
 fn token_log_probs_of<T, G>(choices: &mut Choices<'_>)
@@ -136,12 +135,9 @@ where
     G: Element + Sentinel + DeviceRepr,
 {
     choices.calls(&[
-        "cuda/linear/mod::Head::new",
-        "cuda/linear/mod::Head::with_bias",
-        "cuda/linear/mod::LinearGradients::new",
-        "cuda/linear/mod::LinearGradients::with_bias",
-        "cuda/linear/log_prob::Cuda::linear_token_log_probs",
-        "cuda/linear/log_prob::Cuda::linear_token_log_probs_backward",
+        "cuda/backend::Cuda::check_linear",
+        "cuda/backend::Cuda::linear_token_log_probs",
+        "cuda/backend::Cuda::linear_token_log_probs_backward",
     ]);
     let cuda = cuda();
     let count = choices.of(4, &[0, 1]);
@@ -153,14 +149,16 @@ where
     let short = usize::from(count > 0 && choices.yes());
     let wide = choices.yes();
     let other = upload(&cuda, &vec![T::from_f32(1.0); count * (SIZE + 1)]);
-    let other = Matrix::new(other.slice(..count * (SIZE + 1)), SIZE + 1).expect("rows");
+    let other = Matrix::new(other.slice(..count * (SIZE + 1)).into(), SIZE + 1).expect("rows");
     let states = brought.hidden();
     let (hidden, beyond) = scored(choices, if wide { &other } else { &states }, &kinds);
     let refused = wide || short > 0 || !outputs.fit(count);
     let mut placed = OnDevice::new(&cuda, outputs);
     cuda.clear_status().expect("no fault");
     let targets = brought.targets(count - short);
-    let result = cuda.linear_token_log_probs(hidden, &brought.head(), &targets, &options, &mut placed.views());
+    let result = cuda.check_linear(&hidden, &brought.head(), &targets);
+    assert_eq!(result.is_err(), wide || short > 0, "{result:?}");
+    let result = cuda.linear_token_log_probs(hidden, &brought.head(), targets, &options, placed.views());
     let forward = placed.fetch(&cuda);
     if beyond && !refused {
         assert_eq!(result, Ok(()));
@@ -187,7 +185,7 @@ where
     let (saved, from) = (on_device.saved(), on_device.upstream());
     let ids = brought.targets(count);
     let result =
-        cuda.linear_token_log_probs_backward(&states, &brought.head(), &ids, &options, &saved, &from, placed.views());
+        cuda.linear_token_log_probs_backward(&states, &brought.head(), ids, &options, &saved, &from, placed.views());
     let gradients = placed.fetch(&cuda);
     match result {
         Err(error) => {
@@ -200,6 +198,40 @@ where
             gradients.check(&case, &kinds, &of_rows);
         }
     }
+}
+
+/// A head of another type than the hidden states is refused by every verb, in whichever order it looks at things.
+fn mixed_types(choices: &mut Choices<'_>) {
+    let cuda = cuda();
+    let count = choices.of(4, &[0, 1]);
+    let case = Case::<f32, f32>::choose(choices, count);
+    let narrow: Vec<bf16> = case.weight.iter().map(|number| bf16::from_f32(*number)).collect();
+    let weight = upload(&cuda, &narrow);
+    let head = Matrix::strided((&weight).into(), VOCAB, SIZE, case.weight_stride).and_then(Head::new).expect("room");
+    let brought = Brought::new(&cuda, &case);
+    let (hidden, ids, options) = (brought.hidden(), brought.targets(count), LogitOptions::default());
+    let refused = Err(Error::GradientType { given: Dtype::F32, head: Dtype::Bf16 });
+    assert_eq!(cuda.check_linear(&Hidden::new(&hidden), &head, &ids), refused);
+    let mut outputs = OnDevice::new(&cuda, Outputs::new(count));
+    assert_eq!(cuda.linear_token_log_probs(&hidden, &head, ids.clone(), &options, outputs.views()), refused);
+    let outputs = outputs.fetch(&cuda);
+    assert!(!outputs.check(refused.clone(), true, &[], VOCAB));
+
+    let upstream = token_log_prob::Upstream::choose(choices, count);
+    let kept = Kept::new(&cuda, &vec![SoftmaxState::default(); count], Some(&vec![0.5; count]), &upstream);
+    let mut placed = Gradients::new(&cuda, linear_case::Gradients::<f32, bf16>::choose(choices, count));
+    let (saved, from) = (kept.saved(), kept.upstream());
+    let result =
+        cuda.linear_token_log_probs_backward(&hidden, &head, ids.clone(), &options, &saved, &from, placed.views());
+    assert!(result.is_err());
+    let weights = Lent::new(&cuda, &vec![0.5f32; count]);
+    let (mut log_probs, mut losses) = (Placed::<f32>::new(&cuda, count), Placed::<f32>::new(&cuda, count));
+    let outputs = RowLosses { log_probs: log_probs.view_mut(), losses: losses.view_mut() };
+    let loss = RowLoss::Weighted { weights: weights.view() };
+    assert!(cuda.linear_row_loss(&hidden, &head, ids, &options, &loss, outputs, placed.views()).is_err());
+    let (log_probs, losses) = (log_probs.fetch(&cuda), losses.fetch(&cuda));
+    untouched!(log_probs, losses);
+    placed.fetch(&cuda).untouched();
 }
 
 pub(super) fn row_loss(choices: &mut Choices<'_>) {
@@ -215,7 +247,7 @@ where
     T: Element + Sentinel + DeviceRepr,
     G: Element + Sentinel + DeviceRepr,
 {
-    choices.calls(&["cuda/linear/row_loss::Cuda::linear_row_loss"]);
+    choices.calls(&["cuda/backend::Cuda::linear_row_loss"]);
     let cuda = cuda();
     let count = choices.of(4, &[0, 1]);
     let case = Case::<T, T>::choose(choices, count);
@@ -228,16 +260,15 @@ where
     let gradients = linear_case::Gradients::<T, G>::choose(choices, count);
     let lengths = [log_probs.range.len(), losses.range.len()] == [count; 2];
     let refused = !lengths || !gradients.fit(count) || !loss.fits(count);
-    let slices =
-        [&loss.weights, &loss.advantages, &loss.old_log_probs].map(|slice| (upload(&cuda, slice), slice.len()));
-    let [weights, advantages, old_log_probs] = slices.each_ref().map(|(slice, length)| slice.slice(..*length));
+    let slices = [&loss.weights, &loss.advantages, &loss.old_log_probs].map(|slice| Lent::new(&cuda, slice));
+    let [weights, advantages, old_log_probs] = slices.each_ref().map(Lent::view);
     let on_device = on_device(&loss, weights, advantages, old_log_probs);
     let mut placed = Gradients::new(&cuda, gradients);
     let states = brought.hidden();
-    let mut outputs = RowLosses { log_probs: log_probs.view_mut(), losses: losses.view_mut() };
+    let outputs = RowLosses { log_probs: log_probs.view_mut(), losses: losses.view_mut() };
     cuda.clear_status().expect("no fault");
     let (head, ids) = (brought.head(), brought.targets(count));
-    let result = cuda.linear_row_loss(&states, &head, &ids, &options, on_device, &mut outputs, placed.views());
+    let result = cuda.linear_row_loss(&states, &head, ids, &options, &on_device, outputs, placed.views());
     let (log_probs, losses, gradients) = (log_probs.fetch(&cuda), losses.fetch(&cuda), placed.fetch(&cuda));
     if let Err(error) = result {
         assert!(refused, "refused: {error:?}");
@@ -273,10 +304,10 @@ where
 
 fn on_device<'v>(
     loss: &row_loss::Held,
-    weights: CudaView<'v, f32>,
-    advantages: CudaView<'v, f32>,
-    old_log_probs: CudaView<'v, f32>,
-) -> RowLoss<CudaView<'v, f32>> {
+    weights: View<'v, f32>,
+    advantages: View<'v, f32>,
+    old_log_probs: View<'v, f32>,
+) -> RowLoss<View<'v, f32>> {
     if loss.clipped {
         let (low, high, log_ratio_limit) = (loss.low, loss.high, loss.log_ratio_limit);
         RowLoss::ClippedRatio { weights, advantages, old_log_probs, low, high, log_ratio_limit }

@@ -5,6 +5,7 @@
 #![allow(clippy::single_match_else, reason = "refused and accepted are judged side by side")]
 
 mod linear;
+mod memory;
 mod preference_loss;
 mod raw;
 mod stages;
@@ -12,13 +13,14 @@ mod stages;
 use crate::hostile::Walk;
 use crate::hostile::guarded::{Guarded, Sentinel};
 use crate::trials::Trials;
-use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DeviceRepr};
-use exo_kernels::cuda::{Cuda, DeviceGroupStatistics};
+use cudarc::driver::{CudaSlice, DeviceRepr};
+use exo_kernels::cuda::{Cuda, View, ViewMut};
 use std::ops::Range;
 use support::device::{self, download, upload};
 
 /// Every walk of the CUDA backend.
-pub(crate) const WALKS: [Walk; 14] = [
+pub(crate) const WALKS: [Walk; 15] = [
+    ("cuda memory", memory::walk),
     ("cuda views", stages::views),
     ("cuda token_log_probs", stages::token_log_probs),
     ("cuda log_ratios", stages::log_ratios),
@@ -89,12 +91,12 @@ impl<T: Sentinel + DeviceRepr> Placed<T> {
         Self::of(cuda, Guarded::new(length))
     }
 
-    fn view(&self) -> CudaView<'_, T> {
-        self.slice.slice(self.range.clone())
+    fn view(&self) -> View<'_, T> {
+        self.slice.slice(self.range.clone()).into()
     }
 
-    fn view_mut(&mut self) -> CudaViewMut<'_, T> {
-        self.slice.slice_mut(self.range.clone())
+    fn view_mut(&mut self) -> ViewMut<'_, T> {
+        self.slice.slice_mut(self.range.clone()).into()
     }
 
     /// What became of it.
@@ -102,25 +104,5 @@ impl<T: Sentinel + DeviceRepr> Placed<T> {
         let mut host = self.host;
         host.replace(download(cuda, &self.slice));
         host
-    }
-}
-
-impl Sentinel for i32 {
-    fn sentinel() -> Self {
-        -777_777_777
-    }
-
-    fn same(&self, other: &Self) -> bool {
-        self == other
-    }
-}
-
-impl Sentinel for DeviceGroupStatistics {
-    fn sentinel() -> Self {
-        Self { effective_sample_size: -777.0, margin: 1e300, ..Self::default() }
-    }
-
-    fn same(&self, other: &Self) -> bool {
-        self == other
     }
 }

@@ -8,9 +8,9 @@ use crate::hostile::guarded::{Guarded, Sentinel, untouched};
 use crate::hostile::linear_case::{self, Case};
 use crate::hostile::preference_loss::{Inputs, as_in_poisoned_groups, check_row};
 use crate::hostile::rows::{Kind, Rows, VOCAB};
-use cudarc::driver::DeviceRepr;
-use exo_kernels::cuda::{Cuda, Logits, LogitsMut};
-use exo_kernels::{Element, Error, PreferenceLoss};
+use cudarc::driver::{CudaContext, DeviceRepr};
+use exo_kernels::cuda::{Cuda, Matrix, MatrixMut};
+use exo_kernels::{Element, Error, ForwardPass, PreferenceLoss};
 use half::{bf16, f16};
 
 pub(super) fn from_logits(choices: &mut Choices<'_>) {
@@ -52,11 +52,6 @@ fn check_report(inputs: &Inputs, loss: &PreferenceLoss<Cuda>, kinds: &[Kind], ta
 }
 
 fn from_logits_of<T: Element + Sentinel + DeviceRepr>(choices: &mut Choices<'_>) {
-    choices.calls(&[
-        "cuda/loss/mod::PreferenceLoss::forward",
-        "cuda/loss/mod::PreferenceLoss::backward",
-        "cuda/loss/mod::PreferenceLoss::backward_in_place",
-    ]);
     let cuda = cuda();
     let inputs = Inputs::choose(choices);
     let count = choices.length(inputs.batch.rows());
@@ -67,9 +62,9 @@ fn from_logits_of<T: Element + Sentinel + DeviceRepr>(choices: &mut Choices<'_>)
     let mut loss = PreferenceLoss::new(cuda.clone(), inputs.options);
     loss.set_loss_scale(inputs.loss_scale);
     let mut data = Placed::of(&cuda, Guarded::holding(&rows.data));
-    let logits = Logits::strided(data.view(), count, VOCAB, rows.stride).expect("room for the rows");
+    let logits = Matrix::strided(data.view(), count, VOCAB, rows.stride).expect("room for the rows");
     let ids = targets.slice(..count - short);
-    let result = loss.forward(&logits, &ids, &inputs.batch, &reference.view(), inputs.rewards.view());
+    let result = loss.forward(&logits, ids, &inputs.batch, &reference.view(), inputs.rewards.view());
     let refused = refused(&inputs, count, count - short);
     let step = match result {
         Err(error) => {
@@ -89,8 +84,8 @@ fn from_logits_of<T: Element + Sentinel + DeviceRepr>(choices: &mut Choices<'_>)
     let (of_rows, of_columns) = (choices.length(count), choices.of(VOCAB, &[VOCAB + 1, 1]));
     let stride = of_columns + choices.of(0, &[2]);
     let mut gradient = Placed::<T>::new(&cuda, of_rows * stride);
-    let mut out = LogitsMut::strided(gradient.view_mut(), of_rows, of_columns, stride).expect("room for the rows");
-    let result = loss.backward(&step, &logits, &mut out);
+    let out = MatrixMut::strided(gradient.view_mut(), of_rows, of_columns, stride).expect("room for the rows");
+    let result = loss.backward(&step, &logits, out);
     let gradient = gradient.fetch(&cuda);
     if let Err(error) = result {
         assert!((of_rows, of_columns) != (count, VOCAB), "refused: {error:?}");
@@ -103,9 +98,14 @@ fn from_logits_of<T: Element + Sentinel + DeviceRepr>(choices: &mut Choices<'_>)
             check_row(kinds[row], *of_row, row, rows.row(row), &gradient.get()[row * stride..][..VOCAB]);
         }
     }
+    let place = choices.of(None, &[Some(Place::Own), Some(Place::Clone), Some(Place::OtherContext)]);
+    if let Some(place) = place {
+        let pass = loss.into_forward_pass(step).expect("the step of the last pass");
+        return forward_pass(choices, (&pass, place), (&logits, of_rows, of_columns), inputs.loss_scale, &gradient);
+    }
     let fewer = count.saturating_sub(usize::from(choices.yes()));
-    let mut view = LogitsMut::strided(data.view_mut(), fewer, VOCAB, rows.stride).expect("room for the rows");
-    let result = loss.backward_in_place(step, &mut view);
+    let view = MatrixMut::strided(data.view_mut(), fewer, VOCAB, rows.stride).expect("room for the rows");
+    let result = loss.backward_in_place(step, view);
     let data = data.fetch(&cuda);
     if let Err(error) = result {
         assert!(fewer != count, "in place refused: {error:?}");
@@ -113,6 +113,51 @@ fn from_logits_of<T: Element + Sentinel + DeviceRepr>(choices: &mut Choices<'_>)
     } else {
         data.untouched_between_rows("logits", VOCAB, rows.stride);
     }
+}
+
+/// Which backend goes backward from a pass.
+#[derive(Clone, Copy)]
+enum Place {
+    Own,
+    Clone,
+    OtherContext,
+}
+
+/// A finished pass refuses what the loss refused, and writes the same bits where it did not: `of_loss`, of so many rows and
+/// columns.
+fn forward_pass<T: Element + Sentinel + DeviceRepr>(
+    choices: &mut Choices<'_>,
+    (pass, place): (&ForwardPass<Cuda>, Place),
+    (logits, rows, columns): (&Matrix<'_, T>, usize, usize),
+    loss_scale: f64,
+    of_loss: &Guarded<T>,
+) {
+    let (cuda, stride) = (cuda(), of_loss.get().len() / rows.max(1));
+    let mut gradient = Placed::<T>::new(&cuda, rows * stride);
+    let out = MatrixMut::strided(gradient.view_mut(), rows, columns, stride).expect("room for the rows");
+    let scale = choices.f64(loss_scale);
+    let result = match place {
+        Place::Own => pass.backward(scale, logits, out),
+        Place::Clone => pass.backward_on(&cuda, scale, logits, out),
+        Place::OtherContext => {
+            let context = CudaContext::new_non_primary(0, 0).expect("another context of device 0");
+            let other = Cuda::new(&context.new_stream().expect("a stream")).expect("the kernels load");
+            let result = pass.backward_on(&other, scale, logits, out);
+            assert!(matches!(result, Err(Error::Device { .. })), "{result:?}");
+            gradient.fetch(&cuda).untouched("gradient");
+            return;
+        }
+    };
+    let gradient = gradient.fetch(&cuda);
+    if let Err(error) = result {
+        assert!((rows, columns) != (logits.rows(), VOCAB), "refused: {error:?}");
+        untouched!(gradient);
+        return;
+    }
+    assert_eq!((rows, columns), (logits.rows(), VOCAB));
+    gradient.rows_written("gradient", rows, VOCAB, stride);
+    let same = gradient.get().iter().zip(of_loss.get()).all(|(one, other)| one.same(other));
+    assert!(same || scale.to_bits() != loss_scale.to_bits(), "{gradient:?}, {of_loss:?}");
 }
 
 pub(super) fn from_hidden_states(choices: &mut Choices<'_>) {
@@ -128,10 +173,6 @@ where
     T: Element + Sentinel + DeviceRepr,
     G: Element + Sentinel + DeviceRepr,
 {
-    choices.calls(&[
-        "cuda/loss/linear::PreferenceLoss::forward_linear",
-        "cuda/loss/linear::PreferenceLoss::backward_linear",
-    ]);
     let cuda = cuda();
     let inputs = Inputs::choose(choices);
     let count = choices.length(inputs.batch.rows());
@@ -145,7 +186,7 @@ where
     let (states, head, ids) = (brought.hidden(), brought.head(), brought.targets(count - short));
     let (hidden, beyond) = scored(choices, &states, &kinds);
     let (batch, rewards) = (&inputs.batch, inputs.rewards.view());
-    let result = loss.forward_linear(hidden, &head, &ids, batch, &reference.view(), rewards);
+    let result = loss.forward_linear(hidden, &head, ids, batch, &reference.view(), rewards);
     let refused = refused(&inputs, count, count - short);
     let step = match result {
         Err(error) => {

@@ -2,6 +2,7 @@
 //! enough for the right ones. A shape that is not wrong in itself but larger than its buffer is the caller's false word,
 //! and not passed.
 
+use super::stages::MOST_COLUMNS;
 use super::{Placed, cuda};
 use crate::hostile::Choices;
 use crate::hostile::guarded::untouched;
@@ -14,8 +15,7 @@ use exo_kernels::{Dtype, Result, RowLoss};
 const ROWS: usize = 2;
 const VOCAB: usize = 3;
 const SIZE: usize = 4;
-/// What a grid has room for along y: slices of 32768 columns, chunks of 8192.
-const MOST_COLUMNS: usize = 65_535 * 32_768;
+/// What a grid has room for along y: chunks of 8192 columns.
 const MOST_LINEAR_COLUMNS: usize = 65_535 * 8192;
 
 /// A shape, whether it must be refused, and whether it is that of the buffer.
@@ -65,13 +65,13 @@ impl Memory {
     }
 
     fn read(&self) -> raw::Address {
-        self.read.view().device_ptr(self.cuda.stream()).0
+        self.read.slice.slice(self.read.range.clone()).device_ptr(self.cuda.stream()).0
     }
 
     /// Room for eight numbers, one of eight such places.
     fn write(&mut self, place: u64) -> raw::Address {
         let cuda = self.cuda.clone();
-        let address = self.written.view_mut().device_ptr_mut(cuda.stream()).0;
+        let address = self.written.slice.slice_mut(self.written.range.clone()).device_ptr_mut(cuda.stream()).0;
         address + 64 * place
     }
 
@@ -88,9 +88,9 @@ impl Memory {
     }
 }
 
-fn rows_at(address: raw::Address, shape: &Shape) -> raw::Rows {
+fn matrix(address: raw::Address, shape: &Shape, dtype: Dtype) -> raw::MatrixAt {
     let Shape { rows, columns, stride, .. } = *shape;
-    raw::Rows { address, rows, vocab: columns, row_stride: stride, dtype: Dtype::F32 }
+    raw::MatrixAt { address, rows, columns, row_stride: stride, dtype }
 }
 
 pub(super) fn token_log_probs(choices: &mut Choices<'_>) {
@@ -105,7 +105,7 @@ pub(super) fn token_log_probs(choices: &mut Choices<'_>) {
     let mut memory = Memory::new();
     let outputs =
         raw::ForwardOutputs { log_probs: memory.write(0), states: memory.write(1), entropies: memory.write(2) };
-    let (logits, targets) = (rows_at(memory.read(), &shape), raw::Targets::I64(memory.read()));
+    let (logits, targets) = (matrix(memory.read(), &shape, Dtype::F32), raw::Targets::I64(memory.read()));
     // SAFETY: a shape that is not refused is the buffer's, or has no row.
     let result = unsafe { raw::token_log_probs(&memory.cuda, logits, targets, &options, outputs) };
     memory.check(result, refused);
@@ -117,6 +117,8 @@ pub(super) fn token_log_probs_backward(choices: &mut Choices<'_>) {
     let options = settings::logit_options(choices);
     let (dtype, with_entropies, kept) = (choices.of(Dtype::F32, &[Dtype::F16]), choices.yes(), !choices.yes());
     let per_sequence = choices.yes();
+    // The buffer has one weight and more; with none of them every row's sequence is out of range.
+    let sequences = choices.of(1, &[0]);
     let loss_scale = choices.f64(1.0);
     let same = (shape.rows, shape.columns) == (of_gradient.rows, of_gradient.columns) && dtype == Dtype::F32;
     let refused = shape.is_wrong(MOST_COLUMNS)
@@ -128,11 +130,11 @@ pub(super) fn token_log_probs_backward(choices: &mut Choices<'_>) {
         return;
     }
     let mut memory = Memory::new();
-    let (logits, targets) = (rows_at(memory.read(), &shape), raw::Targets::I64(memory.read()));
-    let gradients = raw::Rows { dtype, ..rows_at(memory.write(0), &of_gradient) };
+    let (logits, targets) = (matrix(memory.read(), &shape, Dtype::F32), raw::Targets::I64(memory.read()));
+    let gradients = matrix(memory.write(0), &of_gradient, dtype);
     let read = memory.read();
     let upstream = if per_sequence {
-        raw::Upstream::PerSequence { row_sequences: read, weights: read, loss_scale }
+        raw::Upstream::PerSequence { row_sequences: read, weights: read, sequences, loss_scale }
     } else {
         raw::Upstream::PerRow { log_probs: read, entropies: if with_entropies { read } else { 0 } }
     };
@@ -205,11 +207,6 @@ pub(super) fn objective(choices: &mut Choices<'_>) {
     // SAFETY: what is not refused has no group.
     let result = unsafe { raw::objective(&memory.cuda, &objective, inputs, outputs) };
     memory.check(result, refused);
-}
-
-fn matrix(address: raw::Address, shape: &Shape, dtype: Dtype) -> raw::MatrixAt {
-    let Shape { rows, columns, stride, .. } = *shape;
-    raw::MatrixAt { address, rows, columns, row_stride: stride, dtype }
 }
 
 /// What both passes of the linear stage take.

@@ -20,7 +20,7 @@ pub(crate) struct Choices<'a> {
     /// Alternatives of each choice so far.
     pub(crate) alternatives: Vec<usize>,
     /// The public functions that were called, as `tests/hostile_inputs/inventory.rs` names them.
-    pub(crate) called: Vec<&'static str>,
+    pub(crate) called: Vec<String>,
 }
 
 impl<'a> Choices<'a> {
@@ -37,8 +37,13 @@ impl<'a> Choices<'a> {
     }
 
     /// Notes public functions that this walk is about to call.
-    pub(crate) fn calls(&mut self, functions: &[&'static str]) {
-        self.called.extend(functions);
+    pub(crate) fn calls(&mut self, functions: &[&str]) {
+        self.called.extend(functions.iter().map(ToString::to_string));
+    }
+
+    /// The same of functions of one type: `of` is the file and the type.
+    pub(crate) fn calls_of(&mut self, of: &str, functions: &[&str]) {
+        self.called.extend(functions.iter().map(|function| format!("{of}::{function}")));
     }
 
     /// A number below `alternatives`; 0 is the usual.

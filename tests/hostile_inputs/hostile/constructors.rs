@@ -2,9 +2,12 @@
 
 use super::choices::Choices;
 use super::settings::{self, Fit};
+use exo_kernels::backend::{Backend, Host};
+use exo_kernels::reference::ReferenceBackend;
 use exo_kernels::{
-    Batch, Betas, Cpu, Element, Error, Head, IGNORE_INDEX, LinearGradients, LogRatio, Logits, LogitsMut, LossOptions,
-    Matrix, MatrixMut, Objective, PreferenceLoss, Reduction, Rewards, SoftmaxState, TokenId, shifted_targets,
+    Batch, Betas, Cpu, Element, Error, GroupStatistics, Head, IGNORE_INDEX, LinearGradients, LogRatio, LogitOptions,
+    LossOptions, Matrix, MatrixMut, Objective, PreferenceLoss, Reduction, Rewards, SoftmaxState, TokenId,
+    TokenLogProbs, shifted_targets,
 };
 use half::{bf16, f16};
 
@@ -109,16 +112,6 @@ pub(crate) fn views(choices: &mut Choices<'_>) {
 
 fn views_of<T: Element>(choices: &mut Choices<'_>) {
     choices.calls(&[
-        "data/logits::Logits::new",
-        "data/logits::Logits::strided",
-        "data/logits::Logits::rows",
-        "data/logits::Logits::vocab",
-        "data/logits::Logits::row",
-        "data/logits::LogitsMut::new",
-        "data/logits::LogitsMut::strided",
-        "data/logits::LogitsMut::rows",
-        "data/logits::LogitsMut::vocab",
-        "data/logits::LogitsMut::as_logits",
         "data/matrix::Matrix::new",
         "data/matrix::Matrix::strided",
         "data/matrix::Matrix::rows",
@@ -128,6 +121,7 @@ fn views_of<T: Element>(choices: &mut Choices<'_>) {
         "data/matrix::MatrixMut::strided",
         "data/matrix::MatrixMut::rows",
         "data/matrix::MatrixMut::columns",
+        "data/matrix::MatrixMut::as_matrix",
         "data/head::Head::new",
         "data/head::Head::with_bias",
         "data/head::Head::weight",
@@ -140,7 +134,6 @@ fn views_of<T: Element>(choices: &mut Choices<'_>) {
     let mut data = vec![T::from_f32(1.0); choices.of(12, &[0, 1, 2, 11, 13])];
     let (rows, columns, stride) = (choices.size(3), choices.size(4), choices.size(4));
     let elements = data.len();
-    let vocabulary = (1..=i32::MAX as usize).contains(&columns);
     let divides = columns > 0 && elements.is_multiple_of(columns);
     let needed = rows.checked_sub(1).map_or(Some(0), |before| before.checked_mul(stride)?.checked_add(columns));
     let fits = columns > 0 && stride >= columns && needed.is_some_and(|needed| needed <= elements);
@@ -151,18 +144,6 @@ fn views_of<T: Element>(choices: &mut Choices<'_>) {
     };
     let contiguous = divides.then(|| (elements / columns.max(1), columns));
     let strided = fits.then_some((rows, columns));
-    let of_logits = |shape: Option<(usize, usize)>| shape.filter(|_| vocabulary);
-
-    let shape = |logits: &Logits<'_, T>| {
-        for row in [0, 1, logits.rows().wrapping_sub(1), logits.rows(), usize::MAX] {
-            let expected = if row < logits.rows() { logits.vocab() } else { 0 };
-            assert_eq!(logits.row(row).len(), expected, "row {row}");
-        }
-        (logits.rows(), logits.vocab())
-    };
-    check("Logits::new", Logits::new(&data, columns).ok().as_ref().map(shape), of_logits(contiguous));
-    let view = Logits::strided(&data, rows, columns, stride);
-    check("Logits::strided", view.ok().as_ref().map(shape), of_logits(strided));
     let shape = |matrix: &Matrix<'_, T>| {
         for row in [0, 1, matrix.rows().wrapping_sub(1), matrix.rows(), usize::MAX] {
             let expected = if row < matrix.rows() { matrix.columns() } else { 0 };
@@ -173,6 +154,10 @@ fn views_of<T: Element>(choices: &mut Choices<'_>) {
     check("Matrix::new", Matrix::new(&data, columns).ok().as_ref().map(shape), contiguous);
     let view = Matrix::strided(&data, rows, columns, stride);
     check("Matrix::strided", view.as_ref().ok().map(shape), strided);
+    for logits in [Matrix::new(&data, columns), Matrix::strided(&data, rows, columns, stride)].into_iter().flatten() {
+        vocabulary(&Cpu::default(), &logits);
+        vocabulary(&ReferenceBackend, &logits);
+    }
     if let Ok(weight) = view {
         let bias = vec![T::from_f32(0.5); choices.length(rows.min(16))];
         match Head::new(weight) {
@@ -185,21 +170,30 @@ fn views_of<T: Element>(choices: &mut Choices<'_>) {
         }
     }
 
-    let shape = |logits: LogitsMut<'_, T>| {
-        let read = logits.as_logits();
-        assert_eq!((read.rows(), read.vocab()), (logits.rows(), logits.vocab()));
-        (logits.rows(), logits.vocab())
+    let shape = |matrix: MatrixMut<'_, T>| {
+        let read = matrix.as_matrix();
+        let shape = (matrix.rows(), matrix.columns());
+        assert_eq!((read.rows(), read.columns(), read.row_stride()), (shape.0, shape.1, matrix.row_stride()));
+        shape
     };
-    check("LogitsMut::new", LogitsMut::new(&mut data, columns).ok().map(shape), of_logits(contiguous));
-    let view = LogitsMut::strided(&mut data, rows, columns, stride);
-    check("LogitsMut::strided", view.ok().map(shape), of_logits(strided));
-    let shape = |matrix: MatrixMut<'_, T>| (matrix.rows(), matrix.columns());
     check("MatrixMut::new", MatrixMut::new(&mut data, columns).ok().map(shape), contiguous);
     let view = MatrixMut::strided(&mut data, rows, columns, stride);
     check("MatrixMut::strided", view.ok().map(shape), strided);
     let mut bias = [T::from_f32(0.0); 3];
     let _ =
         LinearGradients::<T, T>::new(MatrixMut::new(&mut data, columns).ok(), None).with_bias(&mut bias).accumulating();
+}
+
+/// Without rows a matrix may have any number of columns; the stage takes as many as there are ids.
+fn vocabulary<B: Backend<Memory = Host>, T: Element>(backend: &B, logits: &Matrix<'_, T>) {
+    if logits.rows() > 0 {
+        return;
+    }
+    let outputs = TokenLogProbs { log_probs: &mut [], states: &mut [], entropies: None };
+    let result = backend.token_log_probs(logits, &[0i64; 0], &LogitOptions::default(), outputs);
+    let vocab = logits.columns();
+    let expected = if vocab > i32::MAX as usize { Err(Error::Vocabulary { vocab }) } else { Ok(()) };
+    assert_eq!(result, expected);
 }
 
 /// Options of a loss, and the loss itself before any forward pass.
@@ -222,6 +216,7 @@ pub(crate) fn settings(choices: &mut Choices<'_>) {
         "loss::PreferenceLoss::report",
         "data/rewards::Rewards::with_proposal",
         "stage/token_log_prob::SoftmaxState::log_sum_exp",
+        "stage/objective::GroupStatistics::new",
     ]);
     let objective = settings::objective(choices);
     let logits = settings::logit_options(choices);
@@ -250,6 +245,8 @@ pub(crate) fn settings(choices: &mut Choices<'_>) {
 
     // Plain values, which nothing checks until a call takes them.
     let _ = Rewards::from(&[choices.f32(1.0)]).with_proposal(&[choices.f64(0.0), 1.0]);
+    let tied = choices.yes();
+    assert_eq!(GroupStatistics::new(choices.f64(1.0), choices.f64(0.5), choices.f64(0.5), tied).tied(), tied);
     let _ = SoftmaxState { r: choices.f32(1.0), s: choices.f32(1.0) }.log_sum_exp();
     let _ = Objective::exo(Betas { policy: 1.0, reward: 1.0 });
 }

@@ -27,6 +27,16 @@ macro_rules! floats {
 
 floats!(f32 => 0x7fc5_a5a5, f64 => 0x7ff8_5a5a_5a5a_5a5a, f16 => 0x7e5a, bf16 => 0x7fda);
 
+impl Sentinel for i32 {
+    fn sentinel() -> Self {
+        -777_777_777
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self == other
+    }
+}
+
 impl Sentinel for SoftmaxState {
     fn sentinel() -> Self {
         Self { r: f32::sentinel(), s: f32::sentinel() }
@@ -39,7 +49,7 @@ impl Sentinel for SoftmaxState {
 
 impl Sentinel for GroupStatistics {
     fn sentinel() -> Self {
-        Self { effective_sample_size: -777.0, margin: 1e300, ..Self::default() }
+        Self::new(-777.0, 1e300, 0.0, false)
     }
 
     fn same(&self, other: &Self) -> bool {

@@ -4,29 +4,33 @@ use super::choices::Choices;
 use super::guarded::{Guarded, Sentinel};
 use super::linear_case::{Case, Gradients, SIZE, Upstream};
 use super::rows::{self, VOCAB, are_columns};
-use super::settings;
+use super::settings::{self, HostBackend};
 use super::token_log_prob::{self, Outputs};
-use exo_kernels::{Element, Error, LogitOptions, Matrix, SavedRows, SoftmaxState};
+use exo_kernels::{Element, Error, Hidden, LogitOptions, Matrix, SavedRows, SoftmaxState};
 use half::{bf16, f16};
 
-pub(crate) fn walk(choices: &mut Choices<'_>) {
+pub(crate) fn walk<B: HostBackend>(choices: &mut Choices<'_>) {
     match choices.choose(4) {
-        0 => walk_of::<f32, f32, f32>(choices),
-        1 => walk_of::<bf16, bf16, f32>(choices),
-        2 => walk_of::<f16, f16, f16>(choices),
-        _ => walk_of::<f32, bf16, bf16>(choices),
+        0 => walk_of::<B, f32, f32, f32>(choices),
+        1 => walk_of::<B, bf16, bf16, f32>(choices),
+        2 => walk_of::<B, f16, f16, f16>(choices),
+        _ => walk_of::<B, f32, bf16, bf16>(choices),
     }
 }
 
-fn walk_of<T: Element + Sentinel, W: Element + Sentinel, G: Element + Sentinel>(choices: &mut Choices<'_>) {
-    choices.calls(&[
-        "cpu/linear/log_prob::Cpu::linear_token_log_probs",
-        "cpu/linear/log_prob_backward::Cpu::linear_token_log_probs_backward",
-    ]);
+fn walk_of<B, T, W, G>(choices: &mut Choices<'_>)
+where
+    B: HostBackend,
+    T: Element + Sentinel,
+    W: Element + Sentinel,
+    G: Element + Sentinel,
+{
+    choices.calls_of(B::VERBS, &["check_linear", "linear_token_log_probs", "linear_token_log_probs_backward"]);
+    choices.calls(&["data/head::Hidden::new", "data/head::Hidden::with_scored_rows"]);
     let count = choices.of(4, &[0, 1]);
     let case = Case::<T, W>::choose(choices, count);
     let options = settings::logit_options(choices);
-    let cpu = settings::cpu(choices);
+    let backend = B::choose(choices);
     let kinds = case.kinds(&options);
     let head = case.head();
 
@@ -36,12 +40,15 @@ fn walk_of<T: Element + Sentinel, W: Element + Sentinel, G: Element + Sentinel>(
     // Hidden states of another size than the head's.
     let wide = choices.yes();
     let other = vec![T::from_f32(1.0); count * (SIZE + 1)];
-    let hidden = if wide { Matrix::new(&other, SIZE + 1).expect("rows") } else { case.hidden() };
-    let refused = wide || short > 0 || !outputs.fit(count) || !are_columns(targets, VOCAB);
+    let states = if wide { Matrix::new(&other, SIZE + 1).expect("rows") } else { case.hidden() };
+    let (hidden, beyond) = scored(choices, &states, targets);
+    let of_inputs = wide || beyond || short > 0 || !are_columns(targets, VOCAB);
+    assert_eq!(backend.check_linear(&hidden, &head, &targets.into()).is_err(), of_inputs);
+    let refused = of_inputs || !outputs.fit(count);
     let result = if choices.yes() {
-        cpu.linear_token_log_probs(hidden, &head, &rows::narrow(targets), &options, outputs.views())
+        backend.linear_token_log_probs(hidden, &head, &rows::narrow(targets), &options, outputs.views())
     } else {
-        cpu.linear_token_log_probs(hidden, &head, targets, &options, outputs.views())
+        backend.linear_token_log_probs(hidden, &head, targets, &options, outputs.views())
     };
     if !outputs.check(result, refused, &kinds, VOCAB) {
         return;
@@ -57,13 +64,16 @@ fn walk_of<T: Element + Sentinel, W: Element + Sentinel, G: Element + Sentinel>(
         || !gradients.fit(count)
         || (upstream.entropies.is_some() && kept.is_none());
     let saved = SavedRows { states: &states, entropies: kept };
-    let result = cpu.linear_token_log_probs_backward(
-        case.hidden(),
+    let matrix = case.hidden();
+    let (hidden, beyond) = scored(choices, &matrix, &case.targets);
+    let refused = refused || beyond;
+    let result = backend.linear_token_log_probs_backward(
+        hidden,
         &head,
         &case.targets,
         &options,
-        saved,
-        upstream.views(),
+        &saved,
+        &upstream.views(),
         gradients.views(),
     );
     match result {
@@ -77,6 +87,19 @@ fn walk_of<T: Element + Sentinel, W: Element + Sentinel, G: Element + Sentinel>(
             let of_rows: Vec<Upstream> = (0..count).map(|row| of_row(&upstream, row, &options)).collect();
             gradients.check(&case, &kinds, &of_rows);
         }
+    }
+}
+
+/// Hidden states, and whether more of their rows are scored than is said.
+pub(crate) fn scored<'m, 'd, T: Element>(
+    choices: &mut Choices<'_>,
+    states: &'m Matrix<'d, T>,
+    targets: &[i64],
+) -> (Hidden<'m, 'd, T>, bool) {
+    let scored = targets.iter().filter(|target| **target >= 0).count();
+    match choices.of(None, &[Some(scored), Some(scored.wrapping_sub(1)), Some(usize::MAX), Some(0), Some(scored + 1)]) {
+        None => (Hidden::new(states), false),
+        Some(said) => (Hidden::new(states).with_scored_rows(said), said < scored),
     }
 }
 

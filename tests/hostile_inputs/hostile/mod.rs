@@ -19,6 +19,7 @@ pub(crate) mod guarded;
 pub(crate) mod linear;
 pub(crate) mod linear_case;
 pub(crate) mod log_ratio;
+pub(crate) mod memory;
 pub(crate) mod numbers;
 pub(crate) mod objective;
 pub(crate) mod preference_loss;
@@ -29,23 +30,34 @@ pub(crate) mod token_log_prob;
 
 pub(crate) use choices::{Choices, Script};
 
+use exo_kernels::Cpu;
+use exo_kernels::reference::ReferenceBackend;
+
 /// One walk, by name.
 pub(crate) type Walk = (&'static str, fn(&mut Choices<'_>));
 
 /// Every walk of the host's API.
-pub(crate) const WALKS: [Walk; 12] = [
+pub(crate) const WALKS: [Walk; 20] = [
     ("batches", constructors::batches),
     ("targets", constructors::targets),
     ("views", constructors::views),
     ("settings", constructors::settings),
-    ("token_log_probs", token_log_prob::walk),
-    ("log_ratios", log_ratio::walk),
-    ("objective", objective::walk),
-    ("linear_token_log_probs", linear::walk),
-    ("linear_row_loss", row_loss::walk),
-    ("preference_loss", preference_loss::from_logits),
-    ("linear_preference_loss", preference_loss::from_hidden_states),
+    ("token_log_probs", token_log_prob::walk::<Cpu>),
+    ("log_ratios", log_ratio::walk::<Cpu>),
+    ("objective", objective::walk::<Cpu>),
+    ("linear_token_log_probs", linear::walk::<Cpu>),
+    ("linear_row_loss", row_loss::walk::<Cpu>),
+    ("preference_loss", preference_loss::from_logits::<Cpu>),
+    ("linear_preference_loss", preference_loss::from_hidden_states::<Cpu>),
     ("steps", preference_loss::steps),
+    ("memory", memory::of_host::<Cpu>),
+    ("reference token_log_probs", token_log_prob::walk::<ReferenceBackend>),
+    ("reference log_ratios", log_ratio::walk::<ReferenceBackend>),
+    ("reference objective", objective::walk::<ReferenceBackend>),
+    ("reference linear_token_log_probs", linear::walk::<ReferenceBackend>),
+    ("reference linear_row_loss", row_loss::walk::<ReferenceBackend>),
+    ("reference preference_loss", preference_loss::from_logits::<ReferenceBackend>),
+    ("reference linear_preference_loss", preference_loss::from_hidden_states::<ReferenceBackend>),
 ];
 
 /// Reads bytes as a sequence of calls: a byte that says which walk, then that walk's choices.

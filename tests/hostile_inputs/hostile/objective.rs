@@ -3,8 +3,10 @@
 use super::choices::Choices;
 use super::guarded::{Guarded, untouched};
 use super::rows;
-use super::settings::{self, Fit, infinite_at_zero_target};
-use exo_kernels::{Batch, Divergence, GroupStatistics, Objective, ObjectiveInputs, ObjectiveOutputs, Rewards, Target};
+use super::settings::{self, Fit, HostBackend, infinite_at_zero_target};
+use exo_kernels::{
+    Batch, Divergence, GroupStatistics, LogRatio, Objective, ObjectiveOutputs, Rewards, RowWeights, Target,
+};
 use std::ops::Range;
 
 /// Rewards in the host's memory, of either type, with or without a proposal.
@@ -108,15 +110,80 @@ pub(crate) fn groups(batch: &Batch) -> impl Iterator<Item = Range<usize>> + '_ {
     batch.group_offsets().windows(2).map(|pair| pair[0]..pair[1])
 }
 
-/// Where the stage writes.
-struct Outputs {
-    group_losses: Guarded<f64>,
-    coefficients: Guarded<f64>,
-    statistics: Guarded<GroupStatistics>,
+/// Where the stage writes, and the scored rows that the gradient of rows is made with.
+pub(crate) struct Outputs {
+    pub(crate) group_losses: Guarded<f64>,
+    pub(crate) coefficients: Guarded<f64>,
+    pub(crate) statistics: Guarded<GroupStatistics>,
+    pub(crate) row_weights: Option<(LogRatio, Vec<i32>, Guarded<f64>)>,
 }
 
-pub(crate) fn walk(choices: &mut Choices<'_>) {
-    choices.calls(&["cpu/objective::Cpu::objective"]);
+impl Outputs {
+    pub(crate) fn choose(choices: &mut Choices<'_>, batch: &Batch) -> Self {
+        let (sequences, groups) = (batch.sequences(), batch.groups());
+        Self {
+            group_losses: Guarded::new(choices.length(groups)),
+            coefficients: Guarded::new(choices.length(sequences)),
+            statistics: Guarded::new(choices.length(groups)),
+            row_weights: (!choices.yes()).then(|| {
+                let mut scored_rows = vec![2; choices.length(sequences)];
+                if let Some(scored) = scored_rows.first_mut() {
+                    *scored = choices.of(2, &[0, 1, -1, i32::MIN, i32::MAX]);
+                }
+                (settings::log_ratio(choices), scored_rows, Guarded::new(choices.length(sequences)))
+            }),
+        }
+    }
+
+    pub(crate) fn fit(&self, batch: &Batch) -> bool {
+        let (sequences, groups) = (batch.sequences(), batch.groups());
+        [self.group_losses.get().len(), self.statistics.get().len()] == [groups; 2]
+            && self.coefficients.get().len() == sequences
+            && self
+                .row_weights
+                .as_ref()
+                .is_none_or(|(_, scored, weights)| [scored.len(), weights.get().len()] == [sequences; 2])
+    }
+
+    fn views(&mut self) -> ObjectiveOutputs<'_> {
+        ObjectiveOutputs {
+            group_losses: self.group_losses.get_mut(),
+            coefficients: self.coefficients.get_mut(),
+            statistics: self.statistics.get_mut(),
+            row_weights: self.row_weights.as_mut().map(|(log_ratio, scored_rows, weights)| RowWeights {
+                log_ratio: *log_ratio,
+                scored_rows,
+                weights: weights.get_mut(),
+            }),
+        }
+    }
+
+    pub(crate) fn untouched(&self) {
+        untouched!(self.group_losses, self.coefficients, self.statistics);
+        if let Some((_, _, weights)) = &self.row_weights {
+            weights.untouched("row weights");
+        }
+    }
+
+    /// Asserts that nothing else was written, and the gradient of rows.
+    pub(crate) fn check(&self) {
+        self.group_losses.untouched_but("group losses", |_| true);
+        self.coefficients.untouched_but("coefficients", |_| true);
+        self.statistics.untouched_but("statistics", |_| true);
+        let Some((log_ratio, scored_rows, weights)) = &self.row_weights else { return };
+        weights.untouched_but("row weights", |_| true);
+        for (sequence, coefficient) in self.coefficients.get().iter().enumerate() {
+            let rows = if *log_ratio == LogRatio::Mean { scored_rows[sequence].max(1) } else { 1 };
+            let (found, expected) = (weights.get()[sequence], coefficient / f64::from(rows));
+            let same = found == expected || (found.is_nan() && expected.is_nan());
+            let near = (found - expected).abs() <= 1e-15 * expected.abs() + f64::from_bits(1);
+            assert!(same || near, "sequence {sequence}: {found}, {expected}");
+        }
+    }
+}
+
+pub(crate) fn walk<B: HostBackend>(choices: &mut Choices<'_>) {
+    choices.calls_of(B::VERBS, &["objective"]);
     let objective = settings::objective(choices);
     let batch = rows::batch(choices);
     let (reduction, of_reduction) = settings::any_reduction(choices);
@@ -129,36 +196,22 @@ pub(crate) fn walk(choices: &mut Choices<'_>) {
         }
     }
     let rewards = Held::choose(choices, sequences);
-    let mut outputs = Outputs {
-        group_losses: Guarded::new(choices.length(group_count)),
-        coefficients: Guarded::new(choices.length(sequences)),
-        statistics: Guarded::new(choices.length(group_count)),
-    };
-    let refused = log_ratios.len() != sequences
-        || outputs.group_losses.get().len() != group_count
-        || outputs.coefficients.get().len() != sequences
-        || outputs.statistics.get().len() != group_count
-        || !rewards.fit(&objective, &batch);
+    let mut outputs = Outputs::choose(choices, &batch);
+    let refused = log_ratios.len() != sequences || !outputs.fit(&batch) || !rewards.fit(&objective, &batch);
     let fit = if refused { Fit::Wrong } else { of_reduction };
 
-    let cpu = settings::cpu(choices);
-    let inputs = ObjectiveInputs { log_ratios: &log_ratios, batch: &batch, rewards: rewards.view() };
-    let views = ObjectiveOutputs {
-        group_losses: outputs.group_losses.get_mut(),
-        coefficients: outputs.coefficients.get_mut(),
-        statistics: outputs.statistics.get_mut(),
-    };
-    let result = cpu.objective(&objective, inputs, reduction, views);
-    let Outputs { group_losses, coefficients, statistics } = &outputs;
+    let backend = B::choose(choices);
+    let placed = backend.upload_batch(&batch).expect("memory");
+    let views = outputs.views();
+    let result = backend.objective(&objective, &log_ratios.as_slice(), &placed, &rewards.view(), reduction, views);
     if let Err(error) = result {
         assert_ne!(fit, Fit::Useful, "refused: {error:?}");
-        untouched!(group_losses, coefficients, statistics);
+        outputs.untouched();
         return;
     }
     assert_ne!(fit, Fit::Wrong, "accepted");
-    group_losses.untouched_but("group losses", |_| true);
-    coefficients.untouched_but("coefficients", |_| true);
-    statistics.untouched_but("statistics", |_| true);
+    outputs.check();
+    let Outputs { group_losses, coefficients, statistics, .. } = &outputs;
     let factor = objective.beta_policy() * settings::weight(reduction, group_count);
     for (index, group) in groups(&batch).enumerate() {
         let policy: Vec<f64> =

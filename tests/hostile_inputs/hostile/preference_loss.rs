@@ -2,14 +2,16 @@
 
 use super::choices::Choices;
 use super::guarded::{Guarded, Sentinel, untouched};
-use super::linear_case::{Case, Gradients, Upstream};
+use super::linear::scored;
+use super::linear_case::{Case, Gradients, SIZE, Upstream};
 use super::log_ratio;
 use super::objective::{Held as Rewards, check_group, groups};
 use super::rows::{self, Kind, Rows, VOCAB, are_columns};
-use super::settings;
+use super::settings::{self, HostBackend};
 use super::token_log_prob::check_gradient;
 use exo_kernels::{
-    Batch, Cpu, Element, Error, Logits, LogitsMut, LossOptions, Objective, PreferenceLoss, Reference, Report, Step,
+    Batch, Cpu, Element, Error, ForwardPass, Head, LossOptions, Matrix, MatrixMut, Objective, PreferenceLoss,
+    Reference, Report, Step,
 };
 use half::{bf16, f16};
 
@@ -137,29 +139,29 @@ pub(crate) enum State {
     Sound,
 }
 
-fn check_report(inputs: &Inputs, loss: &PreferenceLoss<Cpu>, kinds: &[Kind]) {
+fn check_report<B: HostBackend>(inputs: &Inputs, loss: &PreferenceLoss<B>, kinds: &[Kind]) {
     inputs.check_report(loss.report().err().as_ref(), loss.unchecked_report().expect("a pass was made"), kinds);
 }
 
-fn loss(inputs: &Inputs, choices: &mut Choices<'_>) -> PreferenceLoss<Cpu> {
-    let mut loss = PreferenceLoss::new(settings::cpu(choices), inputs.options);
+fn loss<B: HostBackend>(inputs: &Inputs, choices: &mut Choices<'_>) -> PreferenceLoss<B> {
+    let mut loss = PreferenceLoss::new(B::choose(choices), inputs.options);
     loss.set_loss_scale(inputs.loss_scale);
     loss
 }
 
-pub(crate) fn from_logits(choices: &mut Choices<'_>) {
+pub(crate) fn from_logits<B: HostBackend>(choices: &mut Choices<'_>) {
     match choices.choose(3) {
-        0 => from_logits_of::<f32>(choices),
-        1 => from_logits_of::<f16>(choices),
-        _ => from_logits_of::<bf16>(choices),
+        0 => from_logits_of::<B, f32>(choices),
+        1 => from_logits_of::<B, f16>(choices),
+        _ => from_logits_of::<B, bf16>(choices),
     }
 }
 
-fn from_logits_of<T: Element + Sentinel>(choices: &mut Choices<'_>) {
+fn from_logits_of<B: HostBackend, T: Element + Sentinel>(choices: &mut Choices<'_>) {
     choices.calls(&[
-        "cpu/loss::PreferenceLoss::forward",
-        "cpu/loss::PreferenceLoss::backward",
-        "cpu/loss::PreferenceLoss::backward_in_place",
+        "loss::PreferenceLoss::forward",
+        "loss::PreferenceLoss::backward",
+        "loss::PreferenceLoss::backward_in_place",
         "report::Report::check",
         "step::Step::with_moved_inputs",
     ]);
@@ -168,14 +170,14 @@ fn from_logits_of<T: Element + Sentinel>(choices: &mut Choices<'_>) {
     let rows = Rows::<T>::choose(choices, count);
     let mut targets = rows.targets.clone();
     targets.truncate(if choices.yes() { count.saturating_sub(1) } else { count });
-    let mut loss = loss(&inputs, choices);
+    let mut loss = loss::<B>(&inputs, choices);
     let mut data = Guarded::holding(&rows.data);
-    let logits = Logits::strided(data.get(), count, VOCAB, rows.stride).expect("room for the rows");
+    let logits = Matrix::strided(data.get(), count, VOCAB, rows.stride).expect("room for the rows");
     let (batch, reference, rewards) = (&inputs.batch, inputs.reference.view(), inputs.rewards.view());
     let result = if rows.narrow {
-        loss.forward(logits, &rows::narrow(&targets), batch, reference, rewards)
+        loss.forward(&logits, &rows::narrow(&targets), batch, &reference, rewards)
     } else {
-        loss.forward(logits, &targets, batch, reference, rewards)
+        loss.forward(&logits, &targets, batch, &reference, rewards)
     };
     let refused = inputs.refused(count, &targets);
     let step = match result {
@@ -194,7 +196,7 @@ fn from_logits_of<T: Element + Sentinel>(choices: &mut Choices<'_>) {
     // A refused call in between changes nothing.
     if choices.yes() {
         let wrong = Batch::new(&[0, count + 1], &[0, 1]).expect("a batch");
-        let refused = loss.forward(logits, &targets, &wrong, Reference::None, &[1.0]);
+        let refused = loss.forward(&logits, &targets, &wrong, &Reference::None, exo_kernels::Rewards::from(&[1.0]));
         assert!(refused.is_err());
         check_report(&inputs, &loss, &kinds);
     }
@@ -204,10 +206,12 @@ fn from_logits_of<T: Element + Sentinel>(choices: &mut Choices<'_>) {
     let elsewhere = choices.yes();
     let step = if choices.yes() { step.with_moved_inputs() } else { step };
     let moved = rows.data.clone();
-    let read = if elsewhere { Logits::strided(&moved, count, VOCAB, rows.stride).expect("room") } else { logits };
-    let out = LogitsMut::strided(gradient.get_mut(), of_rows, of_columns, stride).expect("room for the rows");
+    let read = if elsewhere { Matrix::strided(&moved, count, VOCAB, rows.stride).expect("room") } else { logits };
+    let out = MatrixMut::strided(gradient.get_mut(), of_rows, of_columns, stride).expect("room for the rows");
     let upstream = inputs.upstream(loss.unchecked_report().expect("a pass was made"), &kinds);
-    match loss.backward(&step, read, out) {
+    let result = loss.backward(&step, &read, out);
+    let accepted = result.is_ok();
+    match result {
         Err(error) => {
             let other_place = elsewhere && count > 0 && matches!(error, Error::OtherInputs { .. });
             assert!((of_rows, of_columns) != (count, VOCAB) || other_place, "refused: {error:?}");
@@ -229,9 +233,15 @@ fn from_logits_of<T: Element + Sentinel>(choices: &mut Choices<'_>) {
         }
     }
     data.untouched("logits");
+    if choices.yes() {
+        let pass = loss.into_forward_pass(step).expect("the step of the last pass");
+        let of_loss = (accepted && stride == VOCAB).then(|| gradient.get());
+        forward_pass(choices, (&pass, of_loss), inputs.loss_scale, &rows);
+        return;
+    }
     let whole = choices.yes();
     let in_place_rows = if whole { count } else { count.saturating_sub(usize::from(choices.yes())) };
-    let view = LogitsMut::strided(data.get_mut(), in_place_rows, VOCAB, rows.stride).expect("room for the rows");
+    let view = MatrixMut::strided(data.get_mut(), in_place_rows, VOCAB, rows.stride).expect("room for the rows");
     match loss.backward_in_place(step, view) {
         Err(error) => {
             assert!(in_place_rows != count, "in place refused: {error:?}");
@@ -242,6 +252,51 @@ fn from_logits_of<T: Element + Sentinel>(choices: &mut Choices<'_>) {
             for (row, (state, upstream)) in upstream.iter().enumerate() {
                 let found = &data.get()[row * rows.stride..][..VOCAB];
                 check_row(kinds[row], (*state, *upstream), row, rows.row(row), found);
+            }
+        }
+    }
+}
+
+/// A finished pass: goes backward at once or later, and refuses what is not its shape. `gradient` is what the loss gave, if
+/// it was not refused, with its own scale.
+fn forward_pass<B: HostBackend, T: Element + Sentinel>(
+    choices: &mut Choices<'_>,
+    (pass, of_loss): (&ForwardPass<B>, Option<&[T]>),
+    loss_scale: f64,
+    rows: &Rows<T>,
+) {
+    choices.calls(&[
+        "loss::PreferenceLoss::into_forward_pass",
+        "forward_pass::ForwardPass::backward",
+        "forward_pass::ForwardPass::backward_on",
+    ]);
+    let count = rows.count;
+    let (of_rows, of_columns) = (choices.length(count), choices.of(VOCAB, &[VOCAB + 1, 1]));
+    let given = choices.length(count);
+    let columns = choices.of(VOCAB, &[VOCAB - 1]);
+    let mut gradient = Guarded::<T>::new(of_rows * of_columns);
+    let mut data = rows.data.clone();
+    data.resize(data.len().max(given * rows.stride), T::sentinel());
+    let logits = Matrix::strided(&data, given, columns, rows.stride).expect("room for the rows");
+    let out = MatrixMut::strided(gradient.get_mut(), of_rows, of_columns, of_columns).expect("room for the rows");
+    let scale = choices.f64(loss_scale);
+    let refused = [given, of_rows] != [count; 2] || [columns, of_columns] != [VOCAB; 2];
+    let result = if choices.yes() {
+        pass.backward_on(&pass.backend().clone(), scale, &logits, out)
+    } else {
+        pass.backward(scale, &logits, out)
+    };
+    match result {
+        Err(error) => {
+            assert!(refused && matches!(error, Error::Length { .. }), "refused: {error:?}");
+            untouched!(gradient);
+        }
+        Ok(()) => {
+            assert!(!refused, "accepted");
+            gradient.rows_written("gradient", count, VOCAB, VOCAB);
+            // The bits are those of the loss.
+            for (found, expected) in gradient.get().iter().zip(of_loss.unwrap_or_default()) {
+                assert!(scale.to_bits() != loss_scale.to_bits() || found.same(expected), "{found:?}, {expected:?}");
             }
         }
     }
@@ -263,28 +318,33 @@ pub(crate) fn check_row<T: Element>(
     check_gradient(kind, row, logits, found, bound);
 }
 
-pub(crate) fn from_hidden_states(choices: &mut Choices<'_>) {
+pub(crate) fn from_hidden_states<B: HostBackend>(choices: &mut Choices<'_>) {
     match choices.choose(3) {
-        0 => from_hidden_states_of::<f32, f32, f32>(choices),
-        1 => from_hidden_states_of::<bf16, bf16, f32>(choices),
-        _ => from_hidden_states_of::<f16, f16, f16>(choices),
+        0 => from_hidden_states_of::<B, f32, f32, f32>(choices),
+        1 => from_hidden_states_of::<B, bf16, bf16, f32>(choices),
+        _ => from_hidden_states_of::<B, f16, f16, f16>(choices),
     }
 }
 
-fn from_hidden_states_of<T: Element + Sentinel, W: Element + Sentinel, G: Element + Sentinel>(
-    choices: &mut Choices<'_>,
-) {
-    choices.calls(&["cpu/loss::PreferenceLoss::forward_linear", "cpu/loss::PreferenceLoss::backward_linear"]);
+fn from_hidden_states_of<B, T, W, G>(choices: &mut Choices<'_>)
+where
+    B: HostBackend,
+    T: Element + Sentinel,
+    W: Element + Sentinel,
+    G: Element + Sentinel,
+{
+    choices.calls(&["loss::PreferenceLoss::forward_linear", "loss::PreferenceLoss::backward_linear"]);
     let inputs = Inputs::choose(choices);
     let count = choices.length(inputs.batch.rows());
     let case = Case::<T, W>::choose(choices, count);
     let mut targets = case.targets.clone();
     targets.truncate(if choices.yes() { count.saturating_sub(1) } else { count });
-    let mut loss = loss(&inputs, choices);
+    let mut loss = loss::<B>(&inputs, choices);
     let (hidden, head) = (case.hidden(), case.head());
     let (reference, rewards) = (inputs.reference.view(), inputs.rewards.view());
-    let result = loss.forward_linear(hidden, &head, &targets, &inputs.batch, reference, rewards);
-    let refused = inputs.refused(count, &targets);
+    let (said, beyond) = scored(choices, &hidden, &targets);
+    let result = loss.forward_linear(said, &head, &targets, &inputs.batch, &reference, rewards);
+    let refused = beyond || inputs.refused(count, &targets);
     let step = match result {
         Err(error) => {
             assert!(refused, "refused: {error:?}");
@@ -299,13 +359,32 @@ fn from_hidden_states_of<T: Element + Sentinel, W: Element + Sentinel, G: Elemen
 
     let mut gradients = Gradients::<T, G>::choose(choices, count);
     let upstream = inputs.upstream(loss.unchecked_report().expect("a pass was made"), &kinds);
-    match loss.backward_linear(&step, hidden, &head, gradients.views()) {
+    let (result, refused) = if choices.yes() {
+        choices.calls(&["forward_pass::ForwardPass::backward_linear", "forward_pass::ForwardPass::backward_linear_on"]);
+        let pass = loss.into_forward_pass(step).expect("the step of the last pass");
+        // Another vocabulary, or another number of rows, than those of the forward pass.
+        let (short, few) = (choices.yes(), count > 0 && choices.yes());
+        let other = Matrix::new(&case.weight[..SIZE], SIZE).and_then(Head::new).expect("a vocabulary");
+        let rows = count - usize::from(few);
+        let states = Matrix::strided(&case.hidden, rows, SIZE, case.hidden_stride).expect("room for the rows");
+        let head = if short { other } else { head };
+        let result = if choices.yes() {
+            pass.backward_linear_on(&pass.backend().clone(), inputs.loss_scale, &states, &head, gradients.views())
+        } else {
+            pass.backward_linear(inputs.loss_scale, &states, &head, gradients.views())
+        };
+        (result, short || few)
+    } else {
+        (loss.backward_linear(&step, &hidden, &head, gradients.views()), false)
+    };
+    let refused = refused || !gradients.fit(count);
+    match result {
         Err(error) => {
-            assert!(!gradients.fit(count), "refused: {error:?}");
+            assert!(refused, "refused: {error:?}");
             gradients.untouched();
         }
         Ok(()) => {
-            assert!(gradients.fit(count), "accepted");
+            assert!(!refused, "accepted");
             let (kinds, upstream) = as_in_poisoned_groups(&kinds, &upstream);
             gradients.check(&case, &kinds, &upstream);
         }
@@ -331,23 +410,26 @@ pub(crate) fn steps(choices: &mut Choices<'_>) {
     let batch = Batch::padded(2, 1, 2).expect("a pair");
     let logits = [0.5f32, -0.5, 1.0, 0.25, 0.0, -1.0];
     let forward = |loss: &mut PreferenceLoss<Cpu>| -> Step {
-        let view = Logits::new(&logits, VOCAB).expect("rows");
-        loss.forward(view, &[1u32, 0], &batch, Reference::None, &[0.25, 0.0]).expect("usual")
+        let view = Matrix::new(&logits, VOCAB).expect("rows");
+        loss.forward(&view, &[1u32, 0], &batch, &Reference::None, &[0.25, 0.0]).expect("usual")
     };
     let mut loss = PreferenceLoss::new(Cpu::default(), objective);
     let mut other = PreferenceLoss::new(Cpu::default(), objective);
     let (first, of_other, last) = (forward(&mut loss), forward(&mut other), forward(&mut loss));
     assert!(first.number() != last.number() && of_other.number() != last.number());
-    let which = choices.choose(4);
+    let which = choices.choose(6);
     let (step, mut loss) = match which {
         0 => (&last, loss),
         1 => (&first, loss),
         2 => (&of_other, loss),
+        // Given up for its pass, with a step that is not its last one.
+        4 => return assert!(matches!(loss.into_forward_pass(first), Err(Error::OtherStep { .. }))),
+        5 => return assert!(matches!(other.into_forward_pass(last), Err(Error::OtherStep { .. }))),
         _ => (&last, loss.with_temperature(0.5).expect("a temperature")),
     };
     let mut gradient = Guarded::<f32>::new(6);
-    let view = LogitsMut::new(gradient.get_mut(), VOCAB).expect("rows");
-    let result = loss.backward(step, Logits::new(&logits, VOCAB).expect("rows"), view);
+    let view = MatrixMut::new(gradient.get_mut(), VOCAB).expect("rows");
+    let result = loss.backward(step, &Matrix::new(&logits, VOCAB).expect("rows"), view);
     if which == 0 {
         assert_eq!(result, Ok(()));
         gradient.written("gradient");

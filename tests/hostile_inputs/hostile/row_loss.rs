@@ -2,17 +2,18 @@
 
 use super::choices::Choices;
 use super::guarded::{Guarded, Sentinel, untouched};
+use super::linear::scored;
 use super::linear_case::{Case, Gradients, Upstream};
 use super::rows::{self, Kind, VOCAB, are_columns};
-use super::settings::{self, Fit};
+use super::settings::{self, Fit, HostBackend};
 use exo_kernels::{Element, LogitOptions, RowLoss, RowLosses};
 use half::{bf16, f16};
 
-pub(crate) fn walk(choices: &mut Choices<'_>) {
+pub(crate) fn walk<B: HostBackend>(choices: &mut Choices<'_>) {
     match choices.choose(3) {
-        0 => walk_of::<f32, f32, f32>(choices),
-        1 => walk_of::<bf16, bf16, f32>(choices),
-        _ => walk_of::<f16, f16, f16>(choices),
+        0 => walk_of::<B, f32, f32, f32>(choices),
+        1 => walk_of::<B, bf16, bf16, f32>(choices),
+        _ => walk_of::<B, f16, f16, f16>(choices),
     }
 }
 
@@ -121,12 +122,18 @@ impl Held {
     }
 }
 
-fn walk_of<T: Element + Sentinel, W: Element + Sentinel, G: Element + Sentinel>(choices: &mut Choices<'_>) {
-    choices.calls(&["cpu/linear/row_loss::Cpu::linear_row_loss"]);
+fn walk_of<B, T, W, G>(choices: &mut Choices<'_>)
+where
+    B: HostBackend,
+    T: Element + Sentinel,
+    W: Element + Sentinel,
+    G: Element + Sentinel,
+{
+    choices.calls_of(B::VERBS, &["linear_row_loss"]);
     let count = choices.of(4, &[0, 1]);
     let case = Case::<T, W>::choose(choices, count);
     let options = settings::logit_options(choices);
-    let cpu = settings::cpu(choices);
+    let backend = B::choose(choices);
     let kinds = case.kinds(&options);
     let loss = Held::choose(choices, count);
     let (mut log_probs, mut losses) =
@@ -140,12 +147,14 @@ fn walk_of<T: Element + Sentinel, W: Element + Sentinel, G: Element + Sentinel>(
     let numbers = if refused { Fit::Wrong } else { loss.fit_of_rows(&case.targets, &options) };
 
     let outputs = RowLosses { log_probs: log_probs.get_mut(), losses: losses.get_mut() };
-    let (hidden, head, views) = (case.hidden(), case.head(), gradients.views());
+    let (states, head, views) = (case.hidden(), case.head(), gradients.views());
+    let (hidden, beyond) = scored(choices, &states, &case.targets);
+    let numbers = if beyond { Fit::Wrong } else { numbers };
     let result = if choices.yes() {
         let targets = rows::narrow(&case.targets);
-        cpu.linear_row_loss(hidden, &head, &targets, &options, loss.view(), outputs, views)
+        backend.linear_row_loss(hidden, &head, &targets, &options, &loss.view(), outputs, views)
     } else {
-        cpu.linear_row_loss(hidden, &head, &case.targets, &options, loss.view(), outputs, views)
+        backend.linear_row_loss(hidden, &head, &case.targets, &options, &loss.view(), outputs, views)
     };
     if let Err(error) = result {
         assert_ne!(numbers, Fit::Useful, "refused: {error:?}");

@@ -4,7 +4,9 @@
 //! refused, a constructor may draw its line where the results stay right.
 
 use super::choices::Choices;
+use exo_kernels::backend::{Backend, Host};
 use exo_kernels::cpu::InstructionSet;
+use exo_kernels::reference::ReferenceBackend;
 use exo_kernels::{
     Betas, Cpu, Divergence, Error, LogRatio, LogitOptions, LossOptions, Objective, Reduction, Result, Target,
 };
@@ -191,8 +193,32 @@ pub(crate) fn log_ratio(choices: &mut Choices<'_>) -> LogRatio {
     if choices.yes() { LogRatio::Mean } else { LogRatio::Sum }
 }
 
+/// A backend whose memory is the host's.
+pub(crate) trait HostBackend: Backend<Memory = Host> {
+    /// Where its verbs are, as `tests/hostile_inputs/inventory.rs` names it.
+    const VERBS: &'static str;
+
+    fn choose(choices: &mut Choices<'_>) -> Self;
+}
+
+impl HostBackend for Cpu {
+    const VERBS: &'static str = "cpu/backend::Cpu";
+
+    fn choose(choices: &mut Choices<'_>) -> Self {
+        cpu(choices)
+    }
+}
+
+impl HostBackend for ReferenceBackend {
+    const VERBS: &'static str = "reference/backend::ReferenceBackend";
+
+    fn choose(_: &mut Choices<'_>) -> Self {
+        ReferenceBackend
+    }
+}
+
 /// The CPU with the instructions that it has.
-pub(crate) fn cpu(choices: &mut Choices<'_>) -> Cpu {
+fn cpu(choices: &mut Choices<'_>) -> Cpu {
     choices.calls(&[
         "cpu/mod::Cpu::with_instruction_set",
         "cpu/mod::Cpu::instruction_set",

@@ -3,17 +3,17 @@
 use super::choices::Choices;
 use super::guarded::{Guarded, Sentinel, untouched};
 use super::rows::{Kind, Rows, VOCAB, are_columns};
-use super::settings;
+use super::settings::{self, HostBackend};
 use exo_kernels::{
-    Cpu, Element, Error, LogitOptions, Logits, LogitsMut, Result, RowGradients, SavedRows, SoftmaxState, TokenLogProbs,
+    Element, Error, LogitOptions, Matrix, MatrixMut, Result, RowGradients, SavedRows, SoftmaxState, TokenLogProbs,
 };
 use half::{bf16, f16};
 
-pub(crate) fn walk(choices: &mut Choices<'_>) {
+pub(crate) fn walk<B: HostBackend>(choices: &mut Choices<'_>) {
     match choices.choose(3) {
-        0 => walk_of::<f32>(choices),
-        1 => walk_of::<f16>(choices),
-        _ => walk_of::<bf16>(choices),
+        0 => walk_of::<B, f32>(choices),
+        1 => walk_of::<B, f16>(choices),
+        _ => walk_of::<B, bf16>(choices),
     }
 }
 
@@ -31,6 +31,12 @@ impl Outputs {
             states: Guarded::new(choices.length(rows)),
             entropies: (!choices.yes()).then(|| Guarded::new(choices.length(rows))),
         }
+    }
+
+    /// Of the right lengths.
+    pub(crate) fn new(rows: usize) -> Self {
+        let (log_probs, entropies) = (Guarded::new(rows), Some(Guarded::new(rows)));
+        Self { log_probs, states: Guarded::new(rows), entropies }
     }
 
     pub(crate) fn fit(&self, rows: usize) -> bool {
@@ -81,14 +87,56 @@ impl Outputs {
     }
 }
 
-/// Upstream gradients per row, one of them hostile.
+/// Upstream gradients, one of them hostile.
 pub(crate) struct Upstream {
+    /// Of each row, wherever it comes from.
     pub(crate) log_probs: Vec<f32>,
     pub(crate) entropies: Option<Vec<f32>>,
+    pub(crate) per_sequence: Option<PerSequence>,
+}
+
+/// Sequences that rows have their gradient from: one of them may be none, or its weight hostile.
+pub(crate) struct PerSequence {
+    pub(crate) row_sequences: Vec<i32>,
+    pub(crate) weights: Vec<f64>,
+    pub(crate) loss_scale: f64,
+}
+
+impl PerSequence {
+    /// `last`: the sequence of the last row.
+    fn choose(choices: &mut Choices<'_>, rows: usize, last: Option<i32>) -> Self {
+        let mut row_sequences: Vec<i32> = (0..choices.length(rows)).map(|row| (row / 2) as i32).collect();
+        let row = choices.choose(rows.max(1));
+        if let Some(sequence) = row_sequences.get_mut(row) {
+            *sequence = choices.of(*sequence, &[0, 1, 2, 3, -1, i32::MIN, i32::MAX, 1 << 16]);
+        }
+        if let (Some(sequence), Some(last)) = (row_sequences.last_mut(), last) {
+            *sequence = last;
+        }
+        let mut weights = vec![0.5; choices.of(2, &[1, 3, 0])];
+        if let Some(weight) = weights.first_mut() {
+            *weight = choices.f64(*weight);
+        }
+        Self { row_sequences, weights, loss_scale: choices.f64(2.0) }
+    }
+
+    /// d loss / d log-prob of a row: NaN where its sequence is none.
+    fn of_row(&self, sequence: i32) -> f32 {
+        let weight = usize::try_from(sequence).ok().and_then(|sequence| self.weights.get(sequence));
+        weight.map_or(f32::NAN, |weight| (weight * self.loss_scale) as f32)
+    }
 }
 
 impl Upstream {
     pub(crate) fn choose(choices: &mut Choices<'_>, rows: usize) -> Self {
+        // Per row; per sequence; the same with a sequence that is none.
+        let way = choices.choose(5);
+        if way > 0 {
+            let last = [None, Some(-1), Some(2), Some(i32::MAX)][way - 1];
+            let per_sequence = PerSequence::choose(choices, rows, last);
+            let log_probs = per_sequence.row_sequences.iter().map(|sequence| per_sequence.of_row(*sequence)).collect();
+            return Self { log_probs, entropies: None, per_sequence: Some(per_sequence) };
+        }
         let mut log_probs: Vec<f32> = (0..choices.length(rows)).map(|row| 0.5 - row as f32 * 0.125).collect();
         let row = choices.choose(rows.max(1));
         if let Some(gradient) = log_probs.get_mut(row) {
@@ -101,7 +149,7 @@ impl Upstream {
             }
             entropies
         });
-        Self { log_probs, entropies }
+        Self { log_probs, entropies, per_sequence: None }
     }
 
     pub(crate) fn fit(&self, rows: usize) -> bool {
@@ -109,7 +157,12 @@ impl Upstream {
     }
 
     pub(crate) fn views(&self) -> RowGradients<'_> {
-        RowGradients { log_probs: &self.log_probs, entropies: self.entropies.as_deref() }
+        match &self.per_sequence {
+            None => RowGradients::PerRow { log_probs: &self.log_probs, entropies: self.entropies.as_deref() },
+            Some(PerSequence { row_sequences, weights, loss_scale }) => {
+                RowGradients::PerSequence { row_sequences, weights, loss_scale: *loss_scale }
+            }
+        }
     }
 
     /// Bound on what the gradient of a logit of this row can be in size.
@@ -129,36 +182,33 @@ pub(crate) fn largest<T: Element>() -> f64 {
     }
 }
 
-fn walk_of<T: Element + Sentinel>(choices: &mut Choices<'_>) {
-    choices.calls(&[
-        "cpu/token_log_prob::Cpu::token_log_probs",
-        "cpu/token_log_prob_backward::Cpu::token_log_probs_backward",
-        "cpu/token_log_prob_backward::Cpu::token_log_probs_backward_in_place",
-    ]);
+fn walk_of<B: HostBackend, T: Element + Sentinel>(choices: &mut Choices<'_>) {
+    let verbs = ["token_log_probs", "token_log_probs_backward", "token_log_probs_backward_in_place"];
+    choices.calls_of(B::VERBS, &verbs);
     let count = choices.of(4, &[0, 1]);
     let rows = Rows::<T>::choose(choices, count);
     let options = settings::logit_options(choices);
-    let cpu = settings::cpu(choices);
+    let backend = B::choose(choices);
     let kinds: Vec<Kind> = (0..count).map(|row| rows.kind(row, &options)).collect();
 
     let mut outputs = Outputs::choose(choices, count);
     let short = usize::from(count > 0 && choices.yes());
     let targets = &rows.targets[..count - short];
     let refused = short > 0 || !outputs.fit(count) || !are_columns(targets, VOCAB);
-    let logits = Logits::strided(&rows.data, count, VOCAB, rows.stride).expect("room for the rows");
+    let logits = Matrix::strided(&rows.data, count, VOCAB, rows.stride).expect("room for the rows");
     let result = if rows.narrow {
-        cpu.token_log_probs(logits, &super::rows::narrow(targets), &options, outputs.views())
+        backend.token_log_probs(&logits, &super::rows::narrow(targets), &options, outputs.views())
     } else {
-        cpu.token_log_probs(logits, targets, &options, outputs.views())
+        backend.token_log_probs(&logits, targets, &options, outputs.views())
     };
     if outputs.check(result, refused, &kinds, VOCAB) {
-        backward(choices, cpu, &rows, &options, &outputs, &kinds);
+        backward(choices, &backend, &rows, &options, &outputs, &kinds);
     }
 }
 
-fn backward<T: Element + Sentinel>(
+fn backward<B: HostBackend, T: Element + Sentinel>(
     choices: &mut Choices<'_>,
-    cpu: Cpu,
+    backend: &B,
     rows: &Rows<T>,
     options: &LogitOptions,
     forward: &Outputs,
@@ -184,9 +234,9 @@ fn backward<T: Element + Sentinel>(
         || !upstream.fit(count)
         || (upstream.entropies.is_some() && kept.is_none());
 
-    let logits = Logits::strided(&rows.data, count, VOCAB, rows.stride).expect("room for the rows");
-    let out = LogitsMut::strided(gradient.get_mut(), of_rows, of_columns, stride).expect("room for the rows");
-    let result = cpu.token_log_probs_backward(logits, &rows.targets, options, saved, upstream.views(), out);
+    let logits = Matrix::strided(&rows.data, count, VOCAB, rows.stride).expect("room for the rows");
+    let out = MatrixMut::strided(gradient.get_mut(), of_rows, of_columns, stride).expect("room for the rows");
+    let result = backend.token_log_probs_backward(&logits, &rows.targets, options, &saved, &upstream.views(), out);
     if let Err(error) = &result {
         assert!(refused, "refused: {error:?}");
         assert!(!matches!(error, Error::EntropiesNotKept) || kept.is_none());
@@ -203,9 +253,9 @@ fn backward<T: Element + Sentinel>(
     }
 
     let mut in_place = Guarded::holding(&rows.data);
-    let out = LogitsMut::strided(in_place.get_mut(), count, VOCAB, rows.stride).expect("room for the rows");
+    let out = MatrixMut::strided(in_place.get_mut(), count, VOCAB, rows.stride).expect("room for the rows");
     let narrow = rows.narrow_targets();
-    let second = cpu.token_log_probs_backward_in_place(out, &narrow, options, saved, upstream.views());
+    let second = backend.token_log_probs_backward_in_place(out, &narrow, options, &saved, &upstream.views());
     let refused = refused && (of_rows, of_columns) == (count, VOCAB);
     match second {
         Err(error) => {
@@ -223,7 +273,8 @@ fn backward<T: Element + Sentinel>(
     }
 }
 
-/// Asserts what a row's gradient must be. `upstream` bounds its size; `None`: only what no upstream gradient changes.
+/// Asserts what a row's gradient must be. `upstream` bounds its size, NaN if the upstream gradient is; `None`: only what no
+/// upstream gradient changes.
 pub(crate) fn check_gradient<T: Element>(kind: Kind, row: usize, logits: &[T], found: &[T], upstream: Option<f64>) {
     let found: Vec<f32> = found.iter().map(|value| value.to_f32()).collect();
     let told = format!("row {row} is {kind:?} with upstream {upstream:?}: logits {logits:?}, gradient {found:?}");
@@ -231,6 +282,7 @@ pub(crate) fn check_gradient<T: Element>(kind: Kind, row: usize, logits: &[T], f
         assert!(found.iter().all(|value| *value == 0.0), "{told}");
     }
     let Some(upstream) = upstream else { return };
+    assert!(!upstream.is_nan() || kind == Kind::Masked || found.iter().all(|value| value.is_nan()), "{told}");
     match kind {
         Kind::NoSoftmax => assert!(found.iter().all(|value| value.is_nan()), "{told}"),
         Kind::Scored | Kind::Impossible if upstream < largest::<T>() => {

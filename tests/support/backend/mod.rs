@@ -1,86 +1,100 @@
-//! The backends behind one interface over host memory: a contract's test is written once, generic, and run for each.
+//! The backends under test: every verb of [`exo_kernels::Backend`], called over host memory, so that a contract's test is
+//! written once and run for each.
 //!
-//! `on_every_backend!(one, another);` makes tests `cpu::one`, `cuda::one`, ... of functions that take a backend.
+//! `on_every_backend!(one, another);` makes tests `cpu::one`, `cuda::one`, `specification::one` of functions that take a backend.
 
-mod cuda;
+mod calls;
+mod linear;
+mod loss;
 
-pub use crate::host_rows::{Forward, Rows};
-pub use crate::on_every_backend;
-
+use crate::device;
+use crate::linear::{Case, Wanted};
 use exo_kernels::cpu::InstructionSet;
+use exo_kernels::cuda::{Cuda, Status};
+use exo_kernels::reference::ReferenceBackend;
 use exo_kernels::reference::bounds::Arithmetic;
 use exo_kernels::{
-    Batch, Cpu, Element, GroupStatistics, LogRatio, LogitOptions, Logits, LogitsMut, LossOptions, Objective,
-    ObjectiveInputs, ObjectiveOutputs, PreferenceLoss, Reduction, Reference, Report, Result, Rewards, RowGradients,
-    SavedRows, SoftmaxState, Step, TokenLogProbs,
+    Backend, Batch, Cpu, Element, LogRatio, LogitOptions, LossOptions, Objective, Reduction, Reference, Result,
+    Rewards, RowLoss,
 };
 
-/// A type of logits, on every backend there is.
-pub trait TestElement: Element + cudarc::driver::DeviceRepr {}
-impl<T: Element + cudarc::driver::DeviceRepr> TestElement for T {}
+pub use crate::backend::calls::{BackwardInputs, ForwardBuffers, Groups, Upstream, download, place, place_mut, upload};
+pub use crate::backend::linear::{Outcome, Placed};
+pub use crate::backend::loss::HostLoss;
+pub use crate::host_rows::{Forward, Rows};
 
-/// What the objective stage gave.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Groups {
-    pub losses: Vec<f64>,
-    pub coefficients: Vec<f64>,
-    pub statistics: Vec<GroupStatistics>,
-}
-
-/// d loss / d log-prob and, if there is one, d loss / d entropy, of each row.
-pub type Upstream<'a> = (&'a [f32], Option<&'a [f32]>);
-
-/// A backend's stages and its loss. Outputs are poisoned before each call: what is not written shows.
-pub trait TestBackend: Clone {
+/// What the tests must know of a backend besides its verbs.
+pub trait TestBackend: Backend {
     /// What its bounds are derived from.
     const ARITHMETIC: Arithmetic;
-    type Loss: TestLoss;
 
+    /// The same of the linear stage, which has kernels of its own.
+    const LINEAR_ARITHMETIC: Arithmetic = Self::ARITHMETIC;
+
+    /// Whether it sees the numbers of its operands before it writes anything, and refuses them.
+    const SEES_NUMBERS: bool = true;
+
+    /// A message's name for it.
     fn name(&self) -> String;
 
     /// What there is of it on this machine: the instruction sets of a processor.
-    fn variants(&self) -> Vec<Self>;
+    fn variants(&self) -> Vec<Self> {
+        vec![self.clone()]
+    }
 
-    /// The size of a test: the processor's, or one that a software device has time for.
-    fn pick<N>(cpu: N, cuda: N) -> N;
+    /// The size of a test: a processor's, or one that interpreters and plain loops have time for.
+    fn pick<N>(fast: N, slow: N) -> N;
 
-    fn try_forward<T: TestElement>(&self, rows: &Rows<T>, options: &LogitOptions, entropies: bool) -> Result<Forward>;
+    /// What it has counted in its calls; the counts are clear again then.
+    ///
+    /// # Errors
+    /// What was found.
+    fn found(&self) -> Result<()> {
+        Ok(())
+    }
 
-    /// The whole buffer behind the backward pass: the logits', overwritten, or a gradient's, which held the logits.
-    fn try_backward<T: TestElement>(
+    /// So many columns at once in the linear stage, and as many bytes of rows, where that can be set.
+    fn set_chunks(&self, _columns: usize, _row_bytes: usize) {}
+
+    /// Whether an element of a matrix product has bits of its own, whatever the product's other rows and columns: those of
+    /// cuBLAS need not.
+    fn products_are_elementwise(&self) -> bool {
+        true
+    }
+
+    /// Whether it has counted nothing, not even what is no error of its calls.
+    fn has_counted_nothing(&self) -> bool {
+        true
+    }
+
+    /// What the device says of a fault, where it can.
+    fn fault(&self) -> Option<String> {
+        None
+    }
+
+    // The verbs over host memory; written once, for every backend.
+
+    fn try_forward<T: Element>(&self, rows: &Rows<T>, options: &LogitOptions, entropies: bool) -> Result<Forward> {
+        calls::try_forward(self, rows, options, entropies)
+    }
+
+    fn forward<T: Element>(&self, rows: &Rows<T>, options: &LogitOptions, entropies: bool) -> Forward {
+        self.try_forward(rows, options, entropies).expect("forward")
+    }
+
+    /// The whole buffer after the backward pass: the logits', overwritten, or a gradient's, which held the logits.
+    fn try_backward<T: Element>(
         &self,
         rows: &Rows<T>,
         options: &LogitOptions,
         forward: &Forward,
         upstream: Upstream<'_>,
         in_place: bool,
-    ) -> Result<Vec<T>>;
-
-    fn log_ratios(
-        &self,
-        log_probs: &[f32],
-        targets: &[i64],
-        reference: Reference<'_>,
-        batch: &Batch,
-        log_ratio: LogRatio,
-    ) -> Vec<f64>;
-
-    fn objective(
-        &self,
-        objective: &Objective,
-        log_ratios: &[f64],
-        batch: &Batch,
-        rewards: Rewards<'_>,
-        reduction: Reduction,
-    ) -> Groups;
-
-    fn loss(&self, options: impl Into<LossOptions>) -> Self::Loss;
-
-    fn forward<T: TestElement>(&self, rows: &Rows<T>, options: &LogitOptions, entropies: bool) -> Forward {
-        self.try_forward(rows, options, entropies).expect("forward")
+    ) -> Result<Vec<T>> {
+        calls::try_backward(self, rows, options, forward, upstream, in_place)
     }
 
-    fn backward<T: TestElement>(
+    fn backward<T: Element>(
         &self,
         rows: &Rows<T>,
         options: &LogitOptions,
@@ -89,6 +103,28 @@ pub trait TestBackend: Clone {
         in_place: bool,
     ) -> Vec<T> {
         self.try_backward(rows, options, forward, upstream, in_place).expect("backward")
+    }
+
+    fn host_log_ratios(
+        &self,
+        log_probs: &[f32],
+        targets: &[i64],
+        reference: Reference<'_>,
+        batch: &Batch,
+        log_ratio: LogRatio,
+    ) -> Vec<f64> {
+        calls::log_ratios(self, log_probs, targets, &reference, batch, log_ratio)
+    }
+
+    fn host_objective(
+        &self,
+        objective: &Objective,
+        log_ratios: &[f64],
+        batch: &Batch,
+        rewards: Rewards<'_>,
+        reduction: Reduction,
+    ) -> Groups {
+        calls::objective(self, objective, log_ratios, batch, &rewards, reduction)
     }
 
     /// Loss and d loss / d log-ratio of one group of K sequences, not reduced; `offsets` are the proposal's.
@@ -103,63 +139,43 @@ pub trait TestBackend: Clone {
         let batch = Batch::padded(k, 1, k).expect("a group of at least one");
         let rewards = Rewards::from(rewards);
         let rewards = offsets.map_or(rewards, |offsets| rewards.with_proposal(offsets));
-        let groups = self.objective(objective, log_ratios, &batch, rewards, Reduction::Sum);
+        let groups = self.host_objective(objective, log_ratios, &batch, rewards, Reduction::Sum);
         (groups.losses[0], groups.coefficients)
     }
-}
 
-/// A backend's [`PreferenceLoss`] over host memory.
-pub trait TestLoss {
-    fn forward<T: TestElement>(
-        &mut self,
-        rows: &Rows<T>,
-        batch: &Batch,
-        reference: Reference<'_>,
-        rewards: Rewards<'_>,
-    ) -> Result<Step>;
-
-    /// Writes the gradient; a refused call leaves the buffer as it was.
-    fn backward_into<T: TestElement>(&mut self, step: &Step, rows: &Rows<T>, gradient: &mut Rows<T>) -> Result<()>;
-
-    /// The gradient, in a buffer that held NaN before.
-    fn backward<T: TestElement>(&mut self, step: &Step, rows: &Rows<T>) -> Result<Vec<T>> {
-        let mut gradient = Rows { logits: vec![T::NAN; rows.logits.len()], ..rows.clone() };
-        self.backward_into(step, rows, &mut gradient)?;
-        Ok(gradient.logits)
+    fn loss(&self, options: impl Into<LossOptions>) -> HostLoss<Self> {
+        HostLoss::new(self, options)
     }
 
-    /// Overwrites the logits; a refused call leaves them as they were.
-    fn backward_in_place<T: TestElement>(&mut self, step: Step, rows: &mut Rows<T>) -> Result<()>;
+    /// A loss over rows, forward and backward in one.
+    fn row_loss<T: Element, W: Element, G: Element>(
+        &self,
+        case: &Case<T, W>,
+        options: &LogitOptions,
+        loss: RowLoss<&[f32]>,
+        wanted: Wanted,
+    ) -> Outcome<T, G> {
+        let ((log_probs, losses, gradients), result) = Placed::new(self, case).try_row_loss(options, loss, wanted);
+        Outcome { log_probs, losses, gradients, found: result.and_then(|()| self.found()) }
+    }
 
-    fn set_loss_scale(&mut self, loss_scale: f64);
-
-    fn report(&self) -> Result<Report>;
-
-    fn unchecked_report(&self) -> Result<Report>;
+    /// Forward, and backward with these gradients of log-probs and entropies.
+    fn two_passes<T: Element, W: Element, G: Element>(
+        &self,
+        case: &Case<T, W>,
+        options: &LogitOptions,
+        upstream: Upstream<'_>,
+        wanted: Wanted,
+    ) -> Outcome<T, G> {
+        let placed = Placed::new(self, case);
+        let forward = placed.forward(options, true);
+        let gradients = placed.backward(options, &forward, upstream, wanted);
+        Outcome { log_probs: forward.log_probs, losses: Vec::new(), gradients, found: self.found() }
+    }
 }
 
-/// Tests of functions that take a backend, by name, for every backend.
-#[macro_export]
-macro_rules! on_every_backend {
-    ($($test:ident),* $(,)?) => {
-        mod cpu {
-            $(#[test]
-            fn $test() {
-                super::$test(&exo_kernels::Cpu::default());
-            })*
-        }
-
-        mod cuda {
-            $(#[test]
-            fn $test() {
-                super::$test(&$crate::device::cuda());
-            })*
-        }
-    };
-}
 impl TestBackend for Cpu {
     const ARITHMETIC: Arithmetic = Arithmetic::BACKEND;
-    type Loss = PreferenceLoss<Cpu>;
 
     fn name(&self) -> String {
         format!("CPU, {}", self.instruction_set().name())
@@ -170,132 +186,111 @@ impl TestBackend for Cpu {
         found.filter_map(|cpu| cpu.inspect_err(|error| println!("NOT RUN: {error}")).ok()).collect()
     }
 
-    fn pick<N>(cpu: N, _: N) -> N {
-        cpu
+    fn pick<N>(fast: N, _: N) -> N {
+        fast
+    }
+}
+
+impl TestBackend for ReferenceBackend {
+    const ARITHMETIC: Arithmetic = Arithmetic::BACKEND;
+
+    fn name(&self) -> String {
+        "reference".to_owned()
     }
 
-    fn try_forward<T: TestElement>(&self, rows: &Rows<T>, options: &LogitOptions, entropies: bool) -> Result<Forward> {
-        let count = rows.count();
-        let mut forward = Forward {
-            log_probs: vec![f32::MAX; count],
-            states: vec![SoftmaxState { r: f32::MAX, s: f32::MAX }; count],
-            entropies: vec![f32::MAX; if entropies { count } else { 0 }],
-        };
-        let outputs = TokenLogProbs {
-            log_probs: &mut forward.log_probs,
-            states: &mut forward.states,
-            entropies: entropies.then_some(&mut forward.entropies),
-        };
-        let logits = Logits::strided(&rows.logits[rows.offset..], count, rows.vocab, rows.row_stride)?;
-        if rows.targets_in_32_bits {
-            self.token_log_probs(logits, &rows.narrow_targets(), options, outputs)?;
-        } else {
-            self.token_log_probs(logits, &rows.targets, options, outputs)?;
+    fn pick<N>(_: N, slow: N) -> N {
+        slow
+    }
+}
+
+impl TestBackend for Cuda {
+    const ARITHMETIC: Arithmetic = Arithmetic::CUDA;
+    /// `kernels/linear/fold.cu` counts 10 additions for a term; a slice's f64 does not count.
+    const LINEAR_ARITHMETIC: Arithmetic = Arithmetic { additions: 10.0, folded: 0.0, ..Arithmetic::CUDA };
+    const SEES_NUMBERS: bool = false;
+
+    fn name(&self) -> String {
+        "CUDA".to_owned()
+    }
+
+    fn pick<N>(_: N, slow: N) -> N {
+        slow
+    }
+
+    fn found(&self) -> Result<()> {
+        let found = self.status().map(drop);
+        self.clear_status().expect("cleared");
+        found
+    }
+
+    fn has_counted_nothing(&self) -> bool {
+        self.status() == Ok(Status::CLEAR)
+    }
+
+    fn set_chunks(&self, columns: usize, row_bytes: usize) {
+        crate::linear::set_chunks(self, columns, row_bytes);
+    }
+
+    fn products_are_elementwise(&self) -> bool {
+        let software = softcuda::control().is_some();
+        if !software {
+            println!("NOT RUN: cuBLAS does not promise an element's bits");
         }
-        Ok(forward)
+        software
     }
 
-    fn try_backward<T: TestElement>(
-        &self,
-        rows: &Rows<T>,
-        options: &LogitOptions,
-        forward: &Forward,
-        (log_probs, entropies): Upstream<'_>,
-        in_place: bool,
-    ) -> Result<Vec<T>> {
-        let (count, vocab, stride) = (rows.count(), rows.vocab, rows.row_stride);
-        let kept = (!forward.entropies.is_empty()).then_some(forward.entropies.as_slice());
-        let saved = SavedRows { states: &forward.states, entropies: kept };
-        let upstream = RowGradients { log_probs, entropies };
-        let mut written = rows.logits.clone();
-        let out = LogitsMut::strided(&mut written[rows.offset..], count, vocab, stride)?;
-        if in_place {
-            self.token_log_probs_backward_in_place(out, &rows.targets, options, saved, upstream)?;
-        } else {
-            let logits = Logits::strided(&rows.logits[rows.offset..], count, vocab, stride)?;
-            self.token_log_probs_backward(logits, &rows.targets, options, saved, upstream, out)?;
+    fn fault(&self) -> Option<String> {
+        softcuda::control().and_then(|control| control.take_fault()).map(|fault| fault.to_string())
+    }
+}
+
+/// A CUDA backend with cuBLAS, on a stream of its own.
+pub fn cuda() -> Cuda {
+    let cuda = device::cuda();
+    eprintln!("cuBLAS: {:?}", softcublas::install().expect("softcublas can be loaded where softcuda is"));
+    cuda
+}
+
+/// Tests of functions that take a backend, by name, for every backend: a new one is a line here.
+#[macro_export]
+macro_rules! on_every_backend {
+    ($($test:ident),* $(,)?) => {
+        $crate::on_backend!(cpu, exo_kernels::Cpu::default(), $($test),*);
+        $crate::on_backend!(cuda, $crate::backend::cuda(), $($test),*);
+        $crate::on_backend!(specification, exo_kernels::reference::ReferenceBackend, $($test),*);
+    };
+}
+
+/// As [`on_every_backend!`], for what is promised of backends that train and not of the specification, whose objective is
+/// the textbook's form: digits next to the optimum, and the ends of f64.
+#[macro_export]
+macro_rules! on_every_training_backend {
+    ($($test:ident),* $(,)?) => {
+        $crate::on_backend!(cpu, exo_kernels::Cpu::default(), $($test),*);
+        $crate::on_backend!(cuda, $crate::backend::cuda(), $($test),*);
+    };
+}
+
+/// As [`on_every_backend!`], for what is promised of backends that keep their operands in the host's memory.
+#[macro_export]
+macro_rules! on_every_host {
+    ($($test:ident),* $(,)?) => {
+        $crate::on_backend!(cpu, exo_kernels::Cpu::default(), $($test),*);
+        $crate::on_backend!(specification, exo_kernels::reference::ReferenceBackend, $($test),*);
+    };
+}
+
+/// Tests of functions that take a backend, by name, for one backend.
+#[macro_export]
+macro_rules! on_backend {
+    ($name:ident, $backend:expr, $($test:ident),* $(,)?) => {
+        mod $name {
+            $(#[test]
+            fn $test() {
+                super::$test(&$backend);
+            })*
         }
-        Ok(written)
-    }
-
-    fn log_ratios(
-        &self,
-        log_probs: &[f32],
-        targets: &[i64],
-        reference: Reference<'_>,
-        batch: &Batch,
-        log_ratio: LogRatio,
-    ) -> Vec<f64> {
-        let mut log_ratios = vec![f64::MAX; batch.sequences()];
-        Cpu::log_ratios(self, log_probs, targets, reference, batch, log_ratio, &mut log_ratios).expect("log-ratios");
-        log_ratios
-    }
-
-    fn objective(
-        &self,
-        objective: &Objective,
-        log_ratios: &[f64],
-        batch: &Batch,
-        rewards: Rewards<'_>,
-        reduction: Reduction,
-    ) -> Groups {
-        let mut groups = Groups {
-            losses: vec![f64::MAX; batch.groups()],
-            coefficients: vec![f64::MAX; batch.sequences()],
-            statistics: vec![GroupStatistics::default(); batch.groups()],
-        };
-        let outputs = ObjectiveOutputs {
-            group_losses: &mut groups.losses,
-            coefficients: &mut groups.coefficients,
-            statistics: &mut groups.statistics,
-        };
-        Cpu::objective(self, objective, ObjectiveInputs { log_ratios, batch, rewards }, reduction, outputs)
-            .expect("inputs that the objective takes");
-        groups
-    }
-
-    fn loss(&self, options: impl Into<LossOptions>) -> Self::Loss {
-        PreferenceLoss::new(*self, options)
-    }
+    };
 }
 
-fn view<T: Element>(rows: &Rows<T>) -> Result<Logits<'_, T>> {
-    Logits::strided(&rows.logits[rows.offset..], rows.rows_of_logits(), rows.vocab, rows.row_stride)
-}
-
-fn view_mut<T: Element>(rows: &mut Rows<T>) -> Result<LogitsMut<'_, T>> {
-    let count = rows.rows_of_logits();
-    LogitsMut::strided(&mut rows.logits[rows.offset..], count, rows.vocab, rows.row_stride)
-}
-
-impl TestLoss for PreferenceLoss<Cpu> {
-    fn forward<T: TestElement>(
-        &mut self,
-        rows: &Rows<T>,
-        batch: &Batch,
-        reference: Reference<'_>,
-        rewards: Rewards<'_>,
-    ) -> Result<Step> {
-        PreferenceLoss::<Cpu>::forward(self, view(rows)?, &rows.targets, batch, reference, rewards)
-    }
-
-    fn backward_into<T: TestElement>(&mut self, step: &Step, rows: &Rows<T>, gradient: &mut Rows<T>) -> Result<()> {
-        PreferenceLoss::<Cpu>::backward(self, step, view(rows)?, view_mut(gradient)?)
-    }
-
-    fn backward_in_place<T: TestElement>(&mut self, step: Step, rows: &mut Rows<T>) -> Result<()> {
-        PreferenceLoss::<Cpu>::backward_in_place(self, step, view_mut(rows)?)
-    }
-
-    fn set_loss_scale(&mut self, loss_scale: f64) {
-        PreferenceLoss::<Cpu>::set_loss_scale(self, loss_scale);
-    }
-
-    fn report(&self) -> Result<Report> {
-        PreferenceLoss::<Cpu>::report(self).cloned()
-    }
-
-    fn unchecked_report(&self) -> Result<Report> {
-        PreferenceLoss::<Cpu>::unchecked_report(self).cloned()
-    }
-}
+pub use crate::{on_backend, on_every_backend, on_every_host, on_every_training_backend};

@@ -1,97 +1,27 @@
-//! What the operations are given, and where it lies.
+//! What makes the rows' logits, as tensors and as the stages take them: the logits themselves, or hidden states and a head.
 
-use super::candle_core::{D, Device, Error, Result, Shape, Tensor, bail};
-#[cfg(feature = "cuda")]
-use super::device;
-use super::host;
-use super::row_layout::in_place;
-use exo_kernels::{Batch, Reference, Rewards};
+use super::candle_core::{D, Error, Result, Tensor, bail};
+use super::row_layout::{RowLayout, in_place};
+use super::tensor_backend::{Located, Scalar, TensorBackend, part};
+use exo_kernels::backend::{Head, Hidden, LinearGradients, Matrix, MatrixMut, Memory, ViewMut};
 
-/// What the preference loss is computed from besides logits and targets.
-#[derive(Clone, Copy)]
-pub(super) struct LossInputs<'a> {
-    pub(super) batch: &'a Batch,
-    pub(super) reference: Reference<'a>,
-    pub(super) rewards: Rewards<'a>,
+/// Logits; or hidden states, the weight of a head and, if there is one, its bias: on one device, of one dtype, with rows that
+/// lie at one stride.
+pub(super) struct Tensors(Vec<Tensor>);
+
+/// What the operands are called in errors.
+pub(super) fn names(operands: usize) -> &'static [&'static str] {
+    if operands == 1 { &["logits"] } else { &["hidden", "weight", "bias"] }
 }
 
-/// The targets of the rows, `[N]`, where the rows lie.
-pub(super) enum Targets {
-    Host(Vec<i64>),
-    #[cfg(feature = "cuda")]
-    Device(device::Targets),
-}
-
-impl Targets {
-    /// The targets of logits or hidden states `rows`, over a vocabulary of `vocab`.
-    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "on the host the stages check the targets"))]
-    pub(super) fn new(rows: &Tensor, vocab: usize, targets: &Tensor) -> Result<Self> {
-        match rows.device() {
-            Device::Cpu => host::target_ids(targets).map(Self::Host),
-            #[cfg(feature = "cuda")]
-            Device::Cuda(device) => device::Targets::new(device, vocab, targets).map(Self::Device),
-            device => Err(refused(device)),
-        }
+impl Tensors {
+    /// Logits `[.., V]`.
+    pub(super) fn logits(logits: &Tensor, targets: &Tensor) -> Result<Self> {
+        Ok(Self(vec![rows_of("logits", logits, targets)?]))
     }
 
-    /// The ids, of an operation on the host.
-    #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "with CUDA it may be the other"))]
-    pub(super) fn on_host(&self) -> Result<&[i64]> {
-        match self {
-            Self::Host(ids) => Ok(ids),
-            #[cfg(feature = "cuda")]
-            Self::Device(_) => bail!("the forward pass was made on a CUDA device"),
-        }
-    }
-
-    /// The ids, of an operation on a CUDA device.
-    #[cfg(feature = "cuda")]
-    pub(super) fn on_device(&self) -> Result<&device::Targets> {
-        match self {
-            Self::Host(_) => bail!("the forward pass was made on the CPU"),
-            Self::Device(targets) => Ok(targets),
-        }
-    }
-}
-
-/// The shape of log-probs, and of entropies below them.
-pub(super) fn result_shape(rows: usize, entropy: bool) -> Shape {
-    if entropy { Shape::from((2, rows)) } else { Shape::from(rows) }
-}
-
-pub(super) fn refused(device: &Device) -> Error {
-    let built = if cfg!(feature = "cuda") {
-        "the CPU or a CUDA device expected"
-    } else {
-        "the CPU expected (exo-kernels-candle is built without its feature cuda)"
-    };
-    Error::msg(format!("logits: a tensor on {:?} given, {built}", device.location()))
-}
-
-/// Logits `[.., V]`, or hidden states `[.., H]`, of rows that can be read where they lie: see [`in_place`].
-pub(super) fn rows_of(what: &str, rows: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    let Some((_, leading)) = rows.dims().split_last() else { bail!("{what}: a scalar given, rows expected") };
-    if leading != targets.dims() {
-        bail!(
-            "targets: shape {:?} given, {leading:?} (that of the {what} without the last dimension) expected",
-            targets.dims()
-        );
-    }
-    in_place(rows)
-}
-
-/// What makes the logits: on one device, of one dtype, with rows that lie at one stride.
-pub(super) struct Linear {
-    /// `[.., H]`
-    pub(super) hidden: Tensor,
-    /// `[V, H]`
-    pub(super) weight: Tensor,
-    /// `[V]`
-    pub(super) bias: Option<Tensor>,
-}
-
-impl Linear {
-    pub(super) fn new(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, targets: &Tensor) -> Result<Self> {
+    /// Hidden states `[.., H]`, weight `[V, H]` and bias `[V]`.
+    pub(super) fn linear(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, targets: &Tensor) -> Result<Self> {
         let hidden = rows_of("hidden", hidden, targets)?;
         let size = hidden.dim(D::Minus1)?;
         let &[vocab, columns] = weight.dims() else {
@@ -118,6 +48,117 @@ impl Linear {
         {
             bail!("bias: shape {:?} given, [{vocab}] expected", bias.dims());
         }
-        Ok(Self { hidden, weight: in_place(weight)?, bias: bias.map(Tensor::contiguous).transpose()? })
+        let mut tensors = vec![hidden, in_place(weight)?];
+        tensors.extend(bias.map(Tensor::contiguous).transpose()?);
+        Ok(Self(tensors))
+    }
+
+    pub(super) fn all(&self) -> &[Tensor] {
+        &self.0
+    }
+
+    /// Logits or hidden states.
+    pub(super) fn rows(&self) -> &Tensor {
+        &self.0[0]
+    }
+
+    /// V.
+    pub(super) fn vocab(&self) -> Result<usize> {
+        self.0.get(1).map_or_else(|| self.rows().dim(D::Minus1), |weight| weight.dim(0))
+    }
+}
+
+/// Logits `[.., V]`, or hidden states `[.., H]`, of rows that can be read where they lie: see [`in_place`].
+fn rows_of(what: &str, rows: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let Some((_, leading)) = rows.dims().split_last() else { bail!("{what}: a scalar given, rows expected") };
+    if leading != targets.dims() {
+        bail!(
+            "targets: shape {:?} given, {leading:?} (that of the {what} without the last dimension) expected",
+            targets.dims()
+        );
+    }
+    in_place(rows)
+}
+
+/// The operands of a stage.
+pub(super) enum Operands<'a, T: Scalar, M: Memory> {
+    /// `[N, V]`
+    Logits(Matrix<'a, T, M>),
+    /// Hidden states `[N, H]` and a head of V rows.
+    Linear(Matrix<'a, T, M>, Head<'a, T, M>),
+}
+
+impl<'a, T: Scalar, M: Memory> Operands<'a, T, M> {
+    /// As the stages take them.
+    pub(super) fn new<B: TensorBackend<Memory = M>>(operands: &[Located<'a, B::Storage>]) -> Result<Self> {
+        match operands {
+            [logits] => matrix::<B, T>("logits", *logits).map(Self::Logits),
+            [hidden, weight, bias @ ..] => {
+                let mut head = Head::new(matrix::<B, T>("weight", *weight)?).map_err(Error::wrap)?;
+                if let [(storage, layout)] = bias {
+                    let numbers = B::numbers::<T>("bias", storage)?;
+                    let bias = part::<B, T>(&numbers, layout.start_offset(), layout.shape().elem_count())?;
+                    head = head.with_bias(bias).map_err(Error::wrap)?;
+                }
+                Ok(Self::Linear(matrix::<B, T>("hidden", *hidden)?, head))
+            }
+            [] => bail!("an operation without operands"),
+        }
+    }
+
+    /// Logits or hidden states.
+    pub(super) fn rows(&self) -> &Matrix<'a, T, M> {
+        let (Self::Logits(rows) | Self::Linear(rows, _)) = self;
+        rows
+    }
+}
+
+/// `[rows, columns]`, of a tensor whose rows lie at one stride.
+fn matrix<'a, B: TensorBackend, T: Scalar>(
+    what: &str,
+    (storage, layout): Located<'a, B::Storage>,
+) -> Result<Matrix<'a, T, B::Memory>> {
+    let RowLayout { start, rows, columns, stride } = RowLayout::of_operand(what, layout)?;
+    let numbers = B::numbers::<T>(what, storage)?;
+    let length = B::Memory::length(&numbers).saturating_sub(start);
+    Matrix::strided(part::<B, T>(&numbers, start, length)?, rows, columns, stride).map_err(Error::wrap)
+}
+
+/// Hidden states with the number of scored rows, if that is known.
+pub(super) fn with_scored_rows<'m, 'a, T: Scalar, M: Memory>(
+    states: &'m Matrix<'a, T, M>,
+    scored_rows: Option<usize>,
+) -> Hidden<'m, 'a, T, M> {
+    let hidden = Hidden::new(states);
+    scored_rows.map_or(hidden, |count| hidden.with_scored_rows(count))
+}
+
+/// Where the gradients of the operands are written; `None` for one that takes part in none.
+pub(super) struct Gradients<'a, T: Scalar, M: Memory> {
+    /// Of the logits `[N, V]` or the hidden states `[N, H]`.
+    pub(super) rows: Option<MatrixMut<'a, T, M>>,
+    /// `[V, H]`
+    pub(super) weight: Option<MatrixMut<'a, T, M>>,
+    /// `[V]`
+    pub(super) bias: Option<M::ViewMut<'a, T>>,
+}
+
+impl<'a, T: Scalar, M: Memory> Gradients<'a, T, M> {
+    /// As views of the buffers; the rows of the first two have so many `columns`.
+    pub(super) fn new<B: TensorBackend<Memory = M>>(
+        [rows, weight, bias]: [Option<ViewMut<'a, B, T>>; 3],
+        columns: usize,
+    ) -> Result<Self> {
+        let matrix = |view| MatrixMut::new(view, columns).map_err(Error::wrap);
+        Ok(Self { rows: rows.map(matrix).transpose()?, weight: weight.map(matrix).transpose()?, bias })
+    }
+
+    /// As the linear stage takes them.
+    pub(super) fn linear(self) -> LinearGradients<'a, T, T, M> {
+        let gradients = LinearGradients::new(self.rows, self.weight);
+        match self.bias {
+            Some(bias) => gradients.with_bias(bias),
+            None => gradients,
+        }
     }
 }

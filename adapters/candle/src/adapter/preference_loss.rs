@@ -1,18 +1,12 @@
-//! The preference loss of logits.
+//! The preference loss, of logits or from hidden states.
 
-#[cfg(feature = "cuda")]
 use super::candle_core::backend::BackendStorage;
-#[cfg(feature = "cuda")]
-use super::candle_core::cuda_backend::CudaStorageSlice;
-use super::candle_core::{CpuStorage, CustomOp1, D, Error, Layout, Result, Shape, Tensor};
-#[cfg(feature = "cuda")]
-use super::candle_core::{CudaStorage, bail};
-#[cfg(feature = "cuda")]
-use super::device;
-use super::host;
-use super::operands::{LossInputs, Targets, rows_of};
-use exo_kernels::adapter;
-use exo_kernels::{Batch, Cpu, LossOptions, PreferenceLoss, Reference, Report, Rewards};
+use super::candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
+use super::operands::{Gradients, Operands, Tensors, names, with_scored_rows};
+use super::operation::{Pass, apply, by_type, with_storages};
+use super::tensor_backend;
+use super::tensor_backend::{DeviceOf, Scalar, TensorBackend, by_backend};
+use exo_kernels::{Batch, ForwardPass, LossOptions, PreferenceLoss, Reference, Report, Rewards, backend};
 
 /// The preference loss: logits `[N, V]` or `[.., V]`, targets in the same leading shape, a [`Batch`] over the N rows →
 /// a differentiable f32 scalar, and what a trainer logs.
@@ -34,159 +28,122 @@ pub fn preference_loss<'a>(
     rewards: impl Into<Rewards<'a>>,
     options: impl Into<LossOptions>,
 ) -> Result<(Tensor, Report)> {
-    let logits = rows_of("logits", logits, targets)?;
-    let inputs = LossInputs { batch, reference, rewards: rewards.into() };
-    let targets = Targets::new(&logits, logits.dim(D::Minus1)?, targets)?;
-    let (pass, report) = match &targets {
-        Targets::Host(targets) => forward_on_host(&logits, targets, inputs, options.into())?,
-        #[cfg(feature = "cuda")]
-        Targets::Device(targets) => forward_on_device(&logits, targets, inputs, options.into())?,
-    };
-    Ok((logits.apply_op1(LossOp { value: report.loss as f32, pass })?, report))
+    loss(&Tensors::logits(logits, targets)?, targets, batch, reference, rewards.into(), options.into())
 }
 
-/// A finished forward pass. Nothing in it changes, so that nothing is locked while rayon works or the driver is called: a
-/// thread that waits for a part of its work takes up other work, perhaps of this very operation.
-pub(super) enum ForwardPass {
-    Host(adapter::ForwardPass),
-    #[cfg(feature = "cuda")]
-    Device(adapter::cuda::ForwardPass),
+/// [`preference_loss`] of the logits hidden·weightᵀ + bias, which are never held.
+///
+/// # Errors
+/// As [`preference_loss`] and
+/// [`linear_token_log_probs`](super::linear_token_log_probs).
+#[allow(clippy::too_many_arguments)]
+pub fn linear_preference_loss<'a>(
+    hidden: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    targets: &Tensor,
+    batch: &Batch,
+    reference: Reference<'_>,
+    rewards: impl Into<Rewards<'a>>,
+    options: impl Into<LossOptions>,
+) -> Result<(Tensor, Report)> {
+    let tensors = Tensors::linear(hidden, weight, bias, targets)?;
+    loss(&tensors, targets, batch, reference, rewards.into(), options.into())
 }
 
-impl ForwardPass {
-    /// The pass that a loss on the host has made, and its report.
-    pub(super) fn of_host(loss: PreferenceLoss<Cpu>) -> exo_kernels::Result<(Self, Report)> {
-        let report = loss.unchecked_report()?.clone();
-        Ok((Self::Host(loss.into_forward_pass()?), report))
-    }
-
-    /// The pass that a loss on a device has made, and its report, for which this waits.
-    #[cfg(feature = "cuda")]
-    pub(super) fn of_device(loss: PreferenceLoss<exo_kernels::cuda::Cuda>) -> exo_kernels::Result<(Self, Report)> {
-        let report = loss.unchecked_report()?.clone();
-        Ok((Self::Device(loss.into_forward_pass()?), report))
-    }
-
-    #[cfg_attr(not(feature = "cuda"), expect(clippy::unnecessary_wraps, reason = "with CUDA it may be the other"))]
-    pub(super) fn on_host(&self) -> Result<&adapter::ForwardPass> {
-        match self {
-            Self::Host(pass) => Ok(pass),
-            #[cfg(feature = "cuda")]
-            Self::Device(_) => bail!("the forward pass was made on a CUDA device"),
-        }
-    }
-
-    #[cfg(feature = "cuda")]
-    pub(super) fn on_device(&self) -> Result<&adapter::cuda::ForwardPass> {
-        match self {
-            Self::Host(_) => bail!("the forward pass was made on the CPU"),
-            Self::Device(pass) => Ok(pass),
-        }
-    }
-}
-
-fn forward_on_host(
-    logits: &Tensor,
-    targets: &[i64],
-    LossInputs { batch, reference, rewards }: LossInputs<'_>,
+fn loss(
+    tensors: &Tensors,
+    targets: &Tensor,
+    batch: &Batch,
+    reference: Reference<'_>,
+    rewards: Rewards<'_>,
     options: LossOptions,
-) -> Result<(ForwardPass, Report)> {
-    let mut loss = PreferenceLoss::new(Cpu::default(), options);
-    let (storage, layout) = logits.storage_and_layout();
-    host::by_type!(host::cpu_storage("logits", &storage)?, |logits| {
-        // The step ties a backward pass of the loss to this pass; here the pass itself is taken out.
-        loss.forward(host::logits(logits, layout)?, targets, batch, reference, rewards)
-            .map(drop)
-            .map_err(Error::wrap)?;
-    });
-    ForwardPass::of_host(loss).map_err(Error::wrap)
+) -> Result<(Tensor, Report)> {
+    by_backend!(tensors.rows(), |B| {
+        let targets = B::targets(tensors.rows(), tensors.vocab()?, targets)?;
+        let scored_rows = B::scored_rows(&targets);
+        let (forward, report) = forward::<B>(tensors, &targets, batch, reference, rewards, options)?;
+        Ok((apply(LossPass { value: report.loss as f32, scored_rows, forward }, tensors)?, report))
+    })
 }
 
-#[cfg(feature = "cuda")]
-fn forward_on_device(
-    logits: &Tensor,
-    targets: &device::Targets,
-    LossInputs { batch, reference, rewards }: LossInputs<'_>,
+/// The forward pass and its report, for which this waits on a device.
+fn forward<B: TensorBackend>(
+    tensors: &Tensors,
+    targets: &B::Targets,
+    batch: &Batch,
+    reference: Reference<'_>,
+    rewards: Rewards<'_>,
     options: LossOptions,
-) -> Result<(ForwardPass, Report)> {
-    let device = logits.device().as_cuda_device()?;
-    let reference = device::Reference::new(device, reference)?;
-    let mut loss = PreferenceLoss::new(device::backend(device)?, options);
-    {
-        let ((logits, layout), (ids, ids_layout)) = (logits.storage_and_layout(), targets.ids.storage_and_layout());
-        let (logits, ids) = (device::cuda_storage(&logits)?, device::cuda_storage(&ids)?);
-        device::by_types!(logits, ids, |logits, ids| {
-            let (logits, ids) = (device::logits(logits, layout)?, device::elements(ids, ids_layout));
-            loss.forward(&logits, &ids, batch, &reference.view(), rewards).map(drop).map_err(Error::wrap)
-        })?;
-    }
-    ForwardPass::of_device(loss).map_err(Error::wrap)
+) -> Result<(ForwardPass<B>, Report)> {
+    let tensors: Vec<&Tensor> = tensors.all().iter().collect();
+    let (loss, step) = with_storages::<B, _>(&tensors, |operands| {
+        let backend = B::of(operands[0].0.device())?;
+        let (mut per_token, mut per_sequence) = (B::Buffer::default(), B::Buffer::default());
+        let reference = match reference {
+            Reference::PerToken(numbers) => {
+                backend.upload(numbers, &mut per_token).map_err(Error::wrap)?;
+                backend::Reference::PerToken(backend.view(&per_token, numbers.len()))
+            }
+            Reference::PerSequence(numbers) => {
+                backend.upload(numbers, &mut per_sequence).map_err(Error::wrap)?;
+                backend::Reference::PerSequence(backend.view(&per_sequence, numbers.len()))
+            }
+            Reference::None => backend::Reference::None,
+        };
+        let mut loss = PreferenceLoss::new(backend.clone(), options);
+        let step = by_type!(operands, |T| B::with_targets(targets, |ids| {
+            match &Operands::<T, _>::new::<B>(operands)? {
+                Operands::Logits(logits) => loss.forward(logits, ids, batch, &reference, rewards),
+                Operands::Linear(states, head) => {
+                    let hidden = with_scored_rows(states, B::scored_rows(targets));
+                    loss.forward_linear(hidden, head, ids, batch, &reference, rewards)
+                }
+            }
+            .map_err(Error::wrap)
+        }))?;
+        Ok((loss, step))
+    })?;
+    let report = loss.unchecked_report().map_err(Error::wrap)?.clone();
+    Ok((loss.into_forward_pass(step).map_err(Error::wrap)?, report))
 }
 
-/// A finished forward pass and its value.
-struct LossOp {
+/// A finished forward pass and its value. Nothing in it changes, so that nothing is locked while rayon works or the driver is
+/// called: a thread that waits for a part of its work takes up other work, perhaps of this very operation.
+struct LossPass<B: TensorBackend> {
     value: f32,
-    pass: ForwardPass,
+    /// If known.
+    scored_rows: Option<usize>,
+    forward: ForwardPass<B>,
 }
 
-impl CustomOp1 for LossOp {
-    fn name(&self) -> &'static str {
-        "exo-preference-loss"
+impl<B: TensorBackend> Pass for LossPass<B> {
+    type Backend = B;
+
+    const NAMES: [&'static str; 2] = ["exo-preference-loss", "exo-linear-preference-loss"];
+
+    fn forward<T: Scalar>(&self, device: &DeviceOf<B>, _: &Operands<'_, T, B::Memory>) -> Result<(B::Storage, Shape)> {
+        Ok((B::scalar(self.value, device)?, Shape::from(())))
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![self.value]), Shape::from(())))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, logits: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
-        device::scalar(logits.device(), self.value)
-    }
-
-    fn bwd(&self, logits: &Tensor, _: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
-        let loss_scale = f64::from(upstream.to_vec0::<f32>()?);
-        logits.apply_op1_no_bwd(&LossGradient { pass: &self.pass, loss_scale }).map(Some)
-    }
-}
-
-/// The backward pass of [`LossOp`].
-struct LossGradient<'a> {
-    pass: &'a ForwardPass,
-    loss_scale: f64,
-}
-
-impl CustomOp1 for LossGradient<'_> {
-    fn name(&self) -> &'static str {
-        "exo-preference-loss-backward"
-    }
-
-    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let pass = self.pass.on_host()?;
-        host::by_type!(logits, |logits| {
-            host::gradient(logits, layout, |logits, gradient| {
-                pass.backward(self.loss_scale, logits, gradient).map_err(Error::wrap)
-            })
-        })
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, logits: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let pass = self.pass.on_device()?;
-        let device = logits.device();
-        let cuda = device::backend(device)?;
-        macro_rules! run {
-            ($data:expr) => {{
-                let logits = device::logits($data, layout)?;
-                device::gradient(device, &logits, layout.shape(), |gradient| {
-                    pass.backward(&cuda, self.loss_scale, &logits, gradient)
-                })
-            }};
+    fn backward<T: Scalar>(
+        &self,
+        backend: &B,
+        operands: &Operands<'_, T, B::Memory>,
+        _: &Tensor,
+        upstream: &Tensor,
+        gradients: Gradients<'_, T, B::Memory>,
+    ) -> Result<()> {
+        let scale = f64::from(upstream.to_vec0::<f32>()?);
+        match operands {
+            Operands::Logits(logits) => {
+                gradients.rows.map_or(Ok(()), |gradient| self.forward.backward_on(backend, scale, logits, gradient))
+            }
+            Operands::Linear(states, head) => {
+                let hidden = with_scored_rows(states, self.scored_rows);
+                self.forward.backward_linear_on(backend, scale, hidden, head, gradients.linear())
+            }
         }
-        match &logits.slice {
-            CudaStorageSlice::F32(data) => run!(data),
-            CudaStorageSlice::F16(data) => run!(data),
-            CudaStorageSlice::BF16(data) => run!(data),
-            _ => bail!("logits: dtype {:?} given, f32, f16 or bf16 expected", logits.dtype()),
-        }
+        .map_err(Error::wrap)
     }
 }

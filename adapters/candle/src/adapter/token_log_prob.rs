@@ -1,21 +1,12 @@
-//! Token log-probs and entropies of logits.
+//! Token log-probs and entropies, of logits or from hidden states.
 
-#[cfg(feature = "cuda")]
-use super::candle_core::backend::BackendStorage;
-#[cfg(feature = "cuda")]
-use super::candle_core::cuda_backend::CudaStorageSlice;
-#[cfg(feature = "cuda")]
-use super::candle_core::cuda_backend::cudarc::driver::CudaSlice;
-use super::candle_core::{CpuStorage, CustomOp1, D, Error, Layout, Result, Shape, Tensor, bail};
-#[cfg(feature = "cuda")]
-use super::candle_core::{CudaDevice, CudaStorage};
-#[cfg(feature = "cuda")]
-use super::device;
-use super::host;
-use super::operands::{Targets, result_shape, rows_of};
-#[cfg(feature = "cuda")]
-use exo_kernels::cuda;
-use exo_kernels::{Cpu, LogitOptions, RowGradients, SavedRows, SoftmaxState, TokenLogProbs};
+use super::candle_core::{Device, Error, Result, Shape, Tensor, bail};
+use super::operands::{Gradients, Operands, Tensors, with_scored_rows};
+use super::operation::{Pass, apply};
+use super::tensor_backend;
+use super::tensor_backend::{DeviceOf, Scalar, TensorBackend, by_backend, part, part_mut};
+use exo_kernels::backend::{RowGradients, SavedRows, TokenLogProbs};
+use exo_kernels::{LogitOptions, SoftmaxState};
 use std::sync::OnceLock;
 
 /// log softmax(z)\[target\] of each row: logits `[N, V]` or `[.., V]`, targets of u32 or i64 in the same leading shape
@@ -26,7 +17,7 @@ use std::sync::OnceLock;
 /// than u32 and i64 or on another device than the logits' and the CPU, shapes that do not fit, a target of V or more
 /// (on a CUDA device it gives NaN). What CUDA says.
 pub fn token_log_probs(logits: &Tensor, targets: &Tensor, options: &LogitOptions) -> Result<Tensor> {
-    run(logits, targets, options, false)?.reshape(targets.shape())
+    run(&Tensors::logits(logits, targets)?, targets, options, false)?.reshape(targets.shape())
 }
 
 /// [`token_log_probs`] and, from the same pass, the entropy of each row's distribution; both differentiable.
@@ -38,208 +29,139 @@ pub fn token_log_probs_and_entropies(
     targets: &Tensor,
     options: &LogitOptions,
 ) -> Result<(Tensor, Tensor)> {
-    let both = run(logits, targets, options, true)?;
+    both(&Tensors::logits(logits, targets)?, targets, options)
+}
+
+/// [`token_log_probs`] of the logits hidden·weightᵀ + bias, which are never held: hidden
+/// states `[N, H]` or `[.., H]`, weight `[V, H]` and bias `[V]` of one dtype, targets in the hidden states' leading shape →
+/// f32 of that shape. Differentiable in hidden, weight and bias: those that are variables, or depend on some, when the
+/// backward pass runs; a frozen weight costs no product.
+///
+/// The logits are products in f32 whatever the dtype. A row's hidden state is not read where its target is negative.
+///
+/// # Errors
+/// As [`token_log_probs`]; hidden states, weight and bias that differ in dtype or device, or
+/// do not fit together.
+pub fn linear_token_log_probs(
+    hidden: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    targets: &Tensor,
+    options: &LogitOptions,
+) -> Result<Tensor> {
+    let tensors = Tensors::linear(hidden, weight, bias, targets)?;
+    run(&tensors, targets, options, false)?.reshape(targets.shape())
+}
+
+/// [`linear_token_log_probs`] and, from the same pass, the entropy of each row's distribution; both differentiable.
+///
+/// # Errors
+/// As [`linear_token_log_probs`].
+pub fn linear_token_log_probs_and_entropies(
+    hidden: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    targets: &Tensor,
+    options: &LogitOptions,
+) -> Result<(Tensor, Tensor)> {
+    both(&Tensors::linear(hidden, weight, bias, targets)?, targets, options)
+}
+
+fn both(tensors: &Tensors, targets: &Tensor, options: &LogitOptions) -> Result<(Tensor, Tensor)> {
+    let both = run(tensors, targets, options, true)?;
     Ok((both.get(0)?.reshape(targets.shape())?, both.get(1)?.reshape(targets.shape())?))
 }
 
 /// `[N]`, or `[2, N]` with the entropies.
-fn run(logits: &Tensor, targets: &Tensor, options: &LogitOptions, entropy: bool) -> Result<Tensor> {
-    let logits = rows_of("logits", logits, targets)?;
-    let targets = Targets::new(&logits, logits.dim(D::Minus1)?, targets)?;
-    logits.apply_op1(TokenLogProbOp(TokenLogProbPass::new(targets, options, entropy)))
+fn run(tensors: &Tensors, targets: &Tensor, options: &LogitOptions, entropy: bool) -> Result<Tensor> {
+    by_backend!(tensors.rows(), |B| {
+        let targets = B::targets(tensors.rows(), tensors.vocab()?, targets)?;
+        apply(TokenLogProbPass::<B> { targets, options: *options, entropy, states: OnceLock::new() }, tensors)
+    })
 }
 
-/// A forward pass from logits or from hidden states: what it is given besides them, and what it leaves, where they lie, for
-/// the backward pass.
-pub(super) struct TokenLogProbPass {
-    targets: Targets,
+/// What the pass is given besides its operands, and what it leaves for the backward pass.
+struct TokenLogProbPass<B: TensorBackend> {
+    targets: B::Targets,
     options: LogitOptions,
     entropy: bool,
-    /// Of the forward pass.
-    states: OnceLock<States>,
+    /// Of the forward pass, `[N]`.
+    states: OnceLock<B::Buffer<SoftmaxState>>,
 }
 
-enum States {
-    Host(Vec<SoftmaxState>),
-    #[cfg(feature = "cuda")]
-    Device(CudaSlice<SoftmaxState>),
-}
+impl<B: TensorBackend> Pass for TokenLogProbPass<B> {
+    type Backend = B;
 
-impl TokenLogProbPass {
-    pub(super) fn new(targets: Targets, options: &LogitOptions, entropy: bool) -> Self {
-        Self { targets, options: *options, entropy, states: OnceLock::new() }
-    }
+    const NAMES: [&'static str; 2] = ["exo-token-log-probs", "exo-linear-token-log-probs"];
 
-    pub(super) fn targets(&self) -> &Targets {
-        &self.targets
-    }
-
-    /// Makes the pass on the host: `run` fills its outputs.
-    pub(super) fn forward_on_host(
+    fn forward<T: Scalar>(
         &self,
-        run: impl FnOnce(&[i64], &LogitOptions, TokenLogProbs<'_>) -> exo_kernels::Result<()>,
-    ) -> Result<(CpuStorage, Shape)> {
-        let targets = self.targets.on_host()?;
-        let shape = result_shape(targets.len(), self.entropy);
-        let mut values = vec![0.0; shape.elem_count()];
-        let mut states = vec![SoftmaxState::default(); targets.len()];
-        let (log_probs, entropies) = values.split_at_mut(targets.len());
-        let entropies = self.entropy.then_some(entropies);
-        run(targets, &self.options, TokenLogProbs { log_probs, states: &mut states, entropies })
-            .map_err(Error::wrap)?;
-        self.keep(States::Host(states));
-        Ok((CpuStorage::F32(values), shape))
-    }
-
-    /// Goes backward on the host, from what the pass gave and the gradient of that.
-    pub(super) fn backward_on_host(
-        &self,
-        values: &Tensor,
-        upstream: &Tensor,
-        run: impl FnOnce(&[i64], &LogitOptions, SavedRows<'_>, RowGradients<'_>) -> exo_kernels::Result<()>,
-    ) -> Result<()> {
-        let targets = self.targets.on_host()?;
-        let Some(States::Host(states)) = self.states.get() else { bail!("no forward pass has been made on the CPU") };
-        let upstream = upstream.flatten_all()?.to_vec1::<f32>()?;
-        let (log_probs, of_entropies) = upstream.split_at(targets.len());
-        let entropies = self.entropy.then(|| values.get(1)?.to_vec1::<f32>()).transpose()?;
-        let saved = SavedRows { states, entropies: entropies.as_deref() };
-        let upstream = RowGradients { log_probs, entropies: self.entropy.then_some(of_entropies) };
-        run(targets, &self.options, saved, upstream).map_err(Error::wrap)
-    }
-
-    /// Makes the pass on the device: `run` fills its outputs.
-    #[cfg(feature = "cuda")]
-    pub(super) fn forward_on_device(
-        &self,
-        device: &CudaDevice,
-        rows: usize,
-        run: impl FnOnce(&LogitOptions, &mut cuda::TokenLogProbs<'_>) -> Result<()>,
-    ) -> Result<(CudaStorage, Shape)> {
-        let shape = result_shape(rows, self.entropy);
-        let mut values = device::unwritten::<f32>(device, shape.elem_count())?;
-        let mut states = device::unwritten::<SoftmaxState>(device, rows)?;
+        device: &DeviceOf<B>,
+        operands: &Operands<'_, T, B::Memory>,
+    ) -> Result<(B::Storage, Shape)> {
+        let (backend, rows) = (B::of(device)?, operands.rows().rows());
+        let shape = if self.entropy { Shape::from((2, rows)) } else { Shape::from(rows) };
+        let mut values = B::allocate::<f32>(device, shape.elem_count())?;
+        let mut states = B::Buffer::default();
+        backend.reserve(&mut states, rows).map_err(Error::wrap)?;
         {
-            let (mut log_probs, mut entropies) = values.split_at_mut(rows);
-            let mut outputs = cuda::TokenLogProbs {
-                log_probs: log_probs.slice_mut(..rows),
-                states: states.slice_mut(..rows),
-                entropies: self.entropy.then(|| entropies.slice_mut(..rows)),
+            let (mut log_probs, mut entropies) = B::split(&mut values, rows);
+            let outputs = TokenLogProbs {
+                log_probs: part_mut::<B, f32>(&mut log_probs, rows)?,
+                states: backend.view_mut(&mut states, rows),
+                entropies: self.entropy.then(|| part_mut::<B, f32>(&mut entropies, rows)).transpose()?,
             };
-            run(&self.options, &mut outputs)?;
+            let (options, scored_rows) = (&self.options, B::scored_rows(&self.targets));
+            B::with_targets(&self.targets, |targets| {
+                match operands {
+                    Operands::Logits(logits) => backend.token_log_probs(logits, targets, options, outputs),
+                    Operands::Linear(states, head) => {
+                        let hidden = with_scored_rows(states, scored_rows);
+                        backend.linear_token_log_probs(hidden, head, targets, options, outputs)
+                    }
+                }
+                .map_err(Error::wrap)
+            })?;
         }
-        self.keep(States::Device(states));
-        Ok((CudaStorage::wrap_cuda_slice(values, device.clone()), shape))
-    }
-
-    /// Goes backward on the device. `values` and `upstream`, both contiguous, have the shape of the values.
-    #[cfg(feature = "cuda")]
-    pub(super) fn backward_on_device<R>(
-        &self,
-        rows: usize,
-        values: &Tensor,
-        upstream: &Tensor,
-        run: impl FnOnce(&LogitOptions, &cuda::SavedRows<'_>, &cuda::RowGradients<'_>) -> Result<R>,
-    ) -> Result<R> {
-        let Some(States::Device(states)) = self.states.get() else {
-            bail!("no forward pass has been made on a CUDA device")
-        };
-        let (values, values_layout) = values.storage_and_layout();
-        let (upstream, upstream_layout) = upstream.storage_and_layout();
-        let (values, upstream) = (device::cuda_storage(&values)?, device::cuda_storage(&upstream)?);
-        let values = device::elements(values.as_cuda_slice::<f32>()?, values_layout);
-        let upstream = device::elements(upstream.as_cuda_slice::<f32>()?, upstream_layout);
-        let second_row = rows..2 * rows;
-        let saved = cuda::SavedRows {
-            states: states.slice(..rows),
-            entropies: self.entropy.then(|| values.slice(second_row.clone())),
-        };
-        let upstream = cuda::RowGradients {
-            log_probs: upstream.slice(..rows),
-            entropies: self.entropy.then(|| upstream.slice(second_row)),
-        };
-        run(&self.options, &saved, &upstream)
-    }
-
-    fn keep(&self, states: States) {
         // Nobody has set it: candle runs an operation's forward pass once.
         let _ = self.states.set(states);
-    }
-}
-
-struct TokenLogProbOp(TokenLogProbPass);
-
-impl CustomOp1 for TokenLogProbOp {
-    fn name(&self) -> &'static str {
-        "exo-token-log-probs"
+        Ok((B::into_storage(values, device), shape))
     }
 
-    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        host::by_type!(logits, |logits| {
-            let logits = host::logits(logits, layout)?;
-            self.0.forward_on_host(|targets, options, outputs| {
-                Cpu::default().token_log_probs(logits, targets, options, outputs)
-            })
-        })
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, logits: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let device = logits.device();
-        let cuda = device::backend(device)?;
-        let (ids, ids_layout) = self.0.targets.on_device()?.ids.storage_and_layout();
-        let ids = device::cuda_storage(&ids)?;
-        device::by_types!(logits, ids, |logits, ids| {
-            let (logits, ids) = (device::logits(logits, layout)?, device::elements(ids, ids_layout));
-            self.0.forward_on_device(device, logits.rows(), |options, outputs| {
-                cuda.token_log_probs(&logits, &ids, options, outputs).map_err(Error::wrap)
-            })
-        })
-    }
-
-    fn bwd(&self, logits: &Tensor, values: &Tensor, upstream: &Tensor) -> Result<Option<Tensor>> {
-        let upstream = upstream.contiguous()?;
-        logits.apply_op1_no_bwd(&TokenLogProbGradient { pass: &self.0, values, upstream: &upstream }).map(Some)
-    }
-}
-
-/// The backward pass of [`TokenLogProbOp`]: an operation of its own, without a gradient, over the same logits.
-struct TokenLogProbGradient<'a> {
-    pass: &'a TokenLogProbPass,
-    /// What the forward pass gave, for the entropies in it.
-    values: &'a Tensor,
-    /// In the shape of the values, contiguous.
-    upstream: &'a Tensor,
-}
-
-impl CustomOp1 for TokenLogProbGradient<'_> {
-    fn name(&self) -> &'static str {
-        "exo-token-log-probs-backward"
-    }
-
-    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        host::by_type!(logits, |logits| {
-            host::gradient(logits, layout, |logits, gradient| {
-                self.pass.backward_on_host(self.values, self.upstream, |targets, options, saved, upstream| {
-                    Cpu::default().token_log_probs_backward(logits, targets, options, saved, upstream, gradient)
-                })
-            })
-        })
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, logits: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let device = logits.device();
-        let cuda = device::backend(device)?;
-        let (ids, ids_layout) = self.pass.targets.on_device()?.ids.storage_and_layout();
-        let ids = device::cuda_storage(&ids)?;
-        device::by_types!(logits, ids, |logits, ids| {
-            let (logits, ids) = (device::logits(logits, layout)?, device::elements(ids, ids_layout));
-            self.pass.backward_on_device(logits.rows(), self.values, self.upstream, |options, saved, upstream| {
-                device::gradient(device, &logits, layout.shape(), |gradient| {
-                    cuda.token_log_probs_backward(&logits, &ids, options, saved, upstream, gradient)
-                })
-            })
+    fn backward<T: Scalar>(
+        &self,
+        backend: &B,
+        operands: &Operands<'_, T, B::Memory>,
+        values: &Tensor,
+        upstream: &Tensor,
+        gradients: Gradients<'_, T, B::Memory>,
+    ) -> Result<()> {
+        let Some(states) = self.states.get() else { bail!("no forward pass has been made") };
+        let rows = operands.rows().rows();
+        let ((values, values_layout), (upstream, layout)) =
+            (values.storage_and_layout(), upstream.storage_and_layout());
+        let (values_start, start) = (values_layout.start_offset(), layout.start_offset());
+        let values = B::numbers::<f32>("values", B::storage("values", &values)?)?;
+        let upstream = B::numbers::<f32>("upstream", B::storage("upstream", &upstream)?)?;
+        let second = |numbers, start| self.entropy.then(|| part::<B, f32>(numbers, start + rows, rows)).transpose();
+        let saved = SavedRows { states: backend.view(states, rows), entropies: second(&values, values_start)? };
+        let upstream = RowGradients::PerRow {
+            log_probs: part::<B, f32>(&upstream, start, rows)?,
+            entropies: second(&upstream, start)?,
+        };
+        let (options, scored_rows) = (&self.options, B::scored_rows(&self.targets));
+        B::with_targets(&self.targets, |targets| {
+            match operands {
+                Operands::Logits(logits) => gradients.rows.map_or(Ok(()), |gradient| {
+                    backend.token_log_probs_backward(logits, targets, options, &saved, &upstream, gradient)
+                }),
+                Operands::Linear(states, head) => {
+                    let (hidden, gradients) = (with_scored_rows(states, scored_rows), gradients.linear());
+                    backend
+                        .linear_token_log_probs_backward(hidden, head, targets, options, &saved, &upstream, gradients)
+                }
+            }
+            .map_err(Error::wrap)
         })
     }
 }

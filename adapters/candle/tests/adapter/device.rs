@@ -2,8 +2,10 @@
 //! waits; targets on the device are looked at there.
 
 use crate::cuda_device;
-use exo_kernels::cuda::{self, Cuda, LogitsMut, RowGradients, SavedRows, TokenLogProbs};
-use exo_kernels::{Batch, Betas, LogitOptions, LossOptions, Objective, PreferenceLoss, Reference, SoftmaxState};
+use exo_kernels::cuda::{self, Cuda, Matrix, MatrixMut, RowGradients, SavedRows, TokenLogProbs};
+use exo_kernels::{
+    Backend, Batch, Betas, LogitOptions, LossOptions, Objective, PreferenceLoss, Reference, SoftmaxState,
+};
 use exo_kernels_candle::candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode,
 };
@@ -60,19 +62,19 @@ fn direct(values: &[f32], cuda: &Cuda) -> [Vec<f32>; 3] {
     let (logits, targets) = (stream.clone_htod(values).expect("logits"), stream.clone_htod(&TARGETS).expect("targets"));
     let mut states = stream.alloc_zeros::<SoftmaxState>(ROWS).expect("memory");
     let [mut log_probs, mut entropies] = [(), ()].map(|()| stream.alloc_zeros::<f32>(ROWS).expect("memory"));
-    let mut outputs = TokenLogProbs {
-        log_probs: log_probs.as_view_mut(),
-        states: states.as_view_mut(),
-        entropies: Some(entropies.as_view_mut()),
+    let outputs = TokenLogProbs {
+        log_probs: (&mut log_probs).into(),
+        states: (&mut states).into(),
+        entropies: Some((&mut entropies).into()),
     };
-    let (view, ids) = (cuda::Logits::new(logits.as_view(), VOCAB).expect("rows"), targets.as_view());
-    cuda.token_log_probs(&view, &ids, &options(), &mut outputs).expect("forward");
+    let view = Matrix::new((&logits).into(), VOCAB).expect("rows");
+    cuda.token_log_probs(&view, &targets, &options(), outputs).expect("forward");
     let upstream = UPSTREAM.map(|row| stream.clone_htod(&row).expect("upstream"));
-    let saved = SavedRows { states: states.as_view(), entropies: Some(entropies.as_view()) };
-    let upstream = RowGradients { log_probs: upstream[0].as_view(), entropies: Some(upstream[1].as_view()) };
+    let saved = SavedRows { states: (&states).into(), entropies: Some((&entropies).into()) };
+    let upstream = RowGradients::PerRow { log_probs: (&upstream[0]).into(), entropies: Some((&upstream[1]).into()) };
     let mut gradient = stream.clone_htod(values).expect("memory");
-    let mut out = LogitsMut::new(gradient.as_view_mut(), VOCAB).expect("rows");
-    cuda.token_log_probs_backward(&view, &ids, &options(), &saved, &upstream, &mut out).expect("backward");
+    let out = MatrixMut::new((&mut gradient).into(), VOCAB).expect("rows");
+    cuda.token_log_probs_backward(&view, &targets, &options(), &saved, &upstream, out).expect("backward");
     [&log_probs, &entropies, &gradient].map(|slice| stream.clone_dtoh(slice).expect("numbers"))
 }
 
@@ -144,18 +146,18 @@ fn the_preference_loss_is_the_backends() {
     let tokens = stream.clone_htod(&per_token).expect("reference");
     let sequences = stream.clone_htod(&per_sequence).expect("reference");
     let references = [
-        (Reference::PerToken(&per_token), cuda::Reference::PerToken(tokens.as_view())),
-        (Reference::PerSequence(&per_sequence), cuda::Reference::PerSequence(sequences.as_view())),
+        (Reference::PerToken(&per_token), cuda::Reference::PerToken((&tokens).into())),
+        (Reference::PerSequence(&per_sequence), cuda::Reference::PerSequence((&sequences).into())),
         (Reference::None, cuda::Reference::None),
     ];
     for (on_host, on_device) in references {
         let mut loss = PreferenceLoss::new(cuda.clone(), options);
         loss.set_loss_scale(3.0);
-        let view = cuda::Logits::new(logits.as_view(), VOCAB).expect("rows");
-        let step = loss.forward(&view, &targets.as_view(), &batch, &on_device, &rewards).expect("forward");
+        let view = Matrix::new((&logits).into(), VOCAB).expect("rows");
+        let step = loss.forward(&view, &targets, &batch, &on_device, &rewards).expect("forward");
         let mut gradient = stream.clone_htod(&values).expect("memory");
-        let mut out = LogitsMut::new(gradient.as_view_mut(), VOCAB).expect("rows");
-        loss.backward(&step, &view, &mut out).expect("backward");
+        let out = MatrixMut::new((&mut gradient).into(), VOCAB).expect("rows");
+        loss.backward(&step, &view, out).expect("backward");
 
         let variable = variable(&values, &device);
         let targets = Tensor::new(&TARGETS, &device).expect("targets");

@@ -71,7 +71,7 @@ fn expected<T: Element>(w: &[f64], v: f64, bias: bool) -> (Vec<f64>, Vec<f64>, l
         entropies.push(exact.entropy);
         gradients.extend(token_log_prob::backward_f64(&logits, target, &options(), w[row], v));
     }
-    (log_probs, entropies, linear_log_prob::backward(&gradients, hidden, &head))
+    (log_probs, entropies, linear_log_prob::backward(&gradients, &hidden, &head))
 }
 
 /// Sums of some tens of products of numbers below 4 in f32, each of them off by 1e-6 or so; gradients of 16-bit tensors

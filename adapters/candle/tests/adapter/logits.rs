@@ -3,7 +3,7 @@
 
 use exo_kernels::reference::bounds::{self, Arithmetic};
 use exo_kernels::reference::{preference_loss as reference_loss, token_log_prob};
-use exo_kernels::{Batch, Betas, Element, LogitOptions, Logits, LossOptions, Objective, Reference};
+use exo_kernels::{Batch, Betas, Element, LogitOptions, LossOptions, Matrix, Objective, Reference};
 use exo_kernels_candle::candle_core::{self, DType, Device, Tensor, Var};
 use exo_kernels_candle::{preference_loss, token_log_probs, token_log_probs_and_entropies};
 use half::{bf16, f16};
@@ -140,15 +140,15 @@ fn loss_gradient<T: Element>(setting: &Setting, dtype: DType) {
             .expect("forward");
 
     let stored: Vec<T> = values().iter().map(|&x| T::from_f32(x)).collect();
-    let view = Logits::new(&stored, VOCAB).expect("rows");
-    let exact =
-        reference_loss::forward(&options, view, &TARGETS, &batch, Reference::None, &rewards).expect("inputs that fit");
+    let view = Matrix::new(&stored, VOCAB).expect("rows");
+    let exact = reference_loss::forward(&options, &view, &TARGETS, &batch, &Reference::None, &rewards)
+        .expect("inputs that fit");
     assert_close(&[f64::from(loss.to_scalar::<f32>().expect("a scalar"))], &[exact.loss], 0.0, "loss");
     assert_close(&[report.check().expect("finite").loss], &[exact.loss], 0.0, "report");
     // Upstream of 3: whatever the trainer does to the loss comes back.
     let gradients = (loss * 3.0).expect("scale").backward().expect("backward");
     let expected: Vec<f64> =
-        (0..ROWS).flat_map(|row| exact.grad_logits(&options, view, &TARGETS, row)).map(|g| 3.0 * g).collect();
+        (0..ROWS).flat_map(|row| exact.grad_logits(&options, &view, &TARGETS, row)).map(|g| 3.0 * g).collect();
     assert!(expected.iter().any(|value| value.abs() > 0.1));
     assert_close(
         &wide(gradients.get(&logits).expect("a gradient")),

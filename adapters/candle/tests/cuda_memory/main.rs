@@ -98,6 +98,33 @@ fn what_is_kept_for_a_stream_stays_while_it_has_a_user() {
     assert!(in_use() + WORKSPACE <= before, "{} bytes, {before} before", in_use());
 }
 
+/// candle's default stream is one per thread: what is kept for it is too, also where another thread has gone forward.
+#[test]
+fn a_thread_goes_backward_with_what_it_keeps_itself() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let device = cuda_device();
+    step(&device);
+    let targets = Tensor::new(&[1i64, 5, 3, 2], &device).expect("targets");
+    let batch = Batch::padded(4, 1, 4).expect("valid");
+    let (hidden, weight) = (variable(&[4, 8], &device), variable(&[600, 8], &device));
+    let (hidden, weight, rewards) = (hidden.as_tensor(), weight.as_tensor(), [0.5f32, -0.5, 1.0, 0.0]);
+    let loss = linear_preference_loss(hidden, weight, None, &targets, &batch, Reference::None, &rewards, objective());
+    let values = [
+        loss.expect("forward").0,
+        linear_token_log_probs(hidden, weight, None, &targets, &LogitOptions::default()).expect("forward"),
+    ];
+    for value in values {
+        device.synchronize().expect("another thread's stream goes on from here");
+        let before = in_use();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                value.backward().expect("backward");
+                assert!(in_use() >= before + WORKSPACE, "{} bytes, {before} before", in_use());
+            });
+        });
+    }
+}
+
 /// `[B, T, V]` and `[B, T, H]`, narrowed: the graph holds no copy of them.
 #[test]
 fn rows_at_one_stride_are_not_copied() {

@@ -4,7 +4,7 @@
 use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
 use crate::cuda::linear::workspace::LinearScratch;
-use crate::cuda::memory::{Address, StatusWord};
+use crate::cuda::memory::Address;
 use crate::cuda::raw::linear::pass::{Pass, RowResults};
 use crate::cuda::raw::linear::{LinearGradientsAt, LinearInputs, clear_head};
 use crate::cuda::raw::token_log_prob::{ForwardOutputs, Upstream};
@@ -20,7 +20,7 @@ pub(crate) fn chunks(end: usize, length: usize) -> impl Iterator<Item = Range<us
 /// Hidden states and targets to log-probs, softmax states and, if wanted, entropies.
 ///
 /// # Errors
-/// [`Error::Vocabulary`](crate::Error::Vocabulary), [`Error::Matrix`](crate::Error::Matrix),
+/// [`Error::Vocabulary`](crate::Error::Vocabulary), [`Error::Shape`](crate::Error::Shape),
 /// [`Error::Length`](crate::Error::Length) for shapes that do not fit,
 /// [`Error::NoCublas`](crate::Error::NoCublas), [`Error::Cuda`](crate::Error::Cuda). What the device finds is in
 /// [`Cuda::status`].
@@ -39,18 +39,15 @@ pub unsafe fn linear_token_log_probs(
 ) -> Result<()> {
     let _current = CurrentContext::keep()?;
     // SAFETY: the caller's promise.
-    cuda.with_linear_scratch(|work| unsafe {
-        linear_token_log_probs_with(cuda, &cuda.status, work, inputs, options, outputs)
-    })
+    cuda.with_linear_scratch(|work| unsafe { forward_with_scratch(cuda, work, inputs, options, outputs) })
 }
 
-/// [`linear_token_log_probs`] with a status word of the caller's.
+/// [`linear_token_log_probs`] with scratch memory.
 ///
 /// # Safety
 /// As [`linear_token_log_probs`].
-pub(in crate::cuda) unsafe fn linear_token_log_probs_with(
+unsafe fn forward_with_scratch(
     cuda: &Cuda,
-    status: &StatusWord,
     work: &mut LinearScratch,
     inputs: &LinearInputs,
     options: &LogitOptions,
@@ -60,7 +57,7 @@ pub(in crate::cuda) unsafe fn linear_token_log_probs_with(
     let results = RowResults { log_probs, states, entropies, losses: 0 };
     let columns = work.chunks.columns();
     // SAFETY: the caller's promise.
-    let mut pass = unsafe { Pass::begin(cuda, status, work, inputs, options, results)? };
+    let mut pass = unsafe { Pass::begin(cuda, work, inputs, options, results)? };
     if pass.count == 0 {
         return Ok(());
     }
@@ -83,7 +80,7 @@ pub(in crate::cuda) unsafe fn linear_token_log_probs_with(
 /// # Safety
 /// 1. to 4. of [`linear_token_log_probs`], with the gradients as outputs.
 /// 5. `states` and `entropies` are those of the forward pass over the same operands with the same options.
-/// 6. `upstream` holds as many entries as it says; every row's sequence is one of the weights'.
+/// 6. `upstream` holds as many entries as it says.
 pub unsafe fn linear_token_log_probs_backward(
     cuda: &Cuda,
     inputs: &LinearInputs,
@@ -96,18 +93,16 @@ pub unsafe fn linear_token_log_probs_backward(
     let saved = (states, entropies);
     // SAFETY: the caller's promise.
     cuda.with_linear_scratch(|work| unsafe {
-        backward_with(cuda, &cuda.status, work, inputs, options, saved, upstream, gradients)
+        backward_with_scratch(cuda, work, inputs, options, saved, upstream, gradients)
     })
 }
 
-/// [`linear_token_log_probs_backward`] with a status word of the caller's.
+/// [`linear_token_log_probs_backward`] with scratch memory.
 ///
 /// # Safety
 /// As [`linear_token_log_probs_backward`].
-#[allow(clippy::too_many_arguments)]
-pub(in crate::cuda) unsafe fn backward_with(
+unsafe fn backward_with_scratch(
     cuda: &Cuda,
-    status: &StatusWord,
     work: &mut LinearScratch,
     inputs: &LinearInputs,
     options: &LogitOptions,
@@ -122,7 +117,7 @@ pub(in crate::cuda) unsafe fn backward_with(
     }
     let columns = work.chunks.columns();
     // SAFETY: the caller's promise.
-    let mut pass = unsafe { Pass::begin(cuda, status, work, inputs, options, RowResults::default())? };
+    let mut pass = unsafe { Pass::begin(cuda, work, inputs, options, RowResults::default())? };
     if pass.count == 0 {
         // SAFETY: the caller's promise.
         unsafe { clear_head(cuda, gradients, pass.vocab())? };

@@ -12,7 +12,7 @@ use crate::cuda::linear::workspace::clear;
 use crate::cuda::memory::Address;
 use crate::cuda::raw::{MatrixAt, Targets, bytes};
 use crate::cuda::{Cuda, tuning};
-use crate::data::logits::check_vocab;
+use crate::data::matrix::check_vocab;
 use crate::element::Dtype;
 use crate::error::{Error, Result, check_length};
 
@@ -43,7 +43,7 @@ impl LinearInputs {
         self.weight.check()?;
         check_length("hidden size", self.hidden.columns, self.weight.columns)?;
         if self.hidden.dtype != self.weight.dtype {
-            return Err(Error::GradientType { given: self.weight.dtype, head: self.hidden.dtype });
+            return Err(Error::GradientType { given: self.hidden.dtype, head: self.weight.dtype });
         }
         Ok(())
     }

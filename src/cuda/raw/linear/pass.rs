@@ -3,7 +3,7 @@
 use crate::cuda::Cuda;
 use crate::cuda::blas::Product;
 use crate::cuda::linear::workspace::LinearScratch;
-use crate::cuda::memory::{Address, StatusWord, address};
+use crate::cuda::memory::{Address, address};
 use crate::cuda::raw::linear::LinearInputs;
 use crate::cuda::raw::{MatrixAt, bytes};
 use crate::element::Dtype;
@@ -49,7 +49,6 @@ impl<'a> Pass<'a> {
     /// The inputs are there as they say, and nothing else writes them until the stream has run the call.
     pub(crate) unsafe fn begin(
         cuda: &'a Cuda,
-        status: &StatusWord,
         work: &'a mut LinearScratch,
         inputs: &'a LinearInputs,
         options: &'a LogitOptions,
@@ -58,7 +57,7 @@ impl<'a> Pass<'a> {
         inputs.check()?;
         let stream = &cuda.stream;
         work.blas(stream)?;
-        let status = status.address(stream)?;
+        let status = cuda.status.address(stream)?;
         let (rows, count) = (inputs.hidden.rows, inputs.gathered_rows());
         let (width, dtype) = (inputs.hidden.columns, inputs.hidden.dtype);
         let stride = padded(width, dtype);

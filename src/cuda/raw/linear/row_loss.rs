@@ -16,7 +16,7 @@ use crate::options::LogitOptions;
 use crate::stage::row_loss::RowLoss;
 use std::ops::Range;
 
-/// What the row loss writes, beside the gradients.
+/// What the row loss writes, besides the gradients.
 #[derive(Clone, Copy, Debug)]
 pub struct RowLossesAt {
     /// `[N]` f32.
@@ -75,7 +75,7 @@ unsafe fn with_scratch(
     let row_gradients = address(&mut work.row_gradients, stream, inputs.hidden.rows)?;
     let at_once = work.chunks.rows(inputs.weight.rows.max(1));
     // SAFETY: the caller's promise.
-    let mut pass = unsafe { Pass::begin(cuda, &cuda.status, work, inputs, options, results)? };
+    let mut pass = unsafe { Pass::begin(cuda, work, inputs, options, results)? };
     let (count, vocab) = (pass.count, pass.vocab());
     let of_loss = arguments(loss, outputs, row_gradients, options);
     let upstream = Upstream::PerRow { log_probs: row_gradients, entropies: 0 }.of_rows(0)?;

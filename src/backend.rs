@@ -1,0 +1,320 @@
+//! What a backend is: memory, and the stages as its verbs. [`PreferenceLoss`](crate::PreferenceLoss) is written over this
+//! trait once, and so is the suite of contracts in `tests/contract`.
+//!
+//! [`Cpu`](crate::Cpu), [`ReferenceBackend`](crate::reference::ReferenceBackend) and, with the feature `cuda`, `cuda::Cuda`
+//! are backends. The types of this module are generic over the [`Memory`] that they are views of; `exo_kernels::Matrix` and
+//! its like are those of the host, `exo_kernels::cuda::Matrix` and its like those of a CUDA device.
+
+use crate::data::batch::Batch;
+use crate::element::Element;
+use crate::error::Result;
+use crate::objective::Objective;
+use crate::options::{LogRatio, LogitOptions, Reduction};
+use crate::stage::row_loss::RowLoss;
+use std::borrow::Cow;
+use std::fmt::Debug;
+
+pub use crate::data::head::{Head, Hidden, LinearGradients};
+pub use crate::data::matrix::{Matrix, MatrixMut};
+pub use crate::data::memory::{Host, Memory, Place, View, ViewMut};
+pub use crate::data::reference::Reference;
+pub use crate::data::rewards::Rewards;
+pub use crate::data::targets::Targets;
+pub use crate::element::Number;
+pub use crate::report::{RowSummary, ScoredLogProbs};
+pub use crate::stage::log_ratio::{LogRatioOutputs, RowLogProbs};
+pub use crate::stage::objective::{ObjectiveOutputs, RowWeights};
+pub use crate::stage::row_loss::RowLosses;
+pub use crate::stage::token_log_prob::{RowGradients, SavedRows, TokenLogProbs};
+
+/// Where the stages run.
+///
+/// Every stage checks what it is given, as far as the host can see it, before it writes anything: a refused call has changed
+/// nothing. What only a device can see becomes NaN and is counted there. Inputs come by reference, outputs by value. After
+/// the first call of a shape none of the stages allocates memory of the backend, except where it says so.
+pub trait Backend: Place + Clone + Debug + Send + Sync {
+    /// A buffer of that memory that grows when it must. Used with one backend and its clones: another stream would not wait
+    /// for what this one writes.
+    type Buffer<T: Number>: Default + Debug + Send + Sync;
+    /// A batch whose offsets are where the stages read them.
+    type Batch: AsRef<Batch> + Default + Debug + Send + Sync;
+    /// Rewards, wherever they may lie: on the host always.
+    type Rewards<'a>: From<Rewards<'a, Host>>;
+    /// What rewards are brought to the backend's memory in.
+    type RewardBuffers: Default + Debug + Send + Sync;
+    /// Held while several calls are made: see [`Backend::enter`].
+    type Entered;
+
+    /// Begins a sequence of calls from one thread: what each of them would do first is done once, and undone when the value is
+    /// dropped.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda).
+    fn enter(&self) -> Result<Self::Entered>;
+
+    /// The same backend, with a count of its own of what it finds wrong in its inputs.
+    #[must_use]
+    fn counting_apart(self) -> Self;
+
+    // Memory.
+
+    /// Checks that the buffers of another backend can be used by this one.
+    ///
+    /// # Errors
+    /// As [`Place::check_place`].
+    fn check_memory_of(&self, what: &'static str, other: &Self) -> Result<()>;
+
+    /// Makes a buffer at least `length` numbers long. What it held is lost if it has to grow.
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::Error::Memory); [`Error::Cuda`](crate::Error::Cuda).
+    fn reserve<T: Number>(&self, buffer: &mut Self::Buffer<T>, length: usize) -> Result<()>;
+
+    /// The first `length` numbers of a buffer; all of them, if it has fewer.
+    fn view<'a, T: Number>(&self, buffer: &'a Self::Buffer<T>, length: usize) -> View<'a, Self, T>;
+
+    /// The first `length` numbers of a buffer, to write; all of them, if it has fewer.
+    fn view_mut<'a, T: Number>(&self, buffer: &'a mut Self::Buffer<T>, length: usize) -> ViewMut<'a, Self, T>;
+
+    /// Copies numbers of the host into a buffer, which grows if it must.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda).
+    fn upload<T: Number>(&self, numbers: &[T], buffer: &mut Self::Buffer<T>) -> Result<()>;
+
+    /// Copies numbers into a buffer, which grows if it must.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device); [`Error::Cuda`](crate::Error::Cuda).
+    fn copy<T: Number>(&self, from: &View<'_, Self, T>, buffer: &mut Self::Buffer<T>) -> Result<()>;
+
+    /// Numbers as the host sees them, once what writes them is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device); [`Error::Cuda`](crate::Error::Cuda).
+    fn read<'a, T: Number>(&self, view: &View<'a, Self, T>) -> Result<Cow<'a, [T]>>;
+
+    /// Brings the offsets of a batch to where the stages read them, unless they are there.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda).
+    fn place_batch(&self, batch: &Batch, placed: &mut Self::Batch) -> Result<()>;
+
+    /// A batch with its offsets where the stages read them.
+    ///
+    /// # Errors
+    /// As [`Backend::place_batch`].
+    fn upload_batch(&self, batch: &Batch) -> Result<Self::Batch> {
+        let mut placed = Self::Batch::default();
+        self.place_batch(batch, &mut placed)?;
+        Ok(placed)
+    }
+
+    /// Checks rewards against the objective and the batch, as far as the host can see them.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length), [`Error::NotFinite`](crate::Error::NotFinite),
+    /// [`Error::PairsOnly`](crate::Error::PairsOnly), [`Error::ZeroTarget`](crate::Error::ZeroTarget),
+    /// [`Error::Device`](crate::Error::Device).
+    fn check_rewards(&self, objective: &Objective, rewards: &Self::Rewards<'_>, batch: &Batch) -> Result<()>;
+
+    /// Checks, before a step of a loss writes anything, that it can bring to the backend's memory what is not there: not in a
+    /// capture of a CUDA graph, which would read the host's memory again when it is launched. `same_batch`: the batch is that
+    /// of the step before.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda).
+    fn check_step(&self, rewards: &Self::Rewards<'_>, same_batch: bool) -> Result<()>;
+
+    /// Clears the counts of what was found wrong in the inputs, in the order of the backend's calls.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda).
+    fn clear_counts(&self) -> Result<()>;
+
+    /// Rewards in the backend's memory: where they are, or in `buffers`.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda).
+    fn bring_rewards<'a>(
+        &self,
+        rewards: &'a Self::Rewards<'_>,
+        buffers: &'a mut Self::RewardBuffers,
+    ) -> Result<Rewards<'a, Self::Memory>>;
+
+    // Stages.
+
+    /// Checks target ids: one per row, in the backend's memory; on the host also that each is a column or masks its row.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length), [`Error::Target`](crate::Error::Target),
+    /// [`Error::Device`](crate::Error::Device).
+    fn check_targets(&self, targets: &Targets<'_, Self::Memory>, rows: usize, vocab: usize) -> Result<()>;
+
+    /// Checks the reference's log-probs: their length and place; on the host also that those of scored rows are finite.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length), [`Error::NotFinite`](crate::Error::NotFinite),
+    /// [`Error::Device`](crate::Error::Device).
+    fn check_reference(
+        &self,
+        reference: &Reference<'_, Self::Memory>,
+        targets: &Targets<'_, Self::Memory>,
+        batch: &Batch,
+    ) -> Result<()>;
+
+    /// Logits `[N, V]` and targets `[N]` → log-probs, softmax states and, if asked for, entropies, `[N]` each.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length) for a buffer that is not N long;
+    /// [`Error::Vocabulary`](crate::Error::Vocabulary); [`Error::Target`](crate::Error::Target) for an id of V or more;
+    /// [`Error::Device`](crate::Error::Device); [`Error::Cuda`](crate::Error::Cuda). On a GPU a target that is no column and
+    /// a row without a softmax are counted in its status.
+    fn token_log_probs<'i, T: Element>(
+        &self,
+        logits: &Matrix<'_, T, Self::Memory>,
+        targets: impl Into<Targets<'i, Self::Memory>>,
+        options: &LogitOptions,
+        outputs: TokenLogProbs<'_, Self::Memory>,
+    ) -> Result<()>;
+
+    /// Writes d loss / d logits, `[N, V]`; zeros on masked rows. Columns beyond V are not touched.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length) for a buffer that is not N long, or a gradient of another shape; as
+    /// [`Backend::token_log_probs`]; [`Error::EntropiesNotKept`](crate::Error::EntropiesNotKept) for an entropy gradient
+    /// without entropies.
+    fn token_log_probs_backward<'i, T: Element>(
+        &self,
+        logits: &Matrix<'_, T, Self::Memory>,
+        targets: impl Into<Targets<'i, Self::Memory>>,
+        options: &LogitOptions,
+        saved: &SavedRows<'_, Self::Memory>,
+        upstream: &RowGradients<'_, Self::Memory>,
+        gradient: MatrixMut<'_, T, Self::Memory>,
+    ) -> Result<()>;
+
+    /// Overwrites the logits with their gradient; the bits are those of [`Backend::token_log_probs_backward`].
+    ///
+    /// # Errors
+    /// As there.
+    fn token_log_probs_backward_in_place<'i, T: Element>(
+        &self,
+        logits: MatrixMut<'_, T, Self::Memory>,
+        targets: impl Into<Targets<'i, Self::Memory>>,
+        options: &LogitOptions,
+        saved: &SavedRows<'_, Self::Memory>,
+        upstream: &RowGradients<'_, Self::Memory>,
+    ) -> Result<()>;
+
+    /// Token log-probs `[N]` and the reference's → log-ratios `[S]` and what goes with them.
+    ///
+    /// # Errors
+    /// [`Error::OffsetsEnd`](crate::Error::OffsetsEnd) and [`Error::Length`](crate::Error::Length) for buffers that do not fit
+    /// the batch; [`Error::EntropiesNotKept`](crate::Error::EntropiesNotKept) for sums of entropies without entropies;
+    /// [`Error::NotFinite`](crate::Error::NotFinite) for a reference log-prob that is not finite, which a GPU counts in its
+    /// status; [`Error::Device`](crate::Error::Device); [`Error::Cuda`](crate::Error::Cuda).
+    fn log_ratios(
+        &self,
+        rows: &RowLogProbs<'_, Self::Memory>,
+        reference: &Reference<'_, Self::Memory>,
+        batch: &Self::Batch,
+        log_ratio: LogRatio,
+        outputs: LogRatioOutputs<'_, Self::Memory>,
+    ) -> Result<()>;
+
+    /// Log-ratios `[S]` and rewards `[S]` → the loss of each group, d loss / d log-ratio of each sequence, statistics.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length) for buffers that do not fit the batch;
+    /// [`Error::NotFinite`](crate::Error::NotFinite) for a reward or proposal offset that is not finite;
+    /// [`Error::PairsOnly`](crate::Error::PairsOnly) and [`Error::ZeroTarget`](crate::Error::ZeroTarget) for a target
+    /// that is not defined or not allowed; [`Error::Parameter`](crate::Error::Parameter) for a normaliser out of range;
+    /// [`Error::Device`](crate::Error::Device); [`Error::Cuda`](crate::Error::Cuda). What is wrong with rewards on a GPU is
+    /// counted in its status. A log-ratio of NaN or +inf makes its group NaN, one of −inf is an impossible sequence.
+    fn objective(
+        &self,
+        objective: &Objective,
+        log_ratios: &View<'_, Self, f64>,
+        batch: &Self::Batch,
+        rewards: &Rewards<'_, Self::Memory>,
+        reduction: Reduction,
+        outputs: ObjectiveOutputs<'_, Self::Memory>,
+    ) -> Result<()>;
+
+    /// What a forward pass has found in its rows: what a report says of them.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length) for numbers that do not fit the batch; what a device has found in inputs that
+    /// the host would have refused; [`Error::Cuda`](crate::Error::Cuda).
+    fn row_summary(&self, rows: &ScoredLogProbs<'_, Self::Memory>, batch: &Batch) -> Result<RowSummary>;
+
+    // The linear stage: hidden states and a head in place of logits.
+
+    /// Checks what can be checked before the forward pass of the linear stage, and loads what it needs.
+    ///
+    /// # Errors
+    /// As [`Backend::linear_token_log_probs`].
+    fn check_linear<T: Element, W: Element>(
+        &self,
+        hidden: &Hidden<'_, '_, T, Self::Memory>,
+        head: &Head<'_, W, Self::Memory>,
+        targets: &Targets<'_, Self::Memory>,
+    ) -> Result<()>;
+
+    /// Token log-probs of hidden states `[N, H]` under a head, without its logits ever being held: log-probs, softmax
+    /// states and, if asked for, entropies, `[N]` each. The states are what [`Backend::token_log_probs`] would leave for logits
+    /// that are the products in f32. A masked row's hidden state is not read.
+    ///
+    /// # Errors
+    /// As [`Backend::token_log_probs`]; [`Error::Length`](crate::Error::Length) for a hidden state that is not as long as a
+    /// row of the weight; [`Error::ScoredRows`](crate::Error::ScoredRows); on a GPU
+    /// [`Error::GradientType`](crate::Error::GradientType) for a head of another type than the hidden states, and
+    /// [`Error::NoCublas`](crate::Error::NoCublas).
+    fn linear_token_log_probs<'m, 'd: 'm, 'i, T: Element, W: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T, Self::Memory>>,
+        head: &Head<'_, W, Self::Memory>,
+        targets: impl Into<Targets<'i, Self::Memory>>,
+        options: &LogitOptions,
+        outputs: TokenLogProbs<'_, Self::Memory>,
+    ) -> Result<()>;
+
+    /// Writes the gradients of the hidden states `[N, H]`, the weight `[V, H]` and the bias `[V]`, of those that `gradients`
+    /// has. The logits are made a second time.
+    ///
+    /// # Errors
+    /// As [`Backend::linear_token_log_probs`] and [`Backend::token_log_probs_backward`]; on a GPU
+    /// [`Error::GradientType`](crate::Error::GradientType) for gradients of the head that are neither f32 nor of its type.
+    #[allow(clippy::too_many_arguments)]
+    fn linear_token_log_probs_backward<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T, Self::Memory>>,
+        head: &Head<'_, W, Self::Memory>,
+        targets: impl Into<Targets<'i, Self::Memory>>,
+        options: &LogitOptions,
+        saved: &SavedRows<'_, Self::Memory>,
+        upstream: &RowGradients<'_, Self::Memory>,
+        gradients: LinearGradients<'_, T, G, Self::Memory>,
+    ) -> Result<()>;
+
+    /// A loss over rows of hidden states `[N, H]` under a head, and its gradients, in one pass: what
+    /// [`Backend::linear_token_log_probs`] and [`Backend::linear_token_log_probs_backward`] give with the loss's gradient
+    /// between them, for three matrix products instead of four.
+    ///
+    /// # Errors
+    /// As these two; [`Error::Parameter`](crate::Error::Parameter) for a clipping range or a limit out of range;
+    /// [`Error::RowInput`](crate::Error::RowInput) for numbers of the loss that [`RowLoss`] does not accept, which a GPU
+    /// counts in its status.
+    #[allow(clippy::too_many_arguments)]
+    fn linear_row_loss<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T, Self::Memory>>,
+        head: &Head<'_, W, Self::Memory>,
+        targets: impl Into<Targets<'i, Self::Memory>>,
+        options: &LogitOptions,
+        loss: &RowLoss<View<'_, Self, f32>>,
+        outputs: RowLosses<'_, Self::Memory>,
+        gradients: LinearGradients<'_, T, G, Self::Memory>,
+    ) -> Result<()>;
+}

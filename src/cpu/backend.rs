@@ -1,0 +1,125 @@
+//! The CPU as a [`Backend`]: which function does which verb.
+
+use crate::backend::{Backend, Host, Number};
+use crate::cpu::{Cpu, linear, log_ratio, objective, token_log_prob, token_log_prob_backward};
+use crate::data::batch::Batch;
+use crate::data::host_memory::{host_memory, host_place};
+use crate::element::Element;
+use crate::error::Result;
+use crate::host::{
+    Head, Hidden, LinearGradients, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs, Reference, Rewards,
+    RowGradients, RowLogProbs, RowLosses, SavedRows, Targets, TokenLogProbs,
+};
+use crate::objective::Objective;
+use crate::options::{LogRatio, LogitOptions, Reduction};
+use crate::stage::row_loss::RowLoss;
+
+host_place!(Cpu);
+
+impl Backend for Cpu {
+    host_memory!();
+
+    fn token_log_probs<'i, T: Element>(
+        &self,
+        logits: &Matrix<'_, T>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        outputs: TokenLogProbs<'_>,
+    ) -> Result<()> {
+        token_log_prob::forward(*self, logits, targets.into(), options, outputs)
+    }
+
+    fn token_log_probs_backward<'i, T: Element>(
+        &self,
+        logits: &Matrix<'_, T>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        saved: &SavedRows<'_>,
+        upstream: &RowGradients<'_>,
+        gradient: MatrixMut<'_, T>,
+    ) -> Result<()> {
+        token_log_prob_backward::backward(*self, logits, targets.into(), options, saved, upstream, gradient)
+    }
+
+    fn token_log_probs_backward_in_place<'i, T: Element>(
+        &self,
+        logits: MatrixMut<'_, T>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        saved: &SavedRows<'_>,
+        upstream: &RowGradients<'_>,
+    ) -> Result<()> {
+        token_log_prob_backward::backward_in_place(*self, logits, targets.into(), options, saved, upstream)
+    }
+
+    fn log_ratios(
+        &self,
+        rows: &RowLogProbs<'_>,
+        reference: &Reference<'_>,
+        batch: &Batch,
+        log_ratio: LogRatio,
+        outputs: LogRatioOutputs<'_>,
+    ) -> Result<()> {
+        log_ratio::log_ratios(*self, rows, reference, batch, log_ratio, outputs)
+    }
+
+    fn objective(
+        &self,
+        objective: &Objective,
+        log_ratios: &&[f64],
+        batch: &Batch,
+        rewards: &Rewards<'_>,
+        reduction: Reduction,
+        outputs: ObjectiveOutputs<'_>,
+    ) -> Result<()> {
+        objective::objective(*self, objective, log_ratios, batch, rewards, reduction, outputs)
+    }
+
+    fn check_linear<T: Element, W: Element>(
+        &self,
+        hidden: &Hidden<'_, '_, T>,
+        head: &Head<'_, W>,
+        targets: &Targets<'_>,
+    ) -> Result<()> {
+        linear::log_prob::check_inputs(*self, hidden, head, *targets)
+    }
+
+    fn linear_token_log_probs<'m, 'd: 'm, 'i, T: Element, W: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        outputs: TokenLogProbs<'_>,
+    ) -> Result<()> {
+        linear::log_prob::forward(*self, hidden.into(), head, targets.into(), options, outputs)
+    }
+
+    fn linear_token_log_probs_backward<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        saved: &SavedRows<'_>,
+        upstream: &RowGradients<'_>,
+        gradients: LinearGradients<'_, T, G>,
+    ) -> Result<()> {
+        let (hidden, targets) = (hidden.into(), targets.into());
+        linear::log_prob_backward::backward(*self, hidden, head, targets, options, saved, upstream, gradients)
+    }
+
+    fn linear_row_loss<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        loss: &RowLoss<&[f32]>,
+        outputs: RowLosses<'_>,
+        gradients: LinearGradients<'_, T, G>,
+    ) -> Result<()> {
+        let (hidden, targets) = (hidden.into(), targets.into());
+        linear::row_loss::row_loss(*self, hidden, head, targets, options, *loss, outputs, gradients)
+    }
+}

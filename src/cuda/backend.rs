@@ -1,0 +1,279 @@
+//! CUDA as a [`Backend`]: which function does which verb.
+
+use crate::backend::{Backend, Number, Place, RowSummary, ScoredLogProbs};
+use crate::cuda::context::CurrentContext;
+use crate::cuda::driver::called;
+use crate::cuda::memory::{copy_on_device, download};
+use crate::cuda::{
+    Cuda, Device, DeviceBatch, DeviceRewards, Grown, Head, Hidden, LinearGradients, LogRatioOutputs, Matrix, MatrixMut,
+    ObjectiveOutputs, Reference, RewardBuffers, Rewards, RowGradients, RowLogProbs, RowLosses, SavedRows, Status,
+    Targets, TokenLogProbs, View, ViewMut, linear, log_ratio, objective, token_log_prob,
+};
+use crate::data::batch::Batch;
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::objective::Objective;
+use crate::options::{LogRatio, LogitOptions, Reduction};
+use crate::stage::linear::check_operands;
+use crate::stage::log_ratio::{check_reference, check_targets};
+use crate::stage::row_loss::RowLoss;
+use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
+use std::borrow::Cow;
+use std::sync::Arc;
+
+impl Place for Cuda {
+    type Memory = Device;
+
+    fn check_place<T: Number>(&self, what: &'static str, view: &View<'_, T>) -> Result<()> {
+        self.check_context(what, view.context())
+    }
+
+    fn check_place_mut<T: Number>(&self, what: &'static str, view: &ViewMut<'_, T>) -> Result<()> {
+        self.check_context(what, view.context())
+    }
+}
+
+impl Backend for Cuda {
+    type Buffer<T: Number> = Grown<T>;
+    type Batch = DeviceBatch;
+    type Rewards<'a> = Rewards<'a>;
+    type RewardBuffers = RewardBuffers;
+    type Entered = CurrentContext;
+
+    fn enter(&self) -> Result<CurrentContext> {
+        CurrentContext::keep()
+    }
+
+    fn counting_apart(self) -> Self {
+        Self { status: Arc::default(), scratch: Arc::default(), ..self }
+    }
+
+    fn check_memory_of(&self, what: &'static str, other: &Self) -> Result<()> {
+        self.check_context(what, Some(other.stream.context()))
+    }
+
+    fn reserve<T: Number>(&self, buffer: &mut Grown<T>, length: usize) -> Result<()> {
+        let _current = self.enter()?;
+        buffer.reserve(&self.stream, length)
+    }
+
+    fn view<'a, T: Number>(&self, buffer: &'a Grown<T>, length: usize) -> View<'a, T> {
+        buffer.view(length)
+    }
+
+    fn view_mut<'a, T: Number>(&self, buffer: &'a mut Grown<T>, length: usize) -> ViewMut<'a, T> {
+        buffer.view_mut(length)
+    }
+
+    fn upload<T: Number>(&self, numbers: &[T], buffer: &mut Grown<T>) -> Result<()> {
+        let _current = self.enter()?;
+        buffer.upload(&self.stream, numbers)
+    }
+
+    fn copy<T: Number>(&self, from: &View<'_, T>, buffer: &mut Grown<T>) -> Result<()> {
+        self.check_place("numbers to copy", from)?;
+        let _current = self.enter()?;
+        copy_on_device(&self.stream, from, buffer)
+    }
+
+    fn read<'a, T: Number>(&self, view: &crate::backend::View<'a, Self, T>) -> Result<Cow<'a, [T]>> {
+        self.check_place("numbers to read", view)?;
+        let _current = self.enter()?;
+        download(&self.stream, view).map(Cow::Owned)
+    }
+
+    fn place_batch(&self, batch: &Batch, placed: &mut DeviceBatch) -> Result<()> {
+        let _current = self.enter()?;
+        placed.place(batch, &self.stream)
+    }
+
+    fn check_rewards(&self, objective: &Objective, rewards: &Rewards<'_>, batch: &Batch) -> Result<()> {
+        rewards.check(self, objective, batch)
+    }
+
+    /// A graph would read the host's memory again when it is launched, long after a step has let go of it.
+    fn check_step(&self, rewards: &Rewards<'_>, same_batch: bool) -> Result<()> {
+        if same_batch && matches!(rewards, Rewards::Device(_)) {
+            return Ok(());
+        }
+        let status = called("cuStreamIsCapturing", self.stream.capture_status())?;
+        if status == CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+            return Ok(());
+        }
+        Err(Error::Cuda {
+            call: "cuMemcpyHtoDAsync",
+            code: CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED as i32,
+            message: "in a capture the batch must be that of the step before, and the rewards on the device".to_owned(),
+        })
+    }
+
+    fn clear_counts(&self) -> Result<()> {
+        self.clear_status()
+    }
+
+    fn bring_rewards<'a>(&self, rewards: &'a Rewards<'_>, buffers: &'a mut RewardBuffers) -> Result<DeviceRewards<'a>> {
+        let _current = self.enter()?;
+        rewards.on_device(&self.stream, buffers)
+    }
+
+    fn check_targets(&self, targets: &Targets<'_>, rows: usize, _: usize) -> Result<()> {
+        check_targets(self, targets, rows)
+    }
+
+    fn check_reference(&self, reference: &Reference<'_>, _: &Targets<'_>, batch: &Batch) -> Result<()> {
+        check_reference(self, reference, batch)
+    }
+
+    fn token_log_probs<'i, T: Element>(
+        &self,
+        logits: &Matrix<'_, T>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        outputs: TokenLogProbs<'_>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        token_log_prob::forward(self, logits, &targets.into(), options, outputs)
+    }
+
+    fn token_log_probs_backward<'i, T: Element>(
+        &self,
+        logits: &Matrix<'_, T>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        saved: &SavedRows<'_>,
+        upstream: &RowGradients<'_>,
+        gradient: MatrixMut<'_, T>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        token_log_prob::backward(self, logits, &targets.into(), options, saved, upstream, gradient)
+    }
+
+    fn token_log_probs_backward_in_place<'i, T: Element>(
+        &self,
+        logits: MatrixMut<'_, T>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        saved: &SavedRows<'_>,
+        upstream: &RowGradients<'_>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        token_log_prob::backward_in_place(self, logits, &targets.into(), options, saved, upstream)
+    }
+
+    fn log_ratios(
+        &self,
+        rows: &RowLogProbs<'_>,
+        reference: &Reference<'_>,
+        batch: &DeviceBatch,
+        log_ratio: LogRatio,
+        outputs: LogRatioOutputs<'_>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        log_ratio::log_ratios(self, rows, reference, batch, log_ratio, outputs)
+    }
+
+    fn objective(
+        &self,
+        objective: &Objective,
+        log_ratios: &View<'_, f64>,
+        batch: &DeviceBatch,
+        rewards: &DeviceRewards<'_>,
+        reduction: Reduction,
+        outputs: ObjectiveOutputs<'_>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        objective::objective(self, objective, log_ratios, batch, rewards, reduction, outputs)
+    }
+
+    fn row_summary(&self, rows: &ScoredLogProbs<'_, Device>, batch: &Batch) -> Result<RowSummary> {
+        rows.check(self, batch)?;
+        let _current = self.enter()?;
+        let scored_rows = download(&self.stream, &rows.scored_rows)?;
+        let entropy_sums = rows.entropy_sums.as_ref().map(|sums| download(&self.stream, sums)).transpose()?;
+        let status = self.unchecked_status()?;
+        check_status(&status, rows.vocab)?;
+        let scored: usize = scored_rows.iter().map(|rows| usize::try_from(*rows).unwrap_or(0)).sum();
+        Ok(RowSummary {
+            scored_rows: scored,
+            non_finite_rows: status.non_finite_rows(),
+            first_non_finite_row: status.first_non_finite_row(),
+            impossible_targets: status.minus_infinite_targets(),
+            empty_sequences: scored_rows.iter().filter(|rows| **rows == 0).count(),
+            entropy: entropy_sums.filter(|_| scored > 0).map(|sums| sums.iter().sum()),
+        })
+    }
+
+    fn check_linear<T: Element, W: Element>(
+        &self,
+        hidden: &Hidden<'_, '_, T>,
+        head: &Head<'_, W>,
+        targets: &Targets<'_>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        check_operands(self, hidden, head)?;
+        check_targets(self, targets, hidden.states().rows())?;
+        if T::DTYPE != W::DTYPE {
+            return Err(Error::GradientType { given: T::DTYPE, head: W::DTYPE });
+        }
+        self.with_linear_scratch(|work| work.blas(&self.stream).map(drop))
+    }
+
+    fn linear_token_log_probs<'m, 'd: 'm, 'i, T: Element, W: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        outputs: TokenLogProbs<'_>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        linear::log_prob::forward(self, hidden.into(), head, &targets.into(), options, outputs)
+    }
+
+    fn linear_token_log_probs_backward<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        saved: &SavedRows<'_>,
+        upstream: &RowGradients<'_>,
+        gradients: LinearGradients<'_, T, G>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        let (hidden, targets) = (hidden.into(), targets.into());
+        linear::log_prob::backward(self, hidden, head, &targets, options, saved, upstream, gradients)
+    }
+
+    fn linear_row_loss<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        loss: &RowLoss<View<'_, f32>>,
+        outputs: RowLosses<'_>,
+        gradients: LinearGradients<'_, T, G>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        let (hidden, targets) = (hidden.into(), targets.into());
+        linear::row_loss::row_loss(self, hidden, head, &targets, options, loss, outputs, gradients)
+    }
+}
+
+/// Inputs that were on the device, and that the host would have refused.
+fn check_status(status: &Status, vocab: usize) -> Result<()> {
+    if let Some(row) = status.first_bad_target_row() {
+        return Err(Error::DeviceTarget { row, count: status.bad_targets(), vocab });
+    }
+    if status.unplaced_rows() > 0 {
+        return Err(Error::ScoredRows { beyond: status.unplaced_rows() });
+    }
+    if let Some(sequence) = status.first_non_finite_reference_sequence() {
+        return Err(Error::NotFinite { what: "reference log-prob", sequence, value: f64::NAN });
+    }
+    if let Some(sequence) = status.first_bad_reward_sequence() {
+        return Err(Error::NotFinite { what: "reward", sequence, value: f64::NAN });
+    }
+    Ok(())
+}

@@ -1,0 +1,369 @@
+//! The specification as a [`Backend`]: every verb is the loops of this module's siblings over f64, rounded once when it is
+//! written.
+
+use crate::backend::{Backend, Host, Number};
+use crate::data::batch::Batch;
+use crate::data::host_memory::{host_memory, host_place};
+use crate::element::Element;
+use crate::error::{Error, Result, check_length};
+use crate::host::{
+    Head, Hidden, LinearGradients, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs, Reference, Rewards,
+    RowGradients, RowLogProbs, RowLosses, RowWeights, SavedRows, Targets, TokenLogProbs,
+};
+use crate::objective::Objective;
+use crate::options::{LogRatio, LogitOptions, Reduction};
+use crate::reference::linear_log_prob::Gradients;
+use crate::reference::row_loss::Clipping;
+use crate::reference::token_log_prob::TokenLogProb;
+use crate::reference::{linear_log_prob, log_ratio, objective, row_loss, statistics, token_log_prob};
+use crate::stage::linear::{check_gradients, check_operands};
+use crate::stage::log_ratio::{check_finite_reference, check_reference, check_rows};
+use crate::stage::objective::check_rewards;
+use crate::stage::row_loss::RowLoss;
+use crate::stage::token_log_prob::{SoftmaxState, check_gradient, check_logits, check_saved};
+
+/// The reference as a backend: f64, plain loops, one thread. Slow: for tests, and to see what a trainer should get.
+///
+/// It keeps the contracts of every backend but for two. It allocates in every call, as much as the logits take in f64. And
+/// its objective is the textbook's form in f64, which loses digits next to the optimum, and where one sample has all the
+/// weight, that the centred form of [`Cpu`](crate::Cpu) and CUDA keeps.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReferenceBackend;
+
+host_place!(ReferenceBackend);
+
+impl Backend for ReferenceBackend {
+    host_memory!();
+
+    fn token_log_probs<'i, T: Element>(
+        &self,
+        logits: &Matrix<'_, T>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        mut outputs: TokenLogProbs<'_>,
+    ) -> Result<()> {
+        let targets = targets.into();
+        check_logits(self, logits)?;
+        targets.check(logits.rows(), logits.columns())?;
+        outputs.check(self, logits.rows())?;
+        for row in 0..logits.rows() {
+            let found = targets.column(row).map(|target| {
+                let logits = widened(logits.row(row));
+                (token_log_prob::forward_f64(&logits, target, options), state(&logits, options))
+            });
+            write_row(&mut outputs, row, found);
+        }
+        Ok(())
+    }
+
+    fn token_log_probs_backward<'i, T: Element>(
+        &self,
+        logits: &Matrix<'_, T>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        saved: &SavedRows<'_>,
+        upstream: &RowGradients<'_>,
+        mut gradient: MatrixMut<'_, T>,
+    ) -> Result<()> {
+        let targets = targets.into();
+        check_gradient(self, logits, &gradient)?;
+        targets.check(logits.rows(), logits.columns())?;
+        check_saved(self, saved, upstream, logits.rows())?;
+        for row in 0..logits.rows() {
+            let of_logits = logit_gradient(&widened(logits.row(row)), &targets, row, options, saved, upstream);
+            for (out, gradient) in gradient.row_mut(row).iter_mut().zip(of_logits) {
+                *out = T::from_f32(gradient as f32);
+            }
+        }
+        Ok(())
+    }
+
+    fn token_log_probs_backward_in_place<'i, T: Element>(
+        &self,
+        logits: MatrixMut<'_, T>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        saved: &SavedRows<'_>,
+        upstream: &RowGradients<'_>,
+    ) -> Result<()> {
+        let copy = logits.data.to_vec();
+        let before = Matrix::strided(&copy, logits.rows(), logits.columns(), logits.row_stride())?;
+        self.token_log_probs_backward(&before, targets, options, saved, upstream, logits)
+    }
+
+    fn log_ratios(
+        &self,
+        rows: &RowLogProbs<'_>,
+        reference: &Reference<'_>,
+        batch: &Batch,
+        log_ratio: LogRatio,
+        mut outputs: LogRatioOutputs<'_>,
+    ) -> Result<()> {
+        check_rows(batch, rows.log_probs.len())?;
+        rows.check(self, batch.rows())?;
+        outputs.check(self, batch, rows)?;
+        check_reference(self, reference, batch)?;
+        check_finite_reference(reference, &rows.targets, batch)?;
+        for (sequence, range) in batch.sequence_ranges().enumerate() {
+            for row in range.clone() {
+                outputs.row_sequences[row] = sequence as i32;
+            }
+            let scored: Vec<usize> = range.filter(|row| rows.targets.is_scored(*row)).collect();
+            let log_probs: Vec<f64> = scored.iter().map(|row| f64::from(rows.log_probs[*row])).collect();
+            let references: Vec<f64> = match reference {
+                Reference::PerToken(reference) => scored.iter().map(|row| f64::from(reference[*row])).collect(),
+                // The sequence's whole reference, once.
+                Reference::PerSequence(reference) => {
+                    (0..scored.len()).map(|t| if t == 0 { reference[sequence] } else { 0.0 }).collect()
+                }
+                Reference::None => vec![0.0; scored.len()],
+            };
+            outputs.log_ratios[sequence] = log_ratio::forward(&log_probs, &references, log_ratio);
+            outputs.log_prob_sums[sequence] = log_probs.iter().sum::<f64>() + 0.0;
+            outputs.scored_rows[sequence] = scored.len() as i32;
+            if let (Some(sums), Some(entropies)) = (&mut outputs.entropy_sums, rows.entropies) {
+                sums[sequence] = scored.iter().map(|row| f64::from(entropies[*row])).sum::<f64>() + 0.0;
+            }
+        }
+        Ok(())
+    }
+
+    fn objective(
+        &self,
+        objective: &Objective,
+        log_ratios: &&[f64],
+        batch: &Batch,
+        rewards: &Rewards<'_>,
+        reduction: Reduction,
+        outputs: ObjectiveOutputs<'_>,
+    ) -> Result<()> {
+        check_length("log-ratios", log_ratios.len(), batch.sequences())?;
+        check_rewards(objective, rewards, batch)?;
+        outputs.check(self, batch)?;
+        reduction.check()?;
+        let ObjectiveOutputs { group_losses, coefficients, statistics, row_weights } = outputs;
+        let weight = reduction.weight(batch.groups());
+        for (group, sequences) in batch.group_ranges().enumerate() {
+            let reward: Vec<f64> = sequences.clone().map(|i| rewards.value(i)).collect();
+            let offset: Vec<f64> = sequences.clone().map(|i| rewards.offset(i)).collect();
+            let log_ratios = &log_ratios[sequences.clone()];
+            let loss = objective::group_loss(objective, log_ratios, &reward, &offset);
+            let f: Vec<f64> =
+                log_ratios.iter().zip(&offset).map(|(ratio, c)| objective.beta_policy() * ratio + c).collect();
+            let s = objective::target_logits(objective.target(), &reward, &offset);
+            group_losses[group] = loss.loss;
+            statistics[group] = statistics::of_group(&f, &s, &loss.policy);
+            for (i, sequence) in sequences.enumerate() {
+                coefficients[sequence] = loss.gradient[i] * objective.beta_policy() * weight;
+            }
+        }
+        if let Some(RowWeights { log_ratio, scored_rows, weights }) = row_weights {
+            for sequence in 0..batch.sequences() {
+                weights[sequence] = match log_ratio {
+                    LogRatio::Sum => coefficients[sequence],
+                    LogRatio::Mean => coefficients[sequence] / f64::from(scored_rows[sequence].max(1)),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    fn check_linear<T: Element, W: Element>(
+        &self,
+        hidden: &Hidden<'_, '_, T>,
+        head: &Head<'_, W>,
+        targets: &Targets<'_>,
+    ) -> Result<()> {
+        check_operands(self, hidden, head)?;
+        targets.check(hidden.states.rows(), head.vocab())?;
+        let beyond = hidden.scored_rows.map_or(0, |most| targets.scored_rows().saturating_sub(most));
+        if beyond > 0 { Err(Error::ScoredRows { beyond }) } else { Ok(()) }
+    }
+
+    fn linear_token_log_probs<'m, 'd: 'm, 'i, T: Element, W: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        mut outputs: TokenLogProbs<'_>,
+    ) -> Result<()> {
+        let (hidden, targets) = (hidden.into(), targets.into());
+        self.check_linear(&hidden, head, &targets)?;
+        outputs.check(self, hidden.states.rows())?;
+        for row in 0..hidden.states.rows() {
+            let found = targets.column(row).map(|target| {
+                let logits = linear_log_prob::logits(hidden.states.row(row), head);
+                (token_log_prob::forward_f64(&logits, target, options), state(&logits, options))
+            });
+            write_row(&mut outputs, row, found);
+        }
+        Ok(())
+    }
+
+    fn linear_token_log_probs_backward<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        saved: &SavedRows<'_>,
+        upstream: &RowGradients<'_>,
+        gradients: LinearGradients<'_, T, G>,
+    ) -> Result<()> {
+        let (hidden, targets) = (hidden.into(), targets.into());
+        self.check_linear(&hidden, head, &targets)?;
+        check_gradients(self, &gradients, &hidden, head)?;
+        check_saved(self, saved, upstream, hidden.states.rows())?;
+        let (rows, vocab) = (hidden.states.rows(), head.vocab());
+        let mut of_logits = vec![0.0; rows * vocab];
+        let mut withheld = Vec::new();
+        for row in (0..rows).filter(|row| targets.is_scored(*row)) {
+            let logits = linear_log_prob::logits(hidden.states.row(row), head);
+            let gradient = logit_gradient(&logits, &targets, row, options, saved, upstream);
+            if gradients.accumulate && gradient[0].is_nan() {
+                withheld.push(row);
+            } else {
+                of_logits[row * vocab..(row + 1) * vocab].copy_from_slice(&gradient);
+            }
+        }
+        let mut sums = linear_log_prob::backward(&of_logits, hidden.states, head);
+        for row in withheld {
+            sums.hidden[row * hidden.states.columns()..][..hidden.states.columns()].fill(f64::NAN);
+        }
+        write_gradients(&sums, gradients);
+        Ok(())
+    }
+
+    fn linear_row_loss<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        loss: &RowLoss<&[f32]>,
+        outputs: RowLosses<'_>,
+        gradients: LinearGradients<'_, T, G>,
+    ) -> Result<()> {
+        let (hidden, targets) = (hidden.into(), targets.into());
+        let rows = hidden.states.rows();
+        self.check_linear(&hidden, head, &targets)?;
+        check_gradients(self, &gradients, &hidden, head)?;
+        loss.check(rows, |slice| slice.len())?;
+        loss.check_numbers(&targets, options)?;
+        outputs.check(self, rows)?;
+        let mut states = vec![SoftmaxState::default(); rows];
+        let kept = TokenLogProbs { log_probs: &mut *outputs.log_probs, states: &mut states, entropies: None };
+        self.linear_token_log_probs(hidden, head, targets, options, kept)?;
+        let mut upstream = vec![0.0; rows];
+        for row in 0..rows {
+            let log_prob = f64::from(outputs.log_probs[row]);
+            let of_row = if targets.is_scored(row) { of_row(loss, row, log_prob) } else { (0.0, 0.0) };
+            (outputs.losses[row], upstream[row]) = (of_row.0 as f32, of_row.1 as f32);
+        }
+        let saved = SavedRows { states: &states, entropies: None };
+        let upstream = RowGradients::PerRow { log_probs: &upstream, entropies: None };
+        self.linear_token_log_probs_backward(hidden, head, targets, options, &saved, &upstream, gradients)
+    }
+}
+
+fn widened<T: Element>(logits: &[T]) -> Vec<f64> {
+    logits.iter().map(|logit| f64::from(logit.to_f32())).collect()
+}
+
+/// Σ exp z = s·2^r of a row's scaled logits z; NaN where the row has no softmax.
+fn state(logits: &[f64], options: &LogitOptions) -> SoftmaxState {
+    let (top, rest) = token_log_prob::largest_and_log_sum(logits, options);
+    let exponent = top * std::f64::consts::LOG2_E;
+    // From 2²⁴ on f32 have not every integer: s is relative to the r that is kept.
+    let r = exponent.ceil() as f32;
+    // The difference first: it is small, and exact to the digits that z has.
+    SoftmaxState { r, s: ((exponent - f64::from(r)) + rest * std::f64::consts::LOG2_E).exp2() as f32 }
+}
+
+/// Writes a scored row's results, or the zeros of a masked one.
+fn write_row(outputs: &mut TokenLogProbs<'_>, row: usize, found: Option<(TokenLogProb, SoftmaxState)>) {
+    let (exact, state) = found.unwrap_or_default();
+    let is_nan = exact.log_prob.is_nan();
+    outputs.log_probs[row] = exact.log_prob as f32;
+    outputs.states[row] = if is_nan { SoftmaxState { r: 0.0, s: f32::NAN } } else { state };
+    if let Some(entropies) = &mut outputs.entropies {
+        entropies[row] = exact.entropy as f32;
+    }
+}
+
+/// d loss / d logits of a row: NaN where it has no softmax or its upstream gradient does not fit ([`RowGradients`]).
+fn logit_gradient(
+    logits: &[f64],
+    targets: &Targets<'_>,
+    row: usize,
+    options: &LogitOptions,
+    saved: &SavedRows<'_>,
+    upstream: &RowGradients<'_>,
+) -> Vec<f64> {
+    let Some(target) = targets.column(row) else { return vec![0.0; logits.len()] };
+    let (g, e) = match upstream {
+        RowGradients::PerRow { log_probs, entropies } => {
+            (log_probs[row], entropies.map_or(0.0, |entropies| entropies[row]))
+        }
+        RowGradients::PerSequence { row_sequences, weights, loss_scale } => {
+            // A sequence that is none has no weight.
+            let sequence = usize::try_from(row_sequences[row]).ok();
+            let weight = sequence.and_then(|sequence| weights.get(sequence)).copied();
+            ((weight.unwrap_or(f64::NAN) * loss_scale) as f32, 0.0)
+        }
+    };
+    let (g, e, s) = (f64::from(g), f64::from(e), f64::from(saved.states[row].s));
+    let has_entropy = saved.entropies.is_none_or(|entropies| entropies[row].is_finite());
+    // The smaller of a NaN and 1 is 1: a row without a softmax is asked for by name.
+    let fits = !s.is_nan() && 2.0 * g.abs() + 256.0 * e.abs() <= options.largest_upstream() * (2.0 * s).min(1.0);
+    match (fits && (e == 0.0 || has_entropy), g == 0.0 && e == 0.0) {
+        (false, _) => vec![f64::NAN; logits.len()],
+        (true, true) => vec![0.0; logits.len()],
+        (true, false) => token_log_prob::backward_f64(logits, target, options, g, e),
+    }
+}
+
+/// Rounds sums once, to the type of their buffers.
+fn write_gradients<T: Element, G: Element>(sums: &Gradients, gradients: LinearGradients<'_, T, G>) {
+    let LinearGradients { hidden, weight, bias, accumulate } = gradients;
+    let add = |out: &mut G, sum: f64| {
+        let before = if accumulate { f64::from(out.to_f32()) } else { 0.0 };
+        *out = G::from_f32((before + sum) as f32);
+    };
+    if let Some(mut hidden) = hidden {
+        for row in 0..hidden.rows() {
+            let columns = hidden.columns();
+            for (out, sum) in hidden.row_mut(row).iter_mut().zip(&sums.hidden[row * columns..]) {
+                *out = T::from_f32(*sum as f32);
+            }
+        }
+    }
+    if let Some(mut weight) = weight {
+        for row in 0..weight.rows() {
+            let columns = weight.columns();
+            for (out, sum) in weight.row_mut(row).iter_mut().zip(&sums.weight[row * columns..]) {
+                add(out, *sum);
+            }
+        }
+    }
+    for (out, sum) in bias.into_iter().flatten().zip(&sums.bias) {
+        add(out, *sum);
+    }
+}
+
+/// l and dl / d log π of a scored row, as numbers that fit f32.
+fn of_row(loss: &RowLoss<&[f32]>, row: usize, log_prob: f64) -> (f64, f64) {
+    let number = |numbers: &[f32]| f64::from(numbers[row]);
+    let found = match *loss {
+        RowLoss::Weighted { weights } => row_loss::weighted(log_prob, number(weights)),
+        RowLoss::ClippedRatio { weights, advantages, old_log_probs, low, high, log_ratio_limit } => {
+            let clipping =
+                Clipping { low: f64::from(low), high: f64::from(high), log_ratio_limit: f64::from(log_ratio_limit) };
+            row_loss::clipped_ratio(log_prob, number(weights), number(advantages), number(old_log_probs), clipping)
+        }
+    };
+    let largest = f64::from(f32::MAX);
+    let loss = if log_prob.is_finite() { found.loss.clamp(-largest, largest) } else { found.loss };
+    (loss, found.gradient)
+}

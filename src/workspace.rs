@@ -1,0 +1,88 @@
+//! What a loss keeps between steps.
+
+use crate::backend::Backend;
+use crate::error::Result;
+use crate::forward_pass::KeptTargets;
+use crate::options::LossOptions;
+use crate::stage::objective::GroupStatistics;
+use crate::stage::token_log_prob::SoftmaxState;
+
+/// Buffers that are kept between steps: per row (N), per sequence (S) and per group (G), never anything of the size of the
+/// logits.
+#[derive(Debug)]
+pub(crate) struct Workspace<B: Backend> {
+    /// The batch of the last forward pass.
+    pub(crate) batch: B::Batch,
+    pub(crate) rewards: B::RewardBuffers,
+    /// Copies of the ids, for the backward pass.
+    pub(crate) targets: KeptTargets<B>,
+    pub(crate) log_probs: B::Buffer<f32>,
+    pub(crate) states: B::Buffer<SoftmaxState>,
+    pub(crate) entropies: B::Buffer<f32>,
+    pub(crate) row_sequences: B::Buffer<i32>,
+    pub(crate) log_ratios: B::Buffer<f64>,
+    pub(crate) log_prob_sums: B::Buffer<f64>,
+    pub(crate) entropy_sums: B::Buffer<f64>,
+    pub(crate) scored_rows: B::Buffer<i32>,
+    pub(crate) group_losses: B::Buffer<f64>,
+    pub(crate) coefficients: B::Buffer<f64>,
+    pub(crate) sequence_weights: B::Buffer<f64>,
+    pub(crate) statistics: B::Buffer<GroupStatistics>,
+    /// V of the last forward pass.
+    pub(crate) vocab: usize,
+    /// The options of the last forward pass.
+    pub(crate) options: Option<LossOptions>,
+}
+
+impl<B: Backend> Default for Workspace<B> {
+    fn default() -> Self {
+        Self {
+            batch: B::Batch::default(),
+            rewards: B::RewardBuffers::default(),
+            targets: KeptTargets::default(),
+            log_probs: B::Buffer::default(),
+            states: B::Buffer::default(),
+            entropies: B::Buffer::default(),
+            row_sequences: B::Buffer::default(),
+            log_ratios: B::Buffer::default(),
+            log_prob_sums: B::Buffer::default(),
+            entropy_sums: B::Buffer::default(),
+            scored_rows: B::Buffer::default(),
+            group_losses: B::Buffer::default(),
+            coefficients: B::Buffer::default(),
+            sequence_weights: B::Buffer::default(),
+            statistics: B::Buffer::default(),
+            vocab: 0,
+            options: None,
+        }
+    }
+}
+
+impl<B: Backend> Workspace<B> {
+    /// Makes room for so many rows, sequences and groups.
+    pub(crate) fn reserve(
+        &mut self,
+        backend: &B,
+        rows: usize,
+        sequences: usize,
+        groups: usize,
+        entropy: bool,
+    ) -> Result<()> {
+        backend.reserve(&mut self.log_probs, rows)?;
+        backend.reserve(&mut self.states, rows)?;
+        backend.reserve(&mut self.row_sequences, rows)?;
+        for buffer in
+            [&mut self.log_ratios, &mut self.log_prob_sums, &mut self.coefficients, &mut self.sequence_weights]
+        {
+            backend.reserve(buffer, sequences)?;
+        }
+        backend.reserve(&mut self.scored_rows, sequences)?;
+        backend.reserve(&mut self.group_losses, groups)?;
+        backend.reserve(&mut self.statistics, groups)?;
+        if entropy {
+            backend.reserve(&mut self.entropies, rows)?;
+            backend.reserve(&mut self.entropy_sums, sequences)?;
+        }
+        Ok(())
+    }
+}

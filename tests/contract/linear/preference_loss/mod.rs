@@ -1,4 +1,0 @@
-//! The preference loss from hidden states.
-
-mod cpu;
-mod cuda;
