@@ -207,7 +207,8 @@ __device__ __forceinline__ void token_log_prob_backward(const TokenLogProbBackwa
     float e = 0.0f, entropy = 0.0f;
     if constexpr (ENTROPY) {
         e = arguments.upstream.entropy_gradients[row];
-        entropy = arguments.upstream.entropies[row];
+        // Without a gradient of its entropy a row's entropy is not looked at: 0 times a NaN is a NaN.
+        if (e != 0.0f) entropy = arguments.upstream.entropies[row];
     }
     // Rows without a softmax or whose gradient does not fit, and those whose target is no column.
     if (!has_gradient(state, g, e, entropy, arguments.largest_upstream) || target >= arguments.vocab) {

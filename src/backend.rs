@@ -4,6 +4,42 @@
 //! [`Cpu`](crate::Cpu), [`ReferenceBackend`](crate::reference::ReferenceBackend) and, with the feature `cuda`, `cuda::Cuda`
 //! are backends. The types of this module are generic over the [`Memory`] that they are views of; `exo_kernels::Matrix` and
 //! its like are those of the host, `exo_kernels::cuda::Matrix` and its like those of a CUDA device.
+//!
+//! A stage called by hand, on whatever backend it is:
+//!
+//! ```
+//! use exo_kernels::backend::{Backend, Matrix, Targets, TokenLogProbs};
+//! use exo_kernels::reference::ReferenceBackend;
+//! use exo_kernels::{Cpu, LogitOptions, Result, SoftmaxState};
+//!
+//! /// Log-probs of the ids `[N]` under logits `[N, vocab]`, from the host and back to it.
+//! fn log_probs<B: Backend>(backend: &B, logits: &[f32], vocab: usize, ids: &[i64]) -> Result<Vec<f32>> {
+//!     let rows = ids.len();
+//!     let (mut placed_logits, mut placed_ids) = (B::Buffer::<f32>::default(), B::Buffer::<i64>::default());
+//!     let (mut log_probs, mut states) = (B::Buffer::<f32>::default(), B::Buffer::<SoftmaxState>::default());
+//!     backend.upload(logits, &mut placed_logits)?;
+//!     backend.upload(ids, &mut placed_ids)?;
+//!     backend.reserve(&mut log_probs, rows)?;
+//!     backend.reserve(&mut states, rows)?;
+//!     backend.token_log_probs(
+//!         &Matrix::new(backend.view(&placed_logits, logits.len()), vocab)?,
+//!         Targets::I64(backend.view(&placed_ids, rows)),
+//!         &LogitOptions::default(),
+//!         TokenLogProbs {
+//!             log_probs: backend.view_mut(&mut log_probs, rows),
+//!             states: backend.view_mut(&mut states, rows),
+//!             entropies: None,
+//!         },
+//!     )?;
+//!     Ok(backend.read(&backend.view(&log_probs, rows))?.into_owned())
+//! }
+//!
+//! let (logits, ids) = ([0.5, 0.25, 1.0, 0.0], [0, 1]);
+//! let fast = log_probs(&Cpu::default(), &logits, 2, &ids)?;
+//! let exact = log_probs(&ReferenceBackend, &logits, 2, &ids)?;
+//! assert!(fast.iter().zip(&exact).all(|(fast, exact)| (fast - exact).abs() < 1e-6));
+//! # Ok::<(), exo_kernels::Error>(())
+//! ```
 
 use crate::data::batch::Batch;
 use crate::element::Element;

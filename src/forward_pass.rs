@@ -8,6 +8,7 @@ use crate::element::Element;
 use crate::error::{Result, check_length};
 use crate::options::LogitOptions;
 use crate::stage::token_log_prob::{RowGradients, SavedRows, SoftmaxState, check_gradient};
+use crate::step::Inputs;
 
 /// What a backward pass needs of its forward pass, O(N): for the automatic differentiation of a framework, which goes
 /// backward later, or more than once. Nothing of it changes any more: several threads may go backward from it at once, without
@@ -15,13 +16,31 @@ use crate::stage::token_log_prob::{RowGradients, SavedRows, SoftmaxState, check_
 ///
 /// [`PreferenceLoss`](crate::PreferenceLoss) keeps workspaces between steps instead, and goes backward by `&mut self`; the bits
 /// are the same. Made by [`PreferenceLoss::into_forward_pass`](crate::PreferenceLoss::into_forward_pass).
+///
+/// ```
+/// # use exo_kernels::*;
+/// # fn main() -> Result<()> {
+/// let (values, batch) = ([0.1f32, 0.9, 1.2, 0.4], Batch::new(&[0, 1, 2], &[0, 2])?);
+/// let logits = Matrix::new(&values, 2)?;
+/// let mut loss = PreferenceLoss::new(Cpu::default(), Objective::exo(Betas { policy: 0.5, reward: 0.5 })?);
+/// let step = loss.forward(&logits, &[0i64, 1], &batch, &Reference::None, &[1.0f32, 0.2])?;
+/// let report = loss.report()?.clone(); // before the loss is gone
+/// let pass = loss.into_forward_pass(step)?;
+/// std::thread::scope(|scope| {
+///     for upstream in [1.0, 0.5] {
+///         let (pass, logits) = (&pass, &logits);
+///         scope.spawn(move || pass.backward(upstream, logits, MatrixMut::new(&mut [0f32; 4], 2)?));
+///     }
+/// });
+/// assert!(report.loss > 0.0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct ForwardPass<B: Backend> {
     pub(crate) options: LogitOptions,
-    /// N.
-    pub(crate) rows: usize,
-    /// V.
-    pub(crate) vocab: usize,
+    /// What it read: N, V, and from what.
+    pub(crate) inputs: Inputs,
     /// S.
     pub(crate) sequences: usize,
     /// `[N]`
@@ -47,7 +66,7 @@ impl<B: Backend> ForwardPass<B> {
     ///
     /// # Errors
     /// [`Error::Length`](crate::Error::Length) if logits or gradient do not have the N and V of the forward pass;
-    /// [`Error::Device`](crate::Error::Device); [`Error::Cuda`](crate::Error::Cuda).
+    /// [`Error::OtherInputs`](crate::Error::OtherInputs) if that was from hidden states; [`Error::Device`](crate::Error::Device); [`Error::Cuda`](crate::Error::Cuda).
     pub fn backward<T: Element>(
         &self,
         loss_scale: f64,
@@ -71,7 +90,7 @@ impl<B: Backend> ForwardPass<B> {
         gradient: MatrixMut<'_, T, B::Memory>,
     ) -> Result<()> {
         let _entered = backend.enter()?;
-        self.check(backend, logits.rows(), logits.columns())?;
+        self.check(backend, &Inputs::of_logits(logits))?;
         check_gradient(backend, logits, &gradient)?;
         let (targets, saved, upstream) = self.kept(loss_scale);
         backend.token_log_probs_backward(logits, targets, &self.options, &saved, &upstream, gradient)
@@ -105,28 +124,29 @@ impl<B: Backend> ForwardPass<B> {
     ) -> Result<()> {
         let _entered = backend.enter()?;
         let hidden = hidden.into();
-        self.check(backend, hidden.states.rows(), head.vocab())?;
+        self.check(backend, &Inputs::of_hidden(&hidden, head))?;
         let (targets, saved, upstream) = self.kept(loss_scale);
         let options = &self.options;
         backend.linear_token_log_probs_backward(hidden, head, targets, options, &saved, &upstream, gradients)
     }
 
-    fn check(&self, backend: &B, rows: usize, vocab: usize) -> Result<()> {
+    fn check(&self, backend: &B, inputs: &Inputs) -> Result<()> {
         backend.check_memory_of("forward pass", &self.backend)?;
-        check_length("rows of the backward pass", rows, self.rows)?;
-        check_length("vocabulary of the backward pass", vocab, self.vocab)
+        check_length("rows of the backward pass", inputs.rows, self.inputs.rows)?;
+        check_length("vocabulary of the backward pass", inputs.vocab, self.inputs.vocab)?;
+        self.inputs.check_kinds(inputs)
     }
 
     #[allow(clippy::type_complexity)]
     fn kept(&self, loss_scale: f64) -> (Targets<'_, B::Memory>, SavedRows<'_, B::Memory>, RowGradients<'_, B::Memory>) {
         let backend = &self.backend;
         let upstream = RowGradients::PerSequence {
-            row_sequences: backend.view(&self.row_sequences, self.rows),
+            row_sequences: backend.view(&self.row_sequences, self.inputs.rows),
             weights: backend.view(&self.sequence_weights, self.sequences),
             loss_scale,
         };
-        let saved = SavedRows { states: backend.view(&self.states, self.rows), entropies: None };
-        (self.targets.view(backend, self.rows), saved, upstream)
+        let saved = SavedRows { states: backend.view(&self.states, self.inputs.rows), entropies: None };
+        (self.targets.view(backend, self.inputs.rows), saved, upstream)
     }
 }
 

@@ -350,8 +350,7 @@ impl<B: Backend> PreferenceLoss<B> {
         Ok(ForwardPass {
             backend: self.backend,
             options: options.logits,
-            rows: work.batch.as_ref().rows(),
-            vocab: work.vocab,
+            inputs: step.inputs(),
             sequences: work.batch.as_ref().sequences(),
             targets: take(&mut work.targets),
             states: take(&mut work.states),

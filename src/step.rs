@@ -60,6 +60,18 @@ impl Inputs {
     }
 }
 
+impl Inputs {
+    /// Checks that others are of the same kinds, wherever they lie: a forward pass from hidden states has no logits.
+    pub(crate) fn check_kinds(&self, others: &Self) -> Result<()> {
+        let kind = |operand: &Option<Operand>| operand.map(|operand| operand.what);
+        let mut pairs = self.operands.iter().zip(&others.operands);
+        match pairs.find(|(forward, backward)| kind(forward) != kind(backward)) {
+            Some((forward, backward)) => Err(Error::OtherInputs { forward: *forward, backward: *backward }),
+            None => Ok(()),
+        }
+    }
+}
+
 fn operand<T: Number, M: Memory>(what: &'static str, matrix: &Matrix<'_, T, M>) -> Operand {
     Operand::new(what, M::address(&matrix.data), matrix.rows(), matrix.row_stride())
 }
@@ -77,6 +89,11 @@ impl Step {
     #[must_use]
     pub fn with_moved_inputs(self) -> Self {
         Self { moved: true, ..self }
+    }
+
+    /// What its forward pass read.
+    pub(crate) fn inputs(&self) -> Inputs {
+        self.inputs
     }
 
     /// The number of its forward pass: no other forward pass of this process has the same.
@@ -98,7 +115,7 @@ impl Step {
         check_length("rows of the backward pass", inputs.rows, self.inputs.rows)?;
         check_length("vocabulary of the backward pass", inputs.vocab, self.inputs.vocab)?;
         if self.moved {
-            return Ok(());
+            return self.inputs.check_kinds(inputs);
         }
         match self.inputs.operands.iter().zip(&inputs.operands).find(|(forward, backward)| forward != backward) {
             Some((forward, backward)) => Err(Error::OtherInputs { forward: *forward, backward: *backward }),

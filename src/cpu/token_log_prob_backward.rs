@@ -235,7 +235,8 @@ impl<'t, 's, 'u> Backward<'t, 's, 'u> {
         }
         let (g, of_entropy) = self.upstream(row);
         let (e, entropy) = match (of_entropy, self.saved.entropies) {
-            (Some(gradient), Some(entropies)) => (f64::from(gradient), f64::from(entropies[row])),
+            // Without a gradient of its entropy a row's entropy is not looked at: 0 · NaN is NaN.
+            (Some(gradient), Some(entropies)) if gradient != 0.0 => (f64::from(gradient), f64::from(entropies[row])),
             _ => (0.0, 0.0),
         };
         let g = f64::from(g);

@@ -60,11 +60,12 @@ pub fn group_loss(objective: &Objective, log_ratios: &[f64], rewards: &[f64], of
         policy: p.clone(),
         target: q.clone(),
     };
-    if f.iter().any(|f| f.is_nan()) {
+    if f.iter().any(|f| f.is_nan() || *f == f64::INFINITY) {
         return nothing(f64::NAN, f64::NAN);
     }
     if k == 1 {
-        return nothing(0.0, 0.0);
+        // p = q = 1, whatever f is: that of −∞, too, is the only one there is.
+        return GroupLoss { policy: vec![1.0], target: vec![1.0], ..nothing(0.0, 0.0) };
     }
     if f.iter().all(|&f| f == f64::NEG_INFINITY) {
         // The policy can produce none of the samples: there is no p.

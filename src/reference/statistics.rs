@@ -10,15 +10,12 @@ pub fn of_group(f: &[f64], s: &[f64], p: &[f64]) -> GroupStatistics {
     let squares: f64 = p.iter().map(|p| p * p).sum();
     let effective_sample_size = if squares == 0.0 { 0.0 } else { 1.0 / squares };
 
-    // Of each favourite: its f less the mean of the others'; the mean of that over the favourites. Divided once, at the end,
-    // so that the order of the samples makes no difference where their sums are exact.
-    let others = (f.len() - 1).max(1) as f64;
-    let mut margin = 0.0;
-    for &favourite in &favourites {
-        let rest: f64 = (0..f.len()).filter(|&i| i != favourite).map(|i| f[i]).sum();
-        margin += others * f[favourite] - rest;
-    }
-    let margin = margin / (others * favourites.len() as f64);
+    // Of each favourite f_i − (Σ f − f_i)/(K − 1), and the mean of that over the W favourites: with their sum F and the sum R
+    // of the rest, (F·(K − W)/W − R)/(K − 1). Divided at the end, so that the order of the samples makes no difference where
+    // the sums are exact.
+    let sum = |favourite: bool| (0..f.len()).filter(|i| favourites.contains(i) == favourite).map(|i| f[i]).sum::<f64>();
+    let (k, w) = (f.len() as f64, favourites.len() as f64);
+    let margin = (sum(true) * (k - w) / w - sum(false)) / (k - 1.0).max(1.0);
     let all_tie = favourites.len() == f.len();
     let margin = match squares {
         squares if squares.is_nan() && f.len() > 1 => f64::NAN,

@@ -17,11 +17,13 @@ on_every_training_backend!(
     logits_at_the_end_of_f32,
     a_gradient_of_nan_stays_nan_whatever_its_bits,
     upstream_gradients_that_do_not_fit_give_nan,
+    an_entropy_without_a_gradient_is_not_looked_at,
 );
 // All but one: how far below a half s lies at such logits is a matter of how a backend rounds 1/ln 2.
 on_backend!(
     specification,
     exo_kernels::reference::ReferenceBackend,
+    an_entropy_without_a_gradient_is_not_looked_at,
     a_single_column_is_certain,
     equal_logits_are_uniform_at_every_width,
     a_common_offset_changes_nothing,
@@ -178,6 +180,20 @@ fn a_gradient_of_nan_stays_nan_whatever_its_bits(backend: &impl TestBackend) {
     for (g, e) in [(&nan, None), (&[1.0], Some(&nan[..]))] {
         let gradient = backend.backward(&row, &options, &found, (g, e), false);
         assert!(gradient.iter().all(|gradient| gradient.to_f32().is_nan()), "{gradient:?}");
+    }
+}
+
+fn an_entropy_without_a_gradient_is_not_looked_at(backend: &impl TestBackend) {
+    let (row, options) = (Rows::one(&[0.5_f32, -1.0, 2.0], 1), LogitOptions::default());
+    let kept = backend.forward(&row, &options, true);
+    let expected = backend.backward(&row, &options, &kept, (&[0.75], Some(&[0.0])), false);
+    assert!(expected.iter().all(|number| number.is_finite() && *number != 0.0));
+    for entropy in [f32::NAN, f32::INFINITY] {
+        let kept = Forward { entropies: vec![entropy], ..kept.clone() };
+        for in_place in [false, true] {
+            let found = backend.backward(&row, &options, &kept, (&[0.75], Some(&[0.0])), in_place);
+            assert_eq!(found, expected, "{entropy}");
+        }
     }
 }
 

@@ -291,5 +291,9 @@ fn a_group_of_one_has_no_loss(backend: &impl TestBackend) {
         for log_ratio in [-3.5, f64::NEG_INFINITY] {
             assert_eq!(backend.one_group(&objective, &[log_ratio], &[1.25], None), (0.0, vec![0.0]));
         }
+        for log_ratio in [f64::NAN, f64::INFINITY] {
+            let (loss, coefficients) = backend.one_group(&objective, &[log_ratio], &[1.25], None);
+            assert!(loss.is_nan() && coefficients[0].is_nan(), "{log_ratio}");
+        }
     }
 }

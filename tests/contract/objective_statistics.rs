@@ -8,6 +8,8 @@ on_every_backend!(
     order_does_not_matter,
     a_policy_equal_to_its_reference_is_right_in_half_of_the_pairs,
     a_group_without_a_policy_agrees_with_nothing,
+    a_group_of_one_agrees_with_itself,
+    an_impossible_favourite_among_tied_ones,
 );
 
 fn exo() -> Objective {
@@ -18,6 +20,19 @@ fn statistics(backend: &impl TestBackend, log_ratios: &[f64], rewards: &[f64]) -
     let k = log_ratios.len();
     let batch = Batch::padded(k, 1, k).expect("a group of at least one");
     backend.host_objective(&exo(), log_ratios, &batch, Rewards::from(rewards), Reduction::Sum).statistics[0]
+}
+
+fn a_group_of_one_agrees_with_itself(backend: &impl TestBackend) {
+    for log_ratio in [0.5, f64::NEG_INFINITY] {
+        let expected = GroupStatistics::new(1.0, 0.0, 1.0, false);
+        assert_eq!(statistics(backend, &[log_ratio], &[1.0]), expected, "{log_ratio}");
+    }
+}
+
+/// The mean of the favourites is −∞, and so is the margin.
+fn an_impossible_favourite_among_tied_ones(backend: &impl TestBackend) {
+    let found = statistics(backend, &[1.0, 2.0, f64::NEG_INFINITY], &[2.0, 1.0, 2.0]);
+    assert_eq!((found.margin, found.tied()), (f64::NEG_INFINITY, true));
 }
 
 /// All orders of up to five sequences.

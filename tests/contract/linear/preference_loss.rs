@@ -1,7 +1,8 @@
 //! The preference loss from hidden states: bit for bit its stages, one after the other; and what is refused.
 
 use exo_kernels::{
-    Batch, Betas, Element, Error, LogRatio, LogitOptions, LossOptions, Objective, Reduction, Reference, Rewards, Step,
+    Batch, Betas, Cpu, Element, Error, LinearGradients, LogRatio, LogitOptions, LossOptions, Matrix, MatrixMut,
+    Objective, PreferenceLoss, Reduction, Reference, Rewards, Step,
 };
 use half::bf16;
 use support::backend::{HostLoss, Placed, Rows, TestBackend, on_every_backend};
@@ -145,4 +146,36 @@ fn too_few_scored_rows_said_is_an_error_of_the_report<B: TestBackend>(backend: &
     };
     assert_eq!(report_of(scored - 2), Err(Error::ScoredRows { beyond: 2 }));
     assert!(report_of(scored).is_ok());
+}
+
+fn gradients(buffer: &mut [f32]) -> LinearGradients<'_, f32, f32> {
+    LinearGradients::new(Some(MatrixMut::new(buffer, SIZE).expect("rows")), None)
+}
+
+/// Moved inputs are the same numbers elsewhere: not logits for hidden states, nor the other way round.
+#[test]
+fn a_step_is_of_its_kind_of_pass_wherever_its_inputs_have_moved() {
+    let case = Case::<f32, f32>::random(ROWS, SIZE, VOCAB, false, 15);
+    let (hidden, head, batch, none) = (case.hidden(), case.head(), batch(), Reference::None);
+    let values: Vec<f32> = (0..ROWS * VOCAB).map(|i| (i % 13) as f32 * 0.25).collect();
+    let logits = Matrix::new(&values, VOCAB).expect("rows");
+    let new = || PreferenceLoss::new(Cpu::default(), objective());
+    let (mut of_logits, mut of_hidden) = (vec![7.0f32; ROWS * VOCAB], vec![7.0f32; ROWS * SIZE]);
+    let is_other = |refused| matches!(refused, Err(Error::OtherInputs { .. }));
+
+    let mut loss = new();
+    let step = loss.forward(&logits, &case.targets, &batch, &none, &REWARDS).expect("forward").with_moved_inputs();
+    assert!(is_other(loss.backward_linear(&step, &hidden, &head, gradients(&mut of_hidden))));
+    let pass = loss.into_forward_pass(step).expect("the last pass");
+    assert!(is_other(pass.backward_linear(1.0, &hidden, &head, gradients(&mut of_hidden))));
+
+    let mut loss = new();
+    let step = loss.forward_linear(&hidden, &head, &case.targets, &batch, &none, &REWARDS).expect("forward");
+    let step = step.with_moved_inputs();
+    let out = MatrixMut::new(&mut of_logits, VOCAB).expect("rows");
+    assert!(is_other(loss.backward(&step, &logits, out)));
+    let pass = loss.into_forward_pass(step).expect("the last pass");
+    let out = MatrixMut::new(&mut of_logits, VOCAB).expect("rows");
+    assert!(is_other(pass.backward(1.0, &logits, out)));
+    assert!(of_logits.iter().chain(&of_hidden).all(|number| *number == 7.0), "a refused call has written");
 }
