@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![allow(clippy::duplicate_mod, reason = "one source, a module for each version of candle")]
 
 #[cfg(not(any(feature = "candle-0-9", feature = "candle-0-10", feature = "candle-0-11")))]
 compile_error!("exo-kernels-candle needs a version of candle: candle-0-9, candle-0-10 or candle-0-11");
