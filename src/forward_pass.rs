@@ -3,11 +3,11 @@
 use crate::backend::Backend;
 use crate::data::head::{Head, Hidden, LinearGradients};
 use crate::data::matrix::{Matrix, MatrixMut};
-use crate::data::targets::Targets;
 use crate::element::Element;
-use crate::error::{Result, check_length};
+use crate::error::Result;
+use crate::kept_rows::KeptRows;
 use crate::options::LogitOptions;
-use crate::stage::token_log_prob::{RowGradients, SavedRows, SoftmaxState, check_gradient};
+use crate::stage::token_log_prob::check_gradient;
 use crate::step::Inputs;
 
 /// What a backward pass needs of its forward pass, O(N): for the automatic differentiation of a framework, which goes
@@ -43,14 +43,7 @@ pub struct ForwardPass<B: Backend> {
     pub(crate) inputs: Inputs,
     /// S.
     pub(crate) sequences: usize,
-    /// `[N]`
-    pub(crate) targets: KeptTargets<B>,
-    /// `[N]`
-    pub(crate) states: B::Buffer<SoftmaxState>,
-    /// `[N]`
-    pub(crate) row_sequences: B::Buffer<i32>,
-    /// d loss / d log-prob of a row of each sequence, `[S]`.
-    pub(crate) sequence_weights: B::Buffer<f64>,
+    pub(crate) kept: KeptRows<B>,
     /// Dropped after the buffers.
     pub(crate) backend: B,
 }
@@ -66,7 +59,8 @@ impl<B: Backend> ForwardPass<B> {
     ///
     /// # Errors
     /// [`Error::Length`](crate::Error::Length) if logits or gradient do not have the N and V of the forward pass;
-    /// [`Error::OtherInputs`](crate::Error::OtherInputs) if that was from hidden states; [`Error::Device`](crate::Error::Device); [`Error::Cuda`](crate::Error::Cuda).
+    /// [`Error::OtherInputs`](crate::Error::OtherInputs) if that was from hidden states;
+    /// [`Error::Device`](crate::Error::Device); [`Error::Cuda`](crate::Error::Cuda).
     pub fn backward<T: Element>(
         &self,
         loss_scale: f64,
@@ -92,7 +86,7 @@ impl<B: Backend> ForwardPass<B> {
         let _entered = backend.enter()?;
         self.check(backend, &Inputs::of_logits(logits))?;
         check_gradient(backend, logits, &gradient)?;
-        let (targets, saved, upstream) = self.kept(loss_scale);
+        let (targets, saved, upstream) = self.kept.for_backward(backend, self.inputs.rows, self.sequences, loss_scale);
         backend.token_log_probs_backward(logits, targets, &self.options, &saved, &upstream, gradient)
     }
 
@@ -125,59 +119,14 @@ impl<B: Backend> ForwardPass<B> {
         let _entered = backend.enter()?;
         let hidden = hidden.into();
         self.check(backend, &Inputs::of_hidden(&hidden, head))?;
-        let (targets, saved, upstream) = self.kept(loss_scale);
+        let (targets, saved, upstream) = self.kept.for_backward(backend, self.inputs.rows, self.sequences, loss_scale);
         let options = &self.options;
         backend.linear_token_log_probs_backward(hidden, head, targets, options, &saved, &upstream, gradients)
     }
 
     fn check(&self, backend: &B, inputs: &Inputs) -> Result<()> {
         backend.check_memory_of("forward pass", &self.backend)?;
-        check_length("rows of the backward pass", inputs.rows, self.inputs.rows)?;
-        check_length("vocabulary of the backward pass", inputs.vocab, self.inputs.vocab)?;
+        self.inputs.check_shape(inputs)?;
         self.inputs.check_kinds(inputs)
-    }
-
-    #[allow(clippy::type_complexity)]
-    fn kept(&self, loss_scale: f64) -> (Targets<'_, B::Memory>, SavedRows<'_, B::Memory>, RowGradients<'_, B::Memory>) {
-        let backend = &self.backend;
-        let upstream = RowGradients::PerSequence {
-            row_sequences: backend.view(&self.row_sequences, self.inputs.rows),
-            weights: backend.view(&self.sequence_weights, self.sequences),
-            loss_scale,
-        };
-        let saved = SavedRows { states: backend.view(&self.states, self.inputs.rows), entropies: None };
-        (self.targets.view(backend, self.inputs.rows), saved, upstream)
-    }
-}
-
-/// Copies of target ids, which the backward pass reads again: of one of the two types.
-#[derive(Debug)]
-pub(crate) struct KeptTargets<B: Backend> {
-    narrow: bool,
-    u32: B::Buffer<u32>,
-    i64: B::Buffer<i64>,
-}
-
-impl<B: Backend> Default for KeptTargets<B> {
-    fn default() -> Self {
-        Self { narrow: false, u32: B::Buffer::default(), i64: B::Buffer::default() }
-    }
-}
-
-impl<B: Backend> KeptTargets<B> {
-    pub(crate) fn keep(&mut self, backend: &B, targets: &Targets<'_, B::Memory>) -> Result<()> {
-        self.narrow = matches!(targets, Targets::U32(_));
-        match targets {
-            Targets::U32(ids) => backend.copy(ids, &mut self.u32),
-            Targets::I64(ids) => backend.copy(ids, &mut self.i64),
-        }
-    }
-
-    pub(crate) fn view(&self, backend: &B, rows: usize) -> Targets<'_, B::Memory> {
-        if self.narrow {
-            Targets::U32(backend.view(&self.u32, rows))
-        } else {
-            Targets::I64(backend.view(&self.i64, rows))
-        }
     }
 }

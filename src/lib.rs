@@ -12,6 +12,7 @@ mod error;
 mod forward_pass;
 pub mod guide;
 mod host;
+mod kept_rows;
 mod loss;
 pub mod objective;
 mod operand;

@@ -9,11 +9,12 @@ use crate::data::targets::Targets;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::forward_pass::ForwardPass;
+use crate::kept_rows::ForBackward;
 use crate::options::{LogRatio, LogitOptions, LossOptions, Reduction};
 use crate::report::{Report, ScoredLogProbs, StageResults};
 use crate::stage::log_ratio::{LogRatioOutputs, RowLogProbs, check_rows};
 use crate::stage::objective::{ObjectiveOutputs, RowWeights};
-use crate::stage::token_log_prob::{RowGradients, SavedRows, TokenLogProbs, check_gradient, check_logits};
+use crate::stage::token_log_prob::{TokenLogProbs, check_gradient, check_logits};
 use crate::step::{Inputs, Step};
 use crate::workspace::Workspace;
 use std::mem::take;
@@ -211,7 +212,7 @@ impl<B: Backend> PreferenceLoss<B> {
         backend.place_batch(batch, &mut work.batch)?;
         backend.clear_counts()?;
         work.reserve(backend, rows, sequences, groups, options.entropy)?;
-        work.targets.keep(backend, targets)?;
+        work.kept.targets.keep(backend, targets)?;
         let rewards = backend.bring_rewards(rewards, &mut work.rewards)?;
 
         let entropy_count = if options.entropy { rows } else { 0 };
@@ -221,7 +222,7 @@ impl<B: Backend> PreferenceLoss<B> {
             &options.logits,
             TokenLogProbs {
                 log_probs: backend.view_mut(&mut work.log_probs, rows),
-                states: backend.view_mut(&mut work.states, rows),
+                states: backend.view_mut(&mut work.kept.states, rows),
                 entropies: options.entropy.then(|| backend.view_mut(&mut work.entropies, entropy_count)),
             },
         )?;
@@ -229,7 +230,7 @@ impl<B: Backend> PreferenceLoss<B> {
             &RowLogProbs {
                 log_probs: backend.view(&work.log_probs, rows),
                 entropies: options.entropy.then(|| backend.view(&work.entropies, entropy_count)),
-                targets: work.targets.view(backend, rows),
+                targets: work.kept.targets.view(backend, rows),
             },
             reference,
             &work.batch,
@@ -239,7 +240,7 @@ impl<B: Backend> PreferenceLoss<B> {
                 log_prob_sums: backend.view_mut(&mut work.log_prob_sums, sequences),
                 entropy_sums: options.entropy.then(|| backend.view_mut(&mut work.entropy_sums, entropy_sum_count)),
                 scored_rows: backend.view_mut(&mut work.scored_rows, sequences),
-                row_sequences: backend.view_mut(&mut work.row_sequences, rows),
+                row_sequences: backend.view_mut(&mut work.kept.row_sequences, rows),
             },
         )?;
         backend.objective(
@@ -255,7 +256,7 @@ impl<B: Backend> PreferenceLoss<B> {
                 row_weights: Some(RowWeights {
                     log_ratio: options.log_ratio,
                     scored_rows: backend.view(&work.scored_rows, sequences),
-                    weights: backend.view_mut(&mut work.sequence_weights, sequences),
+                    weights: backend.view_mut(&mut work.kept.sequence_weights, sequences),
                 }),
             },
         )?;
@@ -322,19 +323,9 @@ impl<B: Backend> PreferenceLoss<B> {
     }
 
     /// What the forward pass has left for the gradient of its rows.
-    #[allow(clippy::type_complexity)]
-    fn for_backward(
-        &self,
-        rows: usize,
-    ) -> (Targets<'_, B::Memory>, SavedRows<'_, B::Memory>, RowGradients<'_, B::Memory>) {
-        let (backend, work) = (&self.backend, &self.workspace);
-        let upstream = RowGradients::PerSequence {
-            row_sequences: backend.view(&work.row_sequences, rows),
-            weights: backend.view(&work.sequence_weights, work.batch.as_ref().sequences()),
-            loss_scale: self.loss_scale,
-        };
-        let saved = SavedRows { states: backend.view(&work.states, rows), entropies: None };
-        (work.targets.view(backend, rows), saved, upstream)
+    fn for_backward(&self, rows: usize) -> ForBackward<'_, B::Memory> {
+        let (work, sequences) = (&self.workspace, self.workspace.batch.as_ref().sequences());
+        work.kept.for_backward(&self.backend, rows, sequences, self.loss_scale)
     }
 
     /// Takes what the last forward pass has left for backward passes out of the loss, for frameworks that go backward later,
@@ -343,19 +334,16 @@ impl<B: Backend> PreferenceLoss<B> {
     /// # Errors
     /// [`Error::OtherStep`] if it was another; [`Error::NoForward`] before any.
     #[expect(clippy::needless_pass_by_value, reason = "the loss is gone: no other backward pass can follow")]
-    pub fn into_forward_pass(mut self, step: Step) -> Result<ForwardPass<B>> {
+    pub fn into_forward_pass(self, step: Step) -> Result<ForwardPass<B>> {
         step.check_number(self.last_step)?;
         let Some(options) = self.workspace.options else { return Err(Error::NoForward) };
-        let work = &mut self.workspace;
+        let work = self.workspace;
         Ok(ForwardPass {
             backend: self.backend,
             options: options.logits,
             inputs: step.inputs(),
             sequences: work.batch.as_ref().sequences(),
-            targets: take(&mut work.targets),
-            states: take(&mut work.states),
-            row_sequences: take(&mut work.row_sequences),
-            sequence_weights: take(&mut work.sequence_weights),
+            kept: work.kept,
         })
     }
 
@@ -391,7 +379,7 @@ impl<B: Backend> PreferenceLoss<B> {
             entropies: options.entropy.then(|| backend.view(&work.entropies, rows)),
             entropy_sums: options.entropy.then(|| backend.view(&work.entropy_sums, sequences)),
             scored_rows: backend.view(&work.scored_rows, sequences),
-            targets: work.targets.view(backend, rows),
+            targets: work.kept.targets.view(backend, rows),
             vocab: work.vocab,
         };
         let found = backend.row_summary(&found, work.batch.as_ref())?;

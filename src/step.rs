@@ -58,9 +58,13 @@ impl Inputs {
         let operands = [Some(operand("hidden states", hidden.states)), Some(operand("weight", head.weight())), bias];
         Self { rows: hidden.states.rows(), vocab: head.vocab(), operands }
     }
-}
 
-impl Inputs {
+    /// Checks that a backward pass over others has as many rows and columns.
+    pub(crate) fn check_shape(&self, others: &Self) -> Result<()> {
+        check_length("rows of the backward pass", others.rows, self.rows)?;
+        check_length("vocabulary of the backward pass", others.vocab, self.vocab)
+    }
+
     /// Checks that others are of the same kinds, wherever they lie: a forward pass from hidden states has no logits.
     pub(crate) fn check_kinds(&self, others: &Self) -> Result<()> {
         let kind = |operand: &Option<Operand>| operand.map(|operand| operand.what);
@@ -112,8 +116,7 @@ impl Step {
     /// Checks that this is the last forward pass of a loss, and that it was made over these inputs.
     pub(crate) fn check(&self, last_of_loss: Option<u64>, inputs: &Inputs) -> Result<()> {
         self.check_number(last_of_loss)?;
-        check_length("rows of the backward pass", inputs.rows, self.inputs.rows)?;
-        check_length("vocabulary of the backward pass", inputs.vocab, self.inputs.vocab)?;
+        self.inputs.check_shape(inputs)?;
         if self.moved {
             return self.inputs.check_kinds(inputs);
         }

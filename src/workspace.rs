@@ -2,10 +2,9 @@
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::forward_pass::KeptTargets;
+use crate::kept_rows::KeptRows;
 use crate::options::LossOptions;
 use crate::stage::objective::GroupStatistics;
-use crate::stage::token_log_prob::SoftmaxState;
 
 /// Buffers that are kept between steps: per row (N), per sequence (S) and per group (G), never anything of the size of the
 /// logits.
@@ -14,19 +13,15 @@ pub(crate) struct Workspace<B: Backend> {
     /// The batch of the last forward pass.
     pub(crate) batch: B::Batch,
     pub(crate) rewards: B::RewardBuffers,
-    /// Copies of the ids, for the backward pass.
-    pub(crate) targets: KeptTargets<B>,
+    pub(crate) kept: KeptRows<B>,
     pub(crate) log_probs: B::Buffer<f32>,
-    pub(crate) states: B::Buffer<SoftmaxState>,
     pub(crate) entropies: B::Buffer<f32>,
-    pub(crate) row_sequences: B::Buffer<i32>,
     pub(crate) log_ratios: B::Buffer<f64>,
     pub(crate) log_prob_sums: B::Buffer<f64>,
     pub(crate) entropy_sums: B::Buffer<f64>,
     pub(crate) scored_rows: B::Buffer<i32>,
     pub(crate) group_losses: B::Buffer<f64>,
     pub(crate) coefficients: B::Buffer<f64>,
-    pub(crate) sequence_weights: B::Buffer<f64>,
     pub(crate) statistics: B::Buffer<GroupStatistics>,
     /// V of the last forward pass.
     pub(crate) vocab: usize,
@@ -39,18 +34,15 @@ impl<B: Backend> Default for Workspace<B> {
         Self {
             batch: B::Batch::default(),
             rewards: B::RewardBuffers::default(),
-            targets: KeptTargets::default(),
+            kept: KeptRows::default(),
             log_probs: B::Buffer::default(),
-            states: B::Buffer::default(),
             entropies: B::Buffer::default(),
-            row_sequences: B::Buffer::default(),
             log_ratios: B::Buffer::default(),
             log_prob_sums: B::Buffer::default(),
             entropy_sums: B::Buffer::default(),
             scored_rows: B::Buffer::default(),
             group_losses: B::Buffer::default(),
             coefficients: B::Buffer::default(),
-            sequence_weights: B::Buffer::default(),
             statistics: B::Buffer::default(),
             vocab: 0,
             options: None,
@@ -69,10 +61,10 @@ impl<B: Backend> Workspace<B> {
         entropy: bool,
     ) -> Result<()> {
         backend.reserve(&mut self.log_probs, rows)?;
-        backend.reserve(&mut self.states, rows)?;
-        backend.reserve(&mut self.row_sequences, rows)?;
+        backend.reserve(&mut self.kept.states, rows)?;
+        backend.reserve(&mut self.kept.row_sequences, rows)?;
         for buffer in
-            [&mut self.log_ratios, &mut self.log_prob_sums, &mut self.coefficients, &mut self.sequence_weights]
+            [&mut self.log_ratios, &mut self.log_prob_sums, &mut self.coefficients, &mut self.kept.sequence_weights]
         {
             backend.reserve(buffer, sequences)?;
         }

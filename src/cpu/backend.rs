@@ -12,6 +12,7 @@ use crate::host::{
 };
 use crate::objective::Objective;
 use crate::options::{LogRatio, LogitOptions, Reduction};
+use crate::stage::linear::check_inputs;
 use crate::stage::row_loss::RowLoss;
 
 host_place!(Cpu);
@@ -81,7 +82,7 @@ impl Backend for Cpu {
         head: &Head<'_, W>,
         targets: &Targets<'_>,
     ) -> Result<()> {
-        linear::log_prob::check_inputs(*self, hidden, head, *targets)
+        check_inputs(self, hidden, head, *targets)
     }
 
     fn linear_token_log_probs<'m, 'd: 'm, 'i, T: Element, W: Element>(

@@ -5,7 +5,7 @@ use crate::backend::{Backend, Host, Number};
 use crate::data::batch::Batch;
 use crate::data::host_memory::{host_memory, host_place};
 use crate::element::Element;
-use crate::error::{Error, Result, check_length};
+use crate::error::{Result, check_length};
 use crate::host::{
     Head, Hidden, LinearGradients, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs, Reference, Rewards,
     RowGradients, RowLogProbs, RowLosses, RowWeights, SavedRows, Targets, TokenLogProbs,
@@ -16,7 +16,7 @@ use crate::reference::linear_log_prob::Gradients;
 use crate::reference::row_loss::Clipping;
 use crate::reference::token_log_prob::TokenLogProb;
 use crate::reference::{linear_log_prob, log_ratio, objective, row_loss, statistics, token_log_prob};
-use crate::stage::linear::{check_gradients, check_operands};
+use crate::stage::linear::{check_gradients, check_inputs};
 use crate::stage::log_ratio::{check_finite_reference, check_reference, check_rows};
 use crate::stage::objective::check_rewards;
 use crate::stage::row_loss::RowLoss;
@@ -110,14 +110,7 @@ impl Backend for ReferenceBackend {
             }
             let scored: Vec<usize> = range.filter(|row| rows.targets.is_scored(*row)).collect();
             let log_probs: Vec<f64> = scored.iter().map(|row| f64::from(rows.log_probs[*row])).collect();
-            let references: Vec<f64> = match reference {
-                Reference::PerToken(reference) => scored.iter().map(|row| f64::from(reference[*row])).collect(),
-                // The sequence's whole reference, once.
-                Reference::PerSequence(reference) => {
-                    (0..scored.len()).map(|t| if t == 0 { reference[sequence] } else { 0.0 }).collect()
-                }
-                Reference::None => vec![0.0; scored.len()],
-            };
+            let references = log_ratio::references(reference, sequence, &scored);
             outputs.log_ratios[sequence] = log_ratio::forward(&log_probs, &references, log_ratio);
             outputs.log_prob_sums[sequence] = log_probs.iter().sum::<f64>() + 0.0;
             outputs.scored_rows[sequence] = scored.len() as i32;
@@ -174,10 +167,7 @@ impl Backend for ReferenceBackend {
         head: &Head<'_, W>,
         targets: &Targets<'_>,
     ) -> Result<()> {
-        check_operands(self, hidden, head)?;
-        targets.check(hidden.states.rows(), head.vocab())?;
-        let beyond = hidden.scored_rows.map_or(0, |most| targets.scored_rows().saturating_sub(most));
-        if beyond > 0 { Err(Error::ScoredRows { beyond }) } else { Ok(()) }
+        check_inputs(self, hidden, head, *targets)
     }
 
     fn linear_token_log_probs<'m, 'd: 'm, 'i, T: Element, W: Element>(

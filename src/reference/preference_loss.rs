@@ -60,14 +60,7 @@ pub fn forward<'i, 'r, T: Element>(
     for (sequence, range) in batch.sequence_ranges().enumerate() {
         let scored: Vec<usize> = range.filter(|&row| targets.is_scored(row)).collect();
         let log_probs: Vec<f64> = scored.iter().map(|&row| rows[row].log_prob).collect();
-        let references: Vec<f64> = match reference {
-            Reference::PerToken(reference) => scored.iter().map(|&row| f64::from(reference[row])).collect(),
-            // The sequence's whole reference, once.
-            Reference::PerSequence(reference) => {
-                (0..scored.len()).map(|t| if t == 0 { reference[sequence] } else { 0.0 }).collect()
-            }
-            Reference::None => vec![0.0; scored.len()],
-        };
+        let references = log_ratio::references(reference, sequence, &scored);
         log_ratios.push(log_ratio::forward(&log_probs, &references, options.log_ratio));
     }
 

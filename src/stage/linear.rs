@@ -2,9 +2,10 @@
 
 use crate::data::head::{Head, Hidden, LinearGradients};
 use crate::data::matrix::MatrixMut;
-use crate::data::memory::{Place, check_view_mut};
+use crate::data::memory::{Host, Place, check_view_mut};
+use crate::data::targets::Targets;
 use crate::element::Number;
-use crate::error::{Result, check_length};
+use crate::error::{Error, Result, check_length};
 
 /// Checks what hidden states and head have in common, and where they lie.
 pub(crate) fn check_operands<P: Place, T: Number, W: Number>(
@@ -16,6 +17,19 @@ pub(crate) fn check_operands<P: Place, T: Number, W: Number>(
     place.check_place("hidden states", &hidden.states.data)?;
     place.check_place("weight", &head.weight().data)?;
     head.bias().map_or(Ok(()), |bias| place.check_place("bias", bias))
+}
+
+/// Checks that hidden states, head and targets go together, on the host, where the targets can be seen.
+pub(crate) fn check_inputs<P: Place<Memory = Host>, T: Number, W: Number>(
+    place: &P,
+    hidden: &Hidden<'_, '_, T, Host>,
+    head: &Head<'_, W, Host>,
+    targets: Targets<'_, Host>,
+) -> Result<()> {
+    check_operands(place, hidden, head)?;
+    targets.check(hidden.states.rows(), head.vocab())?;
+    let beyond = hidden.scored_rows.map_or(0, |most| targets.scored_rows().saturating_sub(most));
+    if beyond > 0 { Err(Error::ScoredRows { beyond }) } else { Ok(()) }
 }
 
 /// Checks that the buffers of gradients have the shapes of what they are gradients of, and where they lie.

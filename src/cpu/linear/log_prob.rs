@@ -14,10 +14,10 @@ use crate::cpu::linear::tiles::{COLUMNS, ROWS, ScoredRows, TileScratch, VocabTil
 use crate::cpu::softmax::{PartialSums, Scale};
 use crate::cpu::token_log_prob::RowForward;
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::host::{Head, Hidden, Targets, TokenLogProbs};
 use crate::options::LogitOptions;
-use crate::stage::linear::check_operands;
+use crate::stage::linear::check_inputs;
 use crate::stage::token_log_prob::SoftmaxState;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
@@ -73,7 +73,7 @@ pub(in crate::cpu) fn forward<T: Element, W: Element>(
     outputs: TokenLogProbs<'_>,
 ) -> Result<()> {
     let rows = hidden.states.rows();
-    check_inputs(cpu, &hidden, head, targets)?;
+    check_inputs(&cpu, &hidden, head, targets)?;
     outputs.check(&cpu, rows)?;
     let TokenLogProbs { log_probs, states, mut entropies } = outputs;
     log_probs.fill(0.0);
@@ -94,19 +94,6 @@ pub(in crate::cpu) fn forward<T: Element, W: Element>(
         }
     }
     Ok(())
-}
-
-/// Checks that hidden states, head and targets go together.
-pub(in crate::cpu) fn check_inputs<T: Element, W: Element>(
-    cpu: Cpu,
-    hidden: &Hidden<'_, '_, T>,
-    head: &Head<'_, W>,
-    targets: Targets<'_>,
-) -> Result<()> {
-    check_operands(&cpu, hidden, head)?;
-    targets.check(hidden.states.rows(), head.vocab())?;
-    let beyond = hidden.scored_rows.map_or(0, |most| targets.scored_rows().saturating_sub(most));
-    if beyond > 0 { Err(Error::ScoredRows { beyond }) } else { Ok(()) }
 }
 
 /// How the tiles of a vocabulary are divided between tasks: by V alone.

@@ -10,14 +10,13 @@
 //! weight's gradient is not f32; and what the forward pass takes of tiles.
 
 use crate::cpu::Cpu;
-use crate::cpu::linear::log_prob::check_inputs;
 use crate::cpu::linear::tiles::{Block, COLUMNS, DEPTH, ROWS, ScoredRows, TileScratch, VocabTile, multiply};
 use crate::cpu::token_log_prob_backward::{Backward, RowGradient, prepare};
 use crate::element::{Dtype, Element};
 use crate::error::Result;
 use crate::host::{Head, Hidden, LinearGradients, MatrixMut, RowGradients, SavedRows, Targets};
 use crate::options::LogitOptions;
-use crate::stage::linear::check_gradients;
+use crate::stage::linear::{check_gradients, check_inputs};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
@@ -42,7 +41,7 @@ pub(in crate::cpu) fn backward<T: Element, W: Element, G: Element>(
     upstream: &RowGradients<'_>,
     gradients: LinearGradients<'_, T, G>,
 ) -> Result<()> {
-    check_inputs(cpu, &hidden, head, targets)?;
+    check_inputs(&cpu, &hidden, head, targets)?;
     check_gradients(&cpu, &gradients, &hidden, head)?;
     let backward = prepare(cpu, hidden.states.rows(), head.vocab(), targets, options, saved, upstream)?;
     if gradients.hidden.is_none() && gradients.weight.is_none() && gradients.bias.is_none() {

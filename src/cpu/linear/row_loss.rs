@@ -6,7 +6,7 @@
 //! its own, 4·V·H bytes, because sums over rows rounded to 16 bits after each tile would lose their digits.
 
 use crate::cpu::Cpu;
-use crate::cpu::linear::log_prob::{RowSums, Slices, check_inputs, fold};
+use crate::cpu::linear::log_prob::{RowSums, Slices, fold};
 use crate::cpu::linear::log_prob_backward::{GradientSums, TILE, overwrite, vocab_tiles, withhold};
 use crate::cpu::linear::tiles::{ROWS, ScoredRows, TileScratch};
 use crate::cpu::softmax::Scale;
@@ -16,7 +16,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::host::{Head, Hidden, LinearGradients, RowGradients, RowLosses, SavedRows, Targets};
 use crate::options::LogitOptions;
-use crate::stage::linear::check_gradients;
+use crate::stage::linear::{check_gradients, check_inputs};
 use crate::stage::row_loss::RowLoss;
 use crate::stage::token_log_prob::SoftmaxState;
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
@@ -35,7 +35,7 @@ pub(in crate::cpu) fn row_loss<T: Element, W: Element, G: Element>(
     gradients: LinearGradients<'_, T, G>,
 ) -> Result<()> {
     let rows = hidden.states.rows();
-    check_inputs(cpu, &hidden, head, targets)?;
+    check_inputs(&cpu, &hidden, head, targets)?;
     check_gradients(&cpu, &gradients, &hidden, head)?;
     loss.check(rows, |slice| slice.len())?;
     loss.check_numbers(&targets, options)?;
