@@ -59,18 +59,12 @@ impl<B: Backend> Stages<B> {
     /// # Panics
     /// If the entropies, asked for or not, change another bit, or the stage refuses the fixture.
     pub fn forward(&self, fixture: &Fixture) -> TokenStage {
-        let with = match (&fixture.logits, self.from_hidden) {
-            (_, true) => self.forward_of(fixture, &halves(fixture), true),
-            (StoredLogits::F32(logits), false) => self.forward_of(fixture, logits, true),
-            (StoredLogits::F16(logits), false) => self.forward_of(fixture, logits, true),
-            (StoredLogits::Bf16(logits), false) => self.forward_of(fixture, logits, true),
-        };
-        let without = match (&fixture.logits, self.from_hidden) {
-            (_, true) => self.forward_of(fixture, &halves(fixture), false),
-            (StoredLogits::F32(logits), false) => self.forward_of(fixture, logits, false),
-            (StoredLogits::F16(logits), false) => self.forward_of(fixture, logits, false),
-            (StoredLogits::Bf16(logits), false) => self.forward_of(fixture, logits, false),
-        };
+        let [with, without] = [true, false].map(|entropy| match (&fixture.logits, self.from_hidden) {
+            (_, true) => self.forward_of(fixture, &halves(fixture), entropy),
+            (StoredLogits::F32(logits), false) => self.forward_of(fixture, logits, entropy),
+            (StoredLogits::F16(logits), false) => self.forward_of(fixture, logits, entropy),
+            (StoredLogits::Bf16(logits), false) => self.forward_of(fixture, logits, entropy),
+        });
         let bits = |stage: &TokenStage| -> Vec<u32> {
             let states = stage.states.iter().flat_map(|state| [state.r.to_bits(), state.s.to_bits()]);
             stage.log_probs.iter().map(|value| value.to_bits()).chain(states).collect()
