@@ -14,8 +14,6 @@
 
 #[path = "../benches/support/linear_stage.rs"]
 mod linear_stage;
-#[path = "../tests/support/peak_memory.rs"]
-mod peak_memory;
 #[path = "../benches/support/raw_numbers.rs"]
 mod raw_numbers;
 
@@ -26,8 +24,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use exo_kernels::{Cpu, Dtype, Element};
 use half::bf16;
+use limits::peak_memory::{self, peak};
 use linear_stage::{LinearStage, Product};
-use peak_memory::peak;
 use raw_numbers::read;
 
 #[global_allocator]

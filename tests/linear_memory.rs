@@ -7,7 +7,7 @@ use exo_kernels::{
     SoftmaxState, TokenLogProbs,
 };
 use half::bf16;
-use support::peak_memory::{self, peak};
+use limits::peak_memory::{self, peak};
 
 #[global_allocator]
 static ALLOCATOR: peak_memory::Counting = peak_memory::Counting;

@@ -5,6 +5,7 @@ use exo_kernels::reference::{bounds, objective as reference};
 use exo_kernels::{Batch, Divergence, Objective, Reduction, Rewards, Target};
 use proptest::prelude::*;
 use support::backend::{Groups, TestBackend, on_backend, on_every_training_backend};
+use support::objective_cases::DIVERGENCES;
 
 on_every_training_backend!(
     a_shift_of_all_log_ratios_changes_nothing,
@@ -36,17 +37,6 @@ on_backend!(
 fn config<B: TestBackend>(_: &B) -> ProptestConfig {
     ProptestConfig { cases: B::pick(512, 48), failure_persistence: None, ..ProptestConfig::default() }
 }
-
-const DIVERGENCES: [Divergence; 8] = [
-    Divergence::ReverseKl,
-    Divergence::ForwardKl,
-    Divergence::JensenShannon,
-    Divergence::Alpha(0.0),
-    Divergence::Alpha(0.1),
-    Divergence::Alpha(0.5),
-    Divergence::Alpha(0.9),
-    Divergence::Alpha(1.0),
-];
 
 fn objective(target: Target, divergence: Divergence, beta_policy: f64) -> Objective {
     Objective::new(target, divergence, beta_policy).expect("parameters in range")

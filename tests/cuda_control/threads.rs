@@ -2,6 +2,7 @@
 
 use exo_kernels::cuda::{Cuda, Head, Matrix, Status, TokenLogProbs};
 use exo_kernels::{Backend, LogitOptions, SoftmaxState};
+use limits::watchdog;
 use softcuda::Settings;
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,6 @@ use support::device::upload;
 use support::host_rows::Rows;
 use support::linear::{self, ALL};
 use support::turn;
-use support::watchdog;
 
 /// Enough columns that several blocks share a row, and scratch memory with it.
 const VOCAB: usize = 70_000;

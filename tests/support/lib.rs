@@ -15,6 +15,4 @@ pub mod host_rows;
 pub mod linear;
 pub mod objective_bounds;
 pub mod objective_cases;
-pub mod peak_memory;
 pub mod turn;
-pub mod watchdog;

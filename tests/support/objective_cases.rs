@@ -33,6 +33,18 @@ pub const EXACT: Betas = Betas { policy: 1.0, reward: 1.0 };
 pub const ROUNDED: Betas = Betas { policy: 0.1, reward: 0.3 };
 pub const TINY: Betas = Betas { policy: 1e-3, reward: 1e-3 };
 
+/// Every divergence, and the α-divergence at its ends and between them.
+pub const DIVERGENCES: [Divergence; 8] = [
+    Divergence::ReverseKl,
+    Divergence::ForwardKl,
+    Divergence::JensenShannon,
+    Divergence::Alpha(0.0),
+    Divergence::Alpha(0.1),
+    Divergence::Alpha(0.5),
+    Divergence::Alpha(0.9),
+    Divergence::Alpha(1.0),
+];
+
 /// Numbers that look random, the same in every run (splitmix64), uniform in [−1, 1).
 pub struct Numbers(pub u64);
 

@@ -9,19 +9,9 @@ use exo_kernels::{
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use support::objective_cases::DIVERGENCES;
 
 const SIZES: [usize; 14] = [1, 2, 3, 8, 31, 32, 33, 63, 64, 65, 96, 1000, 1024, 1500];
-
-const DIVERGENCES: [Divergence; 8] = [
-    Divergence::ReverseKl,
-    Divergence::ForwardKl,
-    Divergence::JensenShannon,
-    Divergence::Alpha(0.0),
-    Divergence::Alpha(0.1),
-    Divergence::Alpha(0.5),
-    Divergence::Alpha(0.9),
-    Divergence::Alpha(1.0),
-];
 
 const TARGETS: [Target; 5] = [
     Target::Rewards { beta: 0.5 },

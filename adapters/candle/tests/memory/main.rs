@@ -3,11 +3,10 @@
 //!
 //! Every thread's allocations are counted, so there is one test in this file.
 
-mod peak_memory;
-
 use exo_kernels::{Batch, Betas, LogitOptions, Objective, Reference};
 use exo_kernels_candle::candle_core::{self, Device, Result, Tensor, Var};
 use exo_kernels_candle::{linear_preference_loss, linear_token_log_probs, preference_loss, token_log_probs};
+use limits::peak_memory;
 
 #[global_allocator]
 static ALLOCATOR: peak_memory::Counting = peak_memory::Counting;

@@ -4,11 +4,10 @@
 //! A thread that waits in rayon for the other half of its work takes up another task meanwhile. If it holds a lock that
 //! this task wants, it waits for itself.
 
-mod watchdog;
-
 use exo_kernels::{Batch, Betas, Objective, Reference};
 use exo_kernels_candle::candle_core::{Device, Tensor, Var};
 use exo_kernels_candle::{linear_preference_loss, preference_loss};
+use limits::watchdog;
 use std::time::Duration;
 
 const ROUNDS: usize = 1000;

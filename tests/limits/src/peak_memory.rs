@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Counts what every thread allocates.
-pub(crate) struct Counting;
+pub struct Counting;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -26,7 +26,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// What `run` gives, and the most bytes that were held during it beyond what was held before.
-pub(crate) fn peak<R>(run: impl FnOnce() -> R) -> (R, usize) {
+pub fn peak<R>(run: impl FnOnce() -> R) -> (R, usize) {
     let before = HELD.load(Ordering::SeqCst);
     PEAK.store(before, Ordering::SeqCst);
     let result = run();

@@ -1,8 +1,6 @@
 //! A time limit for tests that would otherwise hang: when it runs out, every thread prints its stack and the process
 //! aborts. Needs no debugger.
 
-#![allow(unreachable_pub, reason = "programs that are not of this package include this file")]
-
 use std::backtrace::Backtrace;
 use std::ffi::c_int;
 use std::io::Write;
@@ -14,6 +12,9 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs `body`; aborts the process, with every thread's stack on stderr, if that takes longer than `limit`.
+///
+/// # Panics
+/// If there cannot be another thread, and where `body` does.
 pub fn within<R>(limit: Duration, body: impl FnOnce() -> R) -> R {
     let (done, waiting) = channel::<()>();
     let watchdog = std::thread::Builder::new().name("watchdog".to_owned());
