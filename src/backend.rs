@@ -58,6 +58,7 @@ pub use crate::data::rewards::Rewards;
 pub use crate::data::targets::Targets;
 pub use crate::element::Number;
 pub use crate::report::{RowSummary, ScoredLogProbs};
+pub use crate::stage::linear::{LinearOutputs, SavedLinear, kept_logit_words};
 pub use crate::stage::log_ratio::{LogRatioOutputs, RowLogProbs};
 pub use crate::stage::objective::{ObjectiveOutputs, RowWeights};
 pub use crate::stage::row_loss::RowLosses;
@@ -302,41 +303,47 @@ pub trait Backend: Place + Clone + Debug + Send + Sync {
     /// states and, if asked for, entropies, `[N]` each. The states are what [`Backend::token_log_probs`] would leave for logits
     /// that are the products in f32. A masked row's hidden state is not read.
     ///
+    /// One matrix product; two where something is kept for the backward pass ([`LinearKept`](crate::LinearKept)).
+    ///
     /// # Errors
     /// As [`Backend::token_log_probs`]; [`Error::Length`](crate::Error::Length) for a hidden state that is not as long as a
-    /// row of the weight; [`Error::ScoredRows`](crate::Error::ScoredRows); on a GPU
+    /// row of the weight, or a buffer of what is kept that is not as long as [`LinearOutputs`] says;
+    /// [`Error::ScoredRows`](crate::Error::ScoredRows); on a GPU
     /// [`Error::GradientType`](crate::Error::GradientType) for a head of another type than the hidden states, and
     /// [`Error::NoCublas`](crate::Error::NoCublas).
-    fn linear_token_log_probs<'m, 'd: 'm, 'i, T: Element, W: Element>(
+    fn linear_token_log_probs<'m, 'd: 'm, 'i, 'o, T: Element, W: Element>(
         &self,
         hidden: impl Into<Hidden<'m, 'd, T, Self::Memory>>,
         head: &Head<'_, W, Self::Memory>,
         targets: impl Into<Targets<'i, Self::Memory>>,
         options: &LogitOptions,
-        outputs: TokenLogProbs<'_, Self::Memory>,
+        outputs: impl Into<LinearOutputs<'o, Self::Memory>>,
     ) -> Result<()>;
 
     /// Writes the gradients of the hidden states `[N, H]`, the weight `[V, H]` and the bias `[V]`, of those that `gradients`
-    /// has. The logits are made a second time.
+    /// has. The logits are made a second time where what was kept is not enough.
+    ///
+    /// With kept unit gradients the gradient of a hidden state is its product with g/T, rounded once: within its bounds that
+    /// of the call without them, but not bit for bit.
     ///
     /// # Errors
     /// As [`Backend::linear_token_log_probs`] and [`Backend::token_log_probs_backward`]; on a GPU
     /// [`Error::GradientType`](crate::Error::GradientType) for gradients of the head that are neither f32 nor of its type.
     #[allow(clippy::too_many_arguments)]
-    fn linear_token_log_probs_backward<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(
+    fn linear_token_log_probs_backward<'m, 'd: 'm, 'i, 's, T: Element, W: Element, G: Element>(
         &self,
         hidden: impl Into<Hidden<'m, 'd, T, Self::Memory>>,
         head: &Head<'_, W, Self::Memory>,
         targets: impl Into<Targets<'i, Self::Memory>>,
         options: &LogitOptions,
-        saved: &SavedRows<'_, Self::Memory>,
+        saved: impl Into<SavedLinear<'s, Self::Memory>>,
         upstream: &RowGradients<'_, Self::Memory>,
         gradients: LinearGradients<'_, T, G, Self::Memory>,
     ) -> Result<()>;
 
     /// A loss over rows of hidden states `[N, H]` under a head, and its gradients, in one pass: what
-    /// [`Backend::linear_token_log_probs`] and [`Backend::linear_token_log_probs_backward`] give with the loss's gradient
-    /// between them, for three matrix products instead of four.
+    /// [`Backend::linear_token_log_probs`] with kept unit gradients and [`Backend::linear_token_log_probs_backward`] give with
+    /// the loss's gradient between them. Two matrix products under a frozen head.
     ///
     /// # Errors
     /// As these two; [`Error::Parameter`](crate::Error::Parameter) for a clipping range or a limit out of range;

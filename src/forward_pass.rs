@@ -10,7 +10,8 @@ use crate::options::LogitOptions;
 use crate::stage::token_log_prob::check_gradient;
 use crate::step::Inputs;
 
-/// What a backward pass needs of its forward pass, O(N): for the automatic differentiation of a framework, which goes
+/// What a backward pass needs of its forward pass, O(N), and from hidden states what
+/// [`LinearKept`](crate::LinearKept) says: for the automatic differentiation of a framework, which goes
 /// backward later, or more than once. Nothing of it changes any more: several threads may go backward from it at once, without
 /// a lock.
 ///
@@ -121,7 +122,8 @@ impl<B: Backend> ForwardPass<B> {
         self.check(backend, &Inputs::of_hidden(&hidden, head))?;
         let (targets, saved, upstream) = self.kept.for_backward(backend, self.inputs.rows, self.sequences, loss_scale);
         let options = &self.options;
-        backend.linear_token_log_probs_backward(hidden, head, targets, options, &saved, &upstream, gradients)
+        let saved = self.kept.products.with_rows::<T, W>(backend, saved, &hidden, head.vocab());
+        backend.linear_token_log_probs_backward(hidden, head, targets, options, saved, &upstream, gradients)
     }
 
     fn check(&self, backend: &B, inputs: &Inputs) -> Result<()> {

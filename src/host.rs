@@ -22,6 +22,10 @@ pub type Rewards<'a> = backend::Rewards<'a, Host>;
 pub type TokenLogProbs<'a> = backend::TokenLogProbs<'a, Host>;
 /// [`backend::SavedRows`] on the host.
 pub type SavedRows<'a> = backend::SavedRows<'a, Host>;
+/// [`backend::LinearOutputs`] on the host.
+pub type LinearOutputs<'a> = backend::LinearOutputs<'a, Host>;
+/// [`backend::SavedLinear`] on the host.
+pub type SavedLinear<'a> = backend::SavedLinear<'a, Host>;
 /// [`backend::RowGradients`] on the host.
 pub type RowGradients<'a> = backend::RowGradients<'a, Host>;
 /// [`backend::RowLogProbs`] on the host.

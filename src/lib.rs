@@ -34,7 +34,7 @@ pub use crate::host::*;
 pub use crate::loss::PreferenceLoss;
 pub use crate::objective::{Betas, Divergence, Objective, Target};
 pub use crate::operand::Operand;
-pub use crate::options::{LogRatio, LogitOptions, LossOptions, Reduction};
+pub use crate::options::{LinearKept, LogRatio, LogitOptions, LossOptions, Reduction};
 pub use crate::report::{Oddities, Report};
 pub use crate::stage::objective::GroupStatistics;
 pub use crate::stage::row_loss::{DEFAULT_LOG_RATIO_LIMIT, RowLoss};

@@ -9,9 +9,10 @@ use crate::data::targets::Targets;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::forward_pass::ForwardPass;
-use crate::kept_rows::ForBackward;
-use crate::options::{LogRatio, LogitOptions, LossOptions, Reduction};
+use crate::kept_rows::{ForBackward, KeptProducts};
+use crate::options::{LinearKept, LogRatio, LogitOptions, LossOptions, Reduction};
 use crate::report::{Report, ScoredLogProbs, StageResults};
+use crate::stage::linear::LinearOutputs;
 use crate::stage::log_ratio::{LogRatioOutputs, RowLogProbs, check_rows};
 use crate::stage::objective::{ObjectiveOutputs, RowWeights};
 use crate::stage::token_log_prob::{TokenLogProbs, check_gradient, check_logits};
@@ -110,6 +111,13 @@ impl<B: Backend> PreferenceLoss<B> {
         self
     }
 
+    /// What the next forward pass from hidden states keeps for its backward pass.
+    #[must_use]
+    pub fn with_linear_kept(mut self, linear_kept: LinearKept) -> Self {
+        self.options = self.options.with_linear_kept(linear_kept);
+        self
+    }
+
     /// What the next backward passes multiply the gradient by: 1 at first; the upstream gradient, or a loss scale against
     /// underflow in f16. The report is not scaled.
     ///
@@ -154,7 +162,10 @@ impl<B: Backend> PreferenceLoss<B> {
             batch,
             reference,
             &rewards.into(),
-            |backend, options, outputs| backend.token_log_probs(logits, targets.clone(), options, outputs),
+            |backend, options, outputs, products| {
+                products.keep_nothing();
+                backend.token_log_probs(logits, targets.clone(), options, outputs)
+            },
         )
     }
 
@@ -177,8 +188,10 @@ impl<B: Backend> PreferenceLoss<B> {
         let _entered = self.backend.enter()?;
         let (hidden, targets) = (hidden.into(), targets.into());
         self.backend.check_linear(&hidden, head, &targets)?;
-        let inputs = Inputs::of_hidden(&hidden, head);
-        self.forward_with(inputs, &targets, batch, reference, &rewards.into(), |backend, options, outputs| {
+        let (inputs, kept) = (Inputs::of_hidden(&hidden, head), self.options.linear_kept);
+        self.forward_with(inputs, &targets, batch, reference, &rewards.into(), |backend, options, rows, products| {
+            let (unit_gradients, logit_gradients) = products.reserve::<T, W>(backend, kept, &hidden, head.vocab())?;
+            let outputs = LinearOutputs { rows, unit_gradients, logit_gradients };
             backend.linear_token_log_probs(hidden, head, targets.clone(), options, outputs)
         })
     }
@@ -191,7 +204,12 @@ impl<B: Backend> PreferenceLoss<B> {
         batch: &Batch,
         reference: &Reference<'_, B::Memory>,
         rewards: &B::Rewards<'_>,
-        token_log_probs: impl FnOnce(&B, &LogitOptions, TokenLogProbs<'_, B::Memory>) -> Result<()>,
+        token_log_probs: impl for<'w> FnOnce(
+            &B,
+            &LogitOptions,
+            TokenLogProbs<'w, B::Memory>,
+            &'w mut KeptProducts<B>,
+        ) -> Result<()>,
     ) -> Result<Step> {
         let (backend, options) = (&self.backend, self.options);
         let (rows, sequences, groups) = (inputs.rows, batch.sequences(), batch.groups());
@@ -225,6 +243,7 @@ impl<B: Backend> PreferenceLoss<B> {
                 states: backend.view_mut(&mut work.kept.states, rows),
                 entropies: options.entropy.then(|| backend.view_mut(&mut work.entropies, entropy_count)),
             },
+            &mut work.kept.products,
         )?;
         backend.log_ratios(
             &RowLogProbs {
@@ -318,8 +337,9 @@ impl<B: Backend> PreferenceLoss<B> {
         let hidden = hidden.into();
         step.check(self.last_step, &Inputs::of_hidden(&hidden, head))?;
         let (targets, saved, upstream) = self.for_backward(hidden.states.rows());
-        let options = &self.options.logits;
-        self.backend.linear_token_log_probs_backward(hidden, head, targets, options, &saved, &upstream, gradients)
+        let (options, products) = (&self.options.logits, &self.workspace.kept.products);
+        let saved = products.with_rows::<T, W>(&self.backend, saved, &hidden, head.vocab());
+        self.backend.linear_token_log_probs_backward(hidden, head, targets, options, saved, &upstream, gradients)
     }
 
     /// What the forward pass has left for the gradient of its rows.

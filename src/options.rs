@@ -58,10 +58,36 @@ impl Reduction {
     }
 }
 
+/// What a forward pass of the linear stage keeps for its backward pass, so that this multiplies less. With N rows, M of them
+/// scored, vocabulary V, hidden size H, and b bytes to a number of the head:
+///
+/// | kept | products: forward | backward, frozen head | backward, trained head | memory kept |
+/// |---|---|---|---|---|
+/// | [`Nothing`](Self::Nothing) | 1 | 2 | 3 | |
+/// | [`UnitGradients`](Self::UnitGradients) | 2 | 0 | 2 | 4·M·H bytes |
+/// | [`LogitGradients`](Self::LogitGradients) | 2 | 0 | 1 | 4·M·H + b·M·V bytes, and less than 1 % of them |
+///
+/// A product is 2·M·H·V operations. Where the number of scored rows was not said ([`Hidden`](crate::Hidden)), M is N.
+///
+/// The upstream gradient of a row is one number g, so that the direction of its hidden state's gradient is known in the forward
+/// pass: ∂ log π/∂h = Σ_j ([j = target] − p_j)·∂z_j/∂x_j·W_j, and the gradient is g times that. It is formed as (Σ' e_j·W_t −
+/// Σ' e_j·W_j)/s over the columns that are not the target, which keeps the digits next to p = 1. A loss with a gradient of the
+/// rows' entropies does not use what is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum LinearKept {
+    /// Nothing: for a forward pass that no backward pass follows, or whose hidden states are frozen.
+    Nothing,
+    /// ∂ log π/∂h of each scored row.
+    #[default]
+    UnitGradients,
+    /// Besides, the gradients of the logits, in the head's type.
+    LogitGradients,
+}
+
 /// An objective, and what is done to the logits before it and to the group losses after it.
 ///
 /// Made from an [`Objective`]; the rest starts at temperature 1, no softcap, sums over rows, the mean over groups, no
-/// entropy.
+/// entropy, and [`LinearKept::UnitGradients`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossOptions {
     pub(crate) objective: Objective,
@@ -69,6 +95,7 @@ pub struct LossOptions {
     pub(crate) log_ratio: LogRatio,
     pub(crate) reduction: Reduction,
     pub(crate) entropy: bool,
+    pub(crate) linear_kept: LinearKept,
 }
 
 impl From<Objective> for LossOptions {
@@ -79,6 +106,7 @@ impl From<Objective> for LossOptions {
             log_ratio: LogRatio::default(),
             reduction: Reduction::default(),
             entropy: false,
+            linear_kept: LinearKept::default(),
         }
     }
 }
@@ -109,6 +137,12 @@ impl LossOptions {
     #[must_use]
     pub fn with_entropy(self, entropy: bool) -> Self {
         LossOptions { entropy, ..self }
+    }
+
+    /// What a forward pass from hidden states keeps for its backward pass.
+    #[must_use]
+    pub fn with_linear_kept(self, linear_kept: LinearKept) -> Self {
+        LossOptions { linear_kept, ..self }
     }
 
     /// The objective.

@@ -23,11 +23,16 @@ const STRUCTS: &[Pair] = &[
     ("linear/gradient.cu", "WithholdRows", "raw/linear/gradient.rs", "WithholdRows"),
     ("linear/head.cu", "BiasGradient", "raw/linear/head.rs", "BiasGradient"),
     ("linear/head.cu", "RoundWeight", "raw/linear/head.rs", "RoundWeight"),
+    ("linear/kept_logits.cu", "RowCoefficients", "raw/linear/kept_logits.rs", "RowCoefficients"),
+    ("linear/kept_logits.cu", "ScaledRows", "raw/linear/kept_logits.rs", "ScaledRows"),
     ("linear/row_loss.cu", "RowLossArguments", "raw/linear/row_loss.rs", "RowLossArguments"),
     ("linear/rows.cu", "GatherRows", "raw/linear/rows.rs", "GatherRows"),
     ("linear/rows.cu", "ScatterRows", "raw/linear/rows.rs", "ScatterRows"),
     ("linear/rows.cu", "ScoredRows", "raw/linear/rows.rs", "ScoredRows"),
     ("linear/rows.cu", "WidenBias", "raw/linear/rows.rs", "WidenBias"),
+    ("linear/unit_gradient.cu", "HiddenGradient", "raw/linear/unit_gradient.rs", "HiddenGradient"),
+    ("linear/unit_gradient.cu", "LinearExponentials", "raw/linear/unit_gradient.rs", "LinearExponentials"),
+    ("linear/unit_gradient.cu", "UnitGradient", "raw/linear/unit_gradient.rs", "UnitGradient"),
     ("log_ratio.cu", "LogRatio", "raw/log_ratio.rs", "LogRatio"),
     ("token_log_prob.cu", "TokenLogProb", "raw/token_log_prob.rs", "TokenLogProb"),
     ("token_log_prob_backward.cu", "TokenLogProbBackward", "raw/token_log_prob.rs", "TokenLogProbBackward"),
@@ -44,14 +49,16 @@ const CONSTANTS: &[Pair] = &[
     ("include/objective_arguments.cuh", "ALPHA", "raw/objective.rs", "ALPHA"),
     ("include/objective_arguments.cuh", "JENSEN_SHANNON", "raw/objective.rs", "JENSEN_SHANNON"),
     ("linear/fold.cu", "UNIT", "tuning.rs", "LINEAR_UNIT"),
-    ("linear/gradient.cu", "BLOCK_COLUMNS", "tuning.rs", "LINEAR_BLOCK_COLUMNS"),
+    ("include/linear_chunk.cuh", "BLOCK_COLUMNS", "tuning.rs", "LINEAR_BLOCK_COLUMNS"),
     ("linear/head.cu", "BIAS_COLUMNS", "raw/linear/head.rs", "BIAS_COLUMNS"),
 ];
 
 /// Constants of the launches that no kernel knows.
 const HOST_ONLY: &[(&str, &str)] = &[
     ("raw/linear/fold.rs", "WORDS_OF_ROW_SUMS"), // the size of a struct of the table above
-    ("tuning.rs", "LINEAR_COLUMNS"),
+    ("tuning.rs", "LINEAR_INVARIANT_ROWS"),
+    ("tuning.rs", "LINEAR_LOGITS"),
+    ("tuning.rs", "LINEAR_ROWS"),
     ("tuning.rs", "LINEAR_ROW_BYTES"),
 ];
 

@@ -13,6 +13,7 @@ struct F32 {
     using Bits = float;
     using Word = float;
     static constexpr int PER_WORD = 1;
+    static constexpr bool SMALL_RANGE = false;
 
     static __device__ __forceinline__ Word minus_infinity() { return __uint_as_float(0xff800000u); }
     static __device__ __forceinline__ Word not_a_number() { return __uint_as_float(0x7fc00000u); }
@@ -28,6 +29,7 @@ struct Bf16 {
     using Bits = uint16_t;
     using Word = uint32_t;
     static constexpr int PER_WORD = 2;
+    static constexpr bool SMALL_RANGE = false;
 
     static __device__ __forceinline__ Word minus_infinity() { return 0xff80ff80u; }
     static __device__ __forceinline__ Word not_a_number() { return 0x7fc07fc0u; }
@@ -58,6 +60,8 @@ struct F16 {
     using Bits = uint16_t;
     using Word = uint32_t;
     static constexpr int PER_WORD = 2;
+    // Nothing below 6e-8.
+    static constexpr bool SMALL_RANGE = true;
 
     static __device__ __forceinline__ Word minus_infinity() { return 0xfc00fc00u; }
     static __device__ __forceinline__ Word not_a_number() { return 0x7e007e00u; }

@@ -1,8 +1,7 @@
 // Log-probs straight from hidden states, backward: turns the f32 logits of a chunk of the vocabulary into their gradient
 // in the type of the head, which is an operand of the two products that follow; and what else those products need.
 //
-// Grid (M, ceil(columns / BLOCK_COLUMNS)), THREADS threads: a block does some columns of one gathered row. A lane loads 16
-// bytes and stores the 4 gradients beside those of its neighbours: both accesses are whole lines of the warp. With f32
+// Grid (M, ceil(columns / BLOCK_COLUMNS)), THREADS threads: a block does some columns of one gathered row. With f32
 // gradients they may overwrite the logits. Rows of the chunk that are nobody's get zeros, which add nothing.
 //
 // f16 gradients underflow below 6e-8, where p g / N easily is: they are made larger by a power of two, exactly, that the
@@ -10,6 +9,7 @@
 
 #include <cstdint>
 
+#include "../include/linear_chunk.cuh"
 #include "../include/logits.cuh"
 #include "../include/row_gradient.cuh"
 #include "../include/scored_rows.cuh"
@@ -18,9 +18,6 @@
 constexpr int THREADS = 256;
 // 16-byte loads in flight per thread.
 constexpr int LOADS = 4;
-// As in src/cuda/tuning.rs.
-constexpr int32_t BLOCK_COLUMNS = 8192;
-
 struct LinearLogProbBackward {
     const float* logits;   // [M, columns], rows row_stride elements apart, 16-byte aligned
     const float* bias;     // [columns], 16-byte aligned; or null
@@ -43,114 +40,16 @@ struct LinearLogProbBackward {
     int32_t reserved;
 };
 
-// Four gradients.
-template <typename T>
-struct Four {
-    typename T::Word word[4 / T::PER_WORD];
+// The gradient of a column that is not the target.
+template <bool SOFTCAP, bool ENTROPY>
+struct Gradient {
+    Scale scale;
+    RowFactors factors;
+
+    __device__ __forceinline__ float operator()(float x) const {
+        return gradient<SOFTCAP, ENTROPY, false>(x, scale, factors);
+    }
 };
-
-// Not the read-only path: in place, this kernel writes what it reads. `volatile` and the memory clobber keep loads and
-// stores in the order of the text.
-__device__ __forceinline__ Vector<F32> load_vector(const float* address) {
-    Vector<F32> v;
-    asm volatile("ld.global.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.word[0]), "=f"(v.word[1]), "=f"(v.word[2]), "=f"(v.word[3])
-                 : "l"(address)
-                 : "memory");
-    return v;
-}
-
-template <typename T>
-__device__ __forceinline__ void store_four(typename T::Bits* address, const Four<T>& four) {
-    if constexpr (T::PER_WORD == 1) {
-        asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};"
-                     :
-                     : "l"(address), "f"(four.word[0]), "f"(four.word[1]), "f"(four.word[2]), "f"(four.word[3])
-                     : "memory");
-    } else {
-        asm volatile("st.global.v2.u32 [%0], {%1, %2};"
-                     :
-                     : "l"(address), "r"(four.word[0]), "r"(four.word[1])
-                     : "memory");
-    }
-}
-
-template <typename T>
-__device__ __forceinline__ void fill(typename T::Bits* gradients, int32_t columns, typename T::Word word) {
-    Four<T> four;
-#pragma unroll
-    for (auto& each : four.word) each = word;
-    const int32_t vectors = columns / 4, thread = static_cast<int32_t>(threadIdx.x);
-#pragma unroll 1
-    for (int32_t i = thread; i < vectors; i += THREADS) store_four<T>(gradients + 4 * i, four);
-    const int32_t single = 4 * vectors + thread;
-    if (single < columns) gradients[single] = static_cast<typename T::Bits>(word);
-}
-
-template <typename T, bool SOFTCAP, bool ENTROPY>
-__device__ __forceinline__ Four<T> gradients_of(const Vector<F32>& v, const Scale& scale, const RowFactors& factors) {
-    float value[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) value[i] = gradient<SOFTCAP, ENTROPY, false>(v.word[i], scale, factors);
-    Four<T> four;
-    if constexpr (T::PER_WORD == 1) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) four.word[i] = value[i];
-    } else {
-        four.word[0] = T::pack(value[0], value[1]);
-        four.word[1] = T::pack(value[2], value[3]);
-    }
-    return four;
-}
-
-// A block's columns, as if none were the target.
-template <typename T, bool SOFTCAP, bool ENTROPY, bool BIAS>
-__device__ __forceinline__ void write_columns(const LinearLogProbBackward& arguments, const float* logits,
-                                              const float* bias, typename T::Bits* gradients, int32_t columns,
-                                              const RowFactors& factors) {
-    const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
-    const int32_t thread = static_cast<int32_t>(threadIdx.x);
-    const float* from = logits + 4 * thread;
-    const float* add = BIAS ? bias + 4 * thread : nullptr;
-    auto* to = gradients + 4 * thread;
-    int32_t left = columns / 4 - thread;
-    constexpr int32_t STEP = 4 * THREADS;
-#pragma unroll 1
-    for (; left > (LOADS - 1) * THREADS; left -= LOADS * THREADS) {
-        Vector<F32> v[LOADS];
-#pragma unroll
-        for (int i = 0; i < LOADS; i++) v[i] = load_vector(from + i * STEP);
-#pragma unroll
-        for (int i = 0; i < LOADS; i++) {
-            if constexpr (BIAS) {
-                const float4 b = __ldg(reinterpret_cast<const float4*>(add + i * STEP));
-                v[i] = {{v[i].word[0] + b.x, v[i].word[1] + b.y, v[i].word[2] + b.z, v[i].word[3] + b.w}};
-            }
-            store_four<T>(to + i * STEP, gradients_of<T, SOFTCAP, ENTROPY>(v[i], scale, factors));
-        }
-        from += LOADS * STEP;
-        if constexpr (BIAS) add += LOADS * STEP;
-        to += LOADS * STEP;
-    }
-#pragma unroll 1
-    for (; left > 0; left -= THREADS) {
-        Vector<F32> v = load_vector(from);
-        if constexpr (BIAS) {
-            const float4 b = __ldg(reinterpret_cast<const float4*>(add));
-            v = {{v.word[0] + b.x, v.word[1] + b.y, v.word[2] + b.z, v.word[3] + b.w}};
-            add += STEP;
-        }
-        store_four<T>(to, gradients_of<T, SOFTCAP, ENTROPY>(v, scale, factors));
-        from += STEP;
-        to += STEP;
-    }
-    const int32_t single = columns / 4 * 4 + thread;
-    if (single < columns) {
-        const float x = load<F32>(logits + single) + (BIAS ? __ldg(bias + single) : 0.0f);
-        const float value = gradient<SOFTCAP, ENTROPY, false>(x, scale, factors);
-        gradients[single] = static_cast<typename T::Bits>(T::pack(value, 0.0f));
-    }
-}
 
 template <typename T, bool SOFTCAP, bool ENTROPY>
 __device__ __forceinline__ void linear_log_prob_backward(const LinearLogProbBackward& arguments) {
@@ -162,7 +61,7 @@ __device__ __forceinline__ void linear_log_prob_backward(const LinearLogProbBack
     const float* bias = arguments.bias == nullptr ? nullptr : arguments.bias + offset;
     auto* gradients =
         static_cast<Bits*>(arguments.gradients) + int64_t{blockIdx.x} * arguments.gradient_row_stride + offset;
-    if (row < 0) return fill<T>(gradients, columns, 0);
+    if (row < 0) return fill<THREADS, T>(gradients, columns, 0);
 
     const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
     const float2 state = arguments.states[row];
@@ -175,9 +74,9 @@ __device__ __forceinline__ void linear_log_prob_backward(const LinearLogProbBack
     }
     // Rows without a softmax or whose gradient does not fit, and those whose target is no column.
     if (!has_gradient(state, g, e, entropy, arguments.largest_upstream) || target >= arguments.vocab) {
-        return fill<T>(gradients, columns, T::not_a_number());
+        return fill<THREADS, T>(gradients, columns, T::not_a_number());
     }
-    if (g == 0.0f && e == 0.0f) return fill<T>(gradients, columns, 0);
+    if (g == 0.0f && e == 0.0f) return fill<THREADS, T>(gradients, columns, 0);
     if (arguments.factor != nullptr) {
         const float factor = __ldg(arguments.factor);
         g *= factor;
@@ -185,27 +84,23 @@ __device__ __forceinline__ void linear_log_prob_backward(const LinearLogProbBack
     }
 
     const RowFactors factors = row_factors<ENTROPY>(state, g, e, entropy, arguments.inverse_temperature);
-    // The target's logit, before it is overwritten: the thread that overwrites it reads it, so that the order of its own
-    // instructions is enough.
-    const int64_t target_column = target - arguments.begin - offset;
-    const bool is_here = target_column >= 0 && target_column < columns;
-    const int32_t column = is_here ? static_cast<int32_t>(target_column) : 0;
-    const int32_t owner = column / 4 < columns / 4 ? column / 4 % THREADS : column % 4;
-    const bool owns_target = is_here && owner == static_cast<int32_t>(threadIdx.x);
+    // The target's logit, before it is overwritten.
+    const TargetColumn at = TargetColumn::find<THREADS>(target - arguments.begin - offset, columns);
     float target_logit = 0.0f;
-    if (owns_target) target_logit = load<F32>(logits + column) + (bias == nullptr ? 0.0f : __ldg(bias + column));
+    if (at.is_mine) target_logit = load<F32>(logits + at.column) + (bias == nullptr ? 0.0f : __ldg(bias + at.column));
 
+    const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
+    Gradient<SOFTCAP, ENTROPY> value{scale, factors};
     if (bias == nullptr) {
-        write_columns<T, SOFTCAP, ENTROPY, false>(arguments, logits, bias, gradients, columns, factors);
+        rewrite<THREADS, LOADS, T, false>(logits, bias, gradients, columns, value);
     } else {
-        write_columns<T, SOFTCAP, ENTROPY, true>(arguments, logits, bias, gradients, columns, factors);
+        rewrite<THREADS, LOADS, T, true>(logits, bias, gradients, columns, value);
     }
 
-    if (owns_target) {
-        const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
-        const float value = target_gradient<SOFTCAP, ENTROPY>(target_logit, scale, arguments.inverse_temperature, state,
-                                                              g, e, entropy);
-        gradients[column] = static_cast<Bits>(T::pack(value, 0.0f));
+    if (at.is_mine) {
+        const float of_target = target_gradient<SOFTCAP, ENTROPY>(target_logit, scale, arguments.inverse_temperature,
+                                                                  state, g, e, entropy);
+        gradients[at.column] = static_cast<Bits>(T::pack(of_target, 0.0f));
     }
 }
 

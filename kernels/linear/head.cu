@@ -13,6 +13,7 @@ constexpr int32_t BIAS_COLUMNS = 32;
 struct BiasGradient {
     const void* gradients;  // [M, columns] of the logits, rows row_stride elements apart
     const float* factor;    // what each is multiplied with; or null
+    const float* coefficients;  // [M]: what each of a row is multiplied with; or null
     double* sums;           // [columns]: from one call to the next; not used where one call is all
     void* target;           // [columns]: the gradient of the bias
     int64_t row_stride;
@@ -36,7 +37,9 @@ __device__ __forceinline__ void bias_gradient(const BiasGradient& arguments) {
         const auto* from = static_cast<const typename T::Bits*>(arguments.gradients) + column;
 #pragma unroll 4
         for (int32_t row = warp; row < arguments.rows; row += WARPS) {
-            sum += double{load<T>(from + row * arguments.row_stride)};
+            const double gradient{load<T>(from + row * arguments.row_stride)};
+            // 0 times the NaN of a row without a softmax is a NaN, as it must be.
+            sum += arguments.coefficients == nullptr ? gradient : gradient * double{arguments.coefficients[row]};
         }
     }
     shared[warp][lane] = sum;

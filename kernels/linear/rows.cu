@@ -14,7 +14,7 @@ constexpr int THREADS = 256;
 
 struct ScoredRows {
     const void* targets;  // [N]
-    int32_t* rows;        // [capacity]: the scored rows, ascending, then -1
+    int32_t* rows;        // [filled]: the scored rows, ascending, then -1
     int32_t* positions;   // [N]: where a row is in `rows`; MASKED, or UNPLACED
     float* log_probs;     // [N] each; null where the caller has none: rows that are not in `rows` get their results here
     float2* states;
@@ -24,7 +24,7 @@ struct ScoredRows {
     int32_t count;     // N
     int32_t capacity;  // M
     int32_t target_bytes;
-    int32_t reserved;
+    int32_t filled;  // capacity or more: products of a fixed number of rows
 };
 
 constexpr int SCAN_THREADS = 1024;
@@ -67,7 +67,8 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS, 1)
         if (arguments.losses != nullptr) arguments.losses[row] = value;
     }
 #pragma unroll 1
-    for (int32_t position = before + thread; position < arguments.capacity; position += SCAN_THREADS) {
+    for (int32_t position = min(before, arguments.capacity) + thread; position < arguments.filled;
+         position += SCAN_THREADS) {
         arguments.rows[position] = MASKED;
     }
 }
@@ -113,16 +114,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_gather_32(const __g
 }
 
 struct ScatterRows {
-    const float* sums;         // [M, H], rows sums_stride elements apart, 16-byte aligned
+    const float* sums;         // [R, H], rows sums_stride elements apart, 16-byte aligned
     void* gradients;           // [N, H], rows row_stride elements apart
     const int32_t* positions;  // [N]
     int64_t sums_stride;
     int64_t row_stride;
     int32_t columns;  // H
+    int32_t first;
+    int32_t count;  // R
     int32_t reserved;
 };
 
-// Grid (N): the one rounding of the hidden states' gradient. Zeros for masked rows.
+// Grid (N): the one rounding of the hidden states' gradient, for the rows at positions first to first + count - 1, and with
+// the first of them zeros for masked rows.
 template <typename T>
 __device__ __forceinline__ void scatter_rows(const ScatterRows& arguments) {
     using Bits = typename T::Bits;
@@ -130,11 +134,13 @@ __device__ __forceinline__ void scatter_rows(const ScatterRows& arguments) {
     auto* to = static_cast<Bits*>(arguments.gradients) + int64_t{blockIdx.x} * arguments.row_stride;
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
     if (position < 0) {
+        if (arguments.first > 0) return;
         const auto fill = static_cast<Bits>(position == MASKED ? 0 : T::not_a_number());
         for (int32_t i = thread; i < arguments.columns; i += THREADS) to[i] = fill;
         return;
     }
-    const float* from = arguments.sums + int64_t{position} * arguments.sums_stride;
+    if (position < arguments.first || position - arguments.first >= arguments.count) return;
+    const float* from = arguments.sums + int64_t{position - arguments.first} * arguments.sums_stride;
     constexpr int32_t WORDS = 4 / T::PER_WORD;
     struct alignas(4 * sizeof(Bits)) Four {
         typename T::Word word[WORDS];

@@ -7,8 +7,8 @@ use crate::data::host_memory::{host_memory, host_place};
 use crate::element::Element;
 use crate::error::Result;
 use crate::host::{
-    Head, Hidden, LinearGradients, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs, Reference, Rewards,
-    RowGradients, RowLogProbs, RowLosses, SavedRows, Targets, TokenLogProbs,
+    Head, Hidden, LinearGradients, LinearOutputs, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs, Reference,
+    Rewards, RowGradients, RowLogProbs, RowLosses, SavedLinear, SavedRows, Targets, TokenLogProbs,
 };
 use crate::objective::Objective;
 use crate::options::{LogRatio, LogitOptions, Reduction};
@@ -85,29 +85,29 @@ impl Backend for Cpu {
         check_inputs(self, hidden, head, *targets)
     }
 
-    fn linear_token_log_probs<'m, 'd: 'm, 'i, T: Element, W: Element>(
+    fn linear_token_log_probs<'m, 'd: 'm, 'i, 'o, T: Element, W: Element>(
         &self,
         hidden: impl Into<Hidden<'m, 'd, T>>,
         head: &Head<'_, W>,
         targets: impl Into<Targets<'i>>,
         options: &LogitOptions,
-        outputs: TokenLogProbs<'_>,
+        outputs: impl Into<LinearOutputs<'o>>,
     ) -> Result<()> {
-        linear::log_prob::forward(*self, hidden.into(), head, targets.into(), options, outputs)
+        linear::log_prob::forward(*self, hidden.into(), head, targets.into(), options, outputs.into())
     }
 
-    fn linear_token_log_probs_backward<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(
+    fn linear_token_log_probs_backward<'m, 'd: 'm, 'i, 's, T: Element, W: Element, G: Element>(
         &self,
         hidden: impl Into<Hidden<'m, 'd, T>>,
         head: &Head<'_, W>,
         targets: impl Into<Targets<'i>>,
         options: &LogitOptions,
-        saved: &SavedRows<'_>,
+        saved: impl Into<SavedLinear<'s>>,
         upstream: &RowGradients<'_>,
         gradients: LinearGradients<'_, T, G>,
     ) -> Result<()> {
-        let (hidden, targets) = (hidden.into(), targets.into());
-        linear::log_prob_backward::backward(*self, hidden, head, targets, options, saved, upstream, gradients)
+        let (hidden, targets, saved) = (hidden.into(), targets.into(), saved.into());
+        linear::log_prob_backward::backward(*self, hidden, head, targets, options, &saved, upstream, gradients)
     }
 
     fn linear_row_loss<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(

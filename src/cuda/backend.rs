@@ -5,9 +5,10 @@ use crate::cuda::context::CurrentContext;
 use crate::cuda::driver::called;
 use crate::cuda::memory::{copy_on_device, download};
 use crate::cuda::{
-    Cuda, Device, DeviceBatch, DeviceRewards, Grown, Head, Hidden, LinearGradients, LogRatioOutputs, Matrix, MatrixMut,
-    ObjectiveOutputs, Reference, RewardBuffers, Rewards, RowGradients, RowLogProbs, RowLosses, SavedRows, Status,
-    Targets, TokenLogProbs, View, ViewMut, linear, log_ratio, objective, token_log_prob,
+    Cuda, Device, DeviceBatch, DeviceRewards, Grown, Head, Hidden, LinearGradients, LinearOutputs, LogRatioOutputs,
+    Matrix, MatrixMut, ObjectiveOutputs, Reference, RewardBuffers, Rewards, RowGradients, RowLogProbs, RowLosses,
+    SavedLinear, SavedRows, Status, Targets, TokenLogProbs, View, ViewMut, linear, log_ratio, objective,
+    token_log_prob,
 };
 use crate::data::batch::Batch;
 use crate::element::Element;
@@ -218,31 +219,31 @@ impl Backend for Cuda {
         self.with_linear_scratch(|work| work.blas(&self.stream).map(drop))
     }
 
-    fn linear_token_log_probs<'m, 'd: 'm, 'i, T: Element, W: Element>(
+    fn linear_token_log_probs<'m, 'd: 'm, 'i, 'o, T: Element, W: Element>(
         &self,
         hidden: impl Into<Hidden<'m, 'd, T>>,
         head: &Head<'_, W>,
         targets: impl Into<Targets<'i>>,
         options: &LogitOptions,
-        outputs: TokenLogProbs<'_>,
+        outputs: impl Into<LinearOutputs<'o>>,
     ) -> Result<()> {
         let _current = self.enter()?;
-        linear::log_prob::forward(self, hidden.into(), head, &targets.into(), options, outputs)
+        linear::log_prob::forward(self, hidden.into(), head, &targets.into(), options, outputs.into())
     }
 
-    fn linear_token_log_probs_backward<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(
+    fn linear_token_log_probs_backward<'m, 'd: 'm, 'i, 's, T: Element, W: Element, G: Element>(
         &self,
         hidden: impl Into<Hidden<'m, 'd, T>>,
         head: &Head<'_, W>,
         targets: impl Into<Targets<'i>>,
         options: &LogitOptions,
-        saved: &SavedRows<'_>,
+        saved: impl Into<SavedLinear<'s>>,
         upstream: &RowGradients<'_>,
         gradients: LinearGradients<'_, T, G>,
     ) -> Result<()> {
         let _current = self.enter()?;
-        let (hidden, targets) = (hidden.into(), targets.into());
-        linear::log_prob::backward(self, hidden, head, &targets, options, saved, upstream, gradients)
+        let (hidden, targets, saved) = (hidden.into(), targets.into(), saved.into());
+        linear::log_prob::backward(self, hidden, head, &targets, options, &saved, upstream, gradients)
     }
 
     fn linear_row_loss<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(

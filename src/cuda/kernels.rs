@@ -33,7 +33,9 @@ pub(super) const IMAGES: Images = &[];
 fn threads(file: &str, kernel: &str) -> u32 {
     match (file, kernel) {
         // One block for all rows.
-        ("linear/rows", "linear_scored_rows") | ("linear/gradient", "linear_gradient_scale") => 1024,
+        ("linear/rows", "linear_scored_rows")
+        | ("linear/gradient", "linear_gradient_scale")
+        | ("linear/kept_logits", "linear_row_coefficients") => 1024,
         ("objective", _) => 128,
         _ => 256,
     }

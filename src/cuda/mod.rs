@@ -79,6 +79,10 @@ mod views {
     pub type TokenLogProbs<'a> = backend::TokenLogProbs<'a, Device>;
     /// [`backend::SavedRows`] on the device.
     pub type SavedRows<'a> = backend::SavedRows<'a, Device>;
+    /// [`backend::LinearOutputs`] on the device.
+    pub type LinearOutputs<'a> = backend::LinearOutputs<'a, Device>;
+    /// [`backend::SavedLinear`] on the device.
+    pub type SavedLinear<'a> = backend::SavedLinear<'a, Device>;
     /// [`backend::RowGradients`] on the device.
     pub type RowGradients<'a> = backend::RowGradients<'a, Device>;
     /// [`backend::RowLogProbs`] on the device.

@@ -14,13 +14,21 @@ pub(super) const SLICE: usize = 32_768;
 /// Columns of a unit of the linear stage, which chunks are multiples of. As in `kernels/linear/fold.cu`.
 pub(super) const LINEAR_UNIT: usize = 512;
 
-/// Columns of the vocabulary that the linear stage does at once: chunks so large that the products run at full speed,
-/// and that the hidden states' gradient, read and written once for each, costs little beside them.
-pub(super) const LINEAR_COLUMNS: usize = 8192;
+/// Logits that the linear stage makes at once: 2²⁶, in f32 256 MiB. So many rows and columns that the products run at full
+/// speed, and that the hidden states' gradient, read and written once for each chunk of columns, costs little next to them.
+pub(super) const LINEAR_LOGITS: usize = 1 << 26;
 
-/// Bytes of logits in f32 that a row loss holds at once: 2048 rows of 128256 columns. Each chunk of rows reads and writes
-/// all of the weight's gradient, which takes thousands of rows to be cheap.
+/// Rows of a chunk of columns at most: [`LINEAR_LOGITS`] are then 8192 columns of them.
+pub(super) const LINEAR_ROWS: usize = 8192;
+
+/// Bytes of logits in f32 that a row loss holds at once where the head is trained: 2048 rows of 128256 columns. Each chunk of
+/// rows reads and writes all of the weight's gradient, which takes thousands of rows to be cheap.
 pub(super) const LINEAR_ROW_BYTES: usize = 1 << 30;
+
+/// Rows of a product of constant shape ([`super::LinearChunks::batch_invariant`]): enough that a product is bound by its
+/// operations and not by reading the weight, whose rows it takes from memory once for each chunk (2·256 operations for each of
+/// its numbers), and that one row alone costs little.
+pub(super) const LINEAR_INVARIANT_ROWS: usize = 256;
 
 /// Columns of a block of the backward kernel. As in `kernels/linear/gradient.cu`.
 pub(super) const LINEAR_BLOCK_COLUMNS: usize = 8192;

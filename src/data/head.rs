@@ -95,6 +95,11 @@ impl<'m, 'a, T: Number, M: Memory> Hidden<'m, 'a, T, M> {
         self.states
     }
 
+    /// M: how many rows are scored at most, as far as it was said.
+    pub(crate) fn most_scored_rows(&self) -> usize {
+        self.scored_rows.map_or(self.states.rows(), |rows| rows.min(self.states.rows()))
+    }
+
     /// How many rows are scored at most, if it was said.
     pub fn scored_rows(&self) -> Option<usize> {
         self.scored_rows

@@ -7,8 +7,8 @@ use crate::data::host_memory::{host_memory, host_place};
 use crate::element::Element;
 use crate::error::{Result, check_length};
 use crate::host::{
-    Head, Hidden, LinearGradients, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs, Reference, Rewards,
-    RowGradients, RowLogProbs, RowLosses, RowWeights, SavedRows, Targets, TokenLogProbs,
+    Head, Hidden, LinearGradients, LinearOutputs, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs, Reference,
+    Rewards, RowGradients, RowLogProbs, RowLosses, RowWeights, SavedLinear, SavedRows, Targets, TokenLogProbs,
 };
 use crate::objective::Objective;
 use crate::options::{LogRatio, LogitOptions, Reduction};
@@ -170,17 +170,21 @@ impl Backend for ReferenceBackend {
         check_inputs(self, hidden, head, *targets)
     }
 
-    fn linear_token_log_probs<'m, 'd: 'm, 'i, T: Element, W: Element>(
+    fn linear_token_log_probs<'m, 'd: 'm, 'i, 'o, T: Element, W: Element>(
         &self,
         hidden: impl Into<Hidden<'m, 'd, T>>,
         head: &Head<'_, W>,
         targets: impl Into<Targets<'i>>,
         options: &LogitOptions,
-        mut outputs: TokenLogProbs<'_>,
+        outputs: impl Into<LinearOutputs<'o>>,
     ) -> Result<()> {
-        let (hidden, targets) = (hidden.into(), targets.into());
+        let (hidden, targets, outputs) = (hidden.into(), targets.into(), outputs.into());
         self.check_linear(&hidden, head, &targets)?;
-        outputs.check(self, hidden.states.rows())?;
+        outputs.check(self, &hidden, head, W::DTYPE)?;
+        if let Some(unit_gradients) = outputs.unit_gradients {
+            write_unit_gradients(hidden.states, head, &targets, options, unit_gradients)?;
+        }
+        let mut outputs = outputs.rows;
         for row in 0..hidden.states.rows() {
             let found = targets.column(row).map(|target| {
                 let logits = linear_log_prob::logits(hidden.states.row(row), head);
@@ -191,19 +195,21 @@ impl Backend for ReferenceBackend {
         Ok(())
     }
 
-    fn linear_token_log_probs_backward<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(
+    fn linear_token_log_probs_backward<'m, 'd: 'm, 'i, 's, T: Element, W: Element, G: Element>(
         &self,
         hidden: impl Into<Hidden<'m, 'd, T>>,
         head: &Head<'_, W>,
         targets: impl Into<Targets<'i>>,
         options: &LogitOptions,
-        saved: &SavedRows<'_>,
+        saved: impl Into<SavedLinear<'s>>,
         upstream: &RowGradients<'_>,
         gradients: LinearGradients<'_, T, G>,
     ) -> Result<()> {
-        let (hidden, targets) = (hidden.into(), targets.into());
+        let (hidden, targets, saved) = (hidden.into(), targets.into(), saved.into());
         self.check_linear(&hidden, head, &targets)?;
         check_gradients(self, &gradients, &hidden, head)?;
+        saved.check(self, &hidden, head, W::DTYPE)?;
+        let saved = &saved.rows;
         check_saved(self, saved, upstream, hidden.states.rows())?;
         let (rows, vocab) = (hidden.states.rows(), head.vocab());
         let mut of_logits = vec![0.0; rows * vocab];
@@ -253,7 +259,7 @@ impl Backend for ReferenceBackend {
         }
         let saved = SavedRows { states: &states, entropies: None };
         let upstream = RowGradients::PerRow { log_probs: &upstream, entropies: None };
-        self.linear_token_log_probs_backward(hidden, head, targets, options, &saved, &upstream, gradients)
+        self.linear_token_log_probs_backward(hidden, head, targets, options, saved, &upstream, gradients)
     }
 }
 
@@ -312,6 +318,28 @@ fn logit_gradient(
         (true, true) => vec![0.0; logits.len()],
         (true, false) => token_log_prob::backward_f64(logits, target, options, g, e),
     }
+}
+
+/// T·∂ log π/∂h of each scored row, in their order; NaN where a row has no softmax. Nobody reads it here: the backward pass
+/// makes all of it again.
+fn write_unit_gradients<T: Element, W: Element>(
+    hidden: &Matrix<'_, T>,
+    head: &Head<'_, W>,
+    targets: &Targets<'_>,
+    options: &LogitOptions,
+    out: &mut [f32],
+) -> Result<()> {
+    let size = hidden.columns();
+    let scored = (0..hidden.rows()).filter_map(|row| targets.column(row).map(|target| (row, target)));
+    for ((row, target), out) in scored.zip(out.chunks_exact_mut(size)) {
+        let logits = linear_log_prob::logits(hidden.row(row), head);
+        let of_logits = token_log_prob::backward_f64(&logits, target, options, options.temperature(), 0.0);
+        let gradients = linear_log_prob::backward(&of_logits, &Matrix::new(hidden.row(row), size)?, head);
+        for (out, gradient) in out.iter_mut().zip(&gradients.hidden) {
+            *out = *gradient as f32;
+        }
+    }
+    Ok(())
 }
 
 /// Rounds sums once, to the type of their buffers.

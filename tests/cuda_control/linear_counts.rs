@@ -3,7 +3,8 @@
 //! the counters.
 
 use cudarc::driver::DeviceRepr;
-use exo_kernels::{Dtype, Element, LogitOptions, RowLoss};
+use exo_kernels::cuda::LinearChunks;
+use exo_kernels::{Dtype, Element, LinearKept, LogitOptions, RowLoss};
 use half::{bf16, f16};
 use softcuda::report::LaunchReport;
 use support::backend::{self, Placed};
@@ -47,15 +48,17 @@ fn chunks() -> Vec<usize> {
     (0..vocab).step_by(columns).map(|begin| columns.min(vocab - begin)).collect()
 }
 
-/// The rows of the plan that come first: which rows are scored, their hidden states.
+/// The launch that comes first: which rows are scored.
+fn scan() -> Planned {
+    planned("linear_scored_rows", 8 * SHAPE.0, 4 * (SHAPE.0 + M))
+}
+
+/// The same and their hidden states.
 fn of_rows<T: Element>() -> Vec<Planned> {
-    let (n, h, ..) = SHAPE;
+    let h = SHAPE.1;
     let b = size_of::<T>();
     let bits = 8 * b;
-    vec![
-        planned("linear_scored_rows", 8 * n, 4 * (n + M)),
-        planned(&format!("linear_gather_{bits}"), b * M * h, b * M * h),
-    ]
+    vec![scan(), planned(&format!("linear_gather_{bits}"), b * M * h, b * M * h)]
 }
 
 /// That the launches are those of the plan: products exactly, kernels but for what is per row and not per column (ids,
@@ -138,6 +141,106 @@ fn launches_and_bytes_are_those_of_the_plan() {
     check::<f32>();
 }
 
+/// How many matrix products a call makes.
+fn products(launches: &[LaunchReport]) -> usize {
+    launches.iter().filter(|launch| launch.kernel == "cublasGemmEx").count()
+}
+
+/// What is kept, and the products of the forward pass and of the backward pass under a frozen and a trained head: the table of
+/// [`LinearKept`]. A row loss makes two under a frozen head, three under a trained one.
+#[test]
+fn products_are_those_of_the_table() {
+    const TABLE: [(LinearKept, [usize; 3]); 3] = [
+        (LinearKept::Nothing, [1, 2, 3]),
+        (LinearKept::UnitGradients, [2, 0, 2]),
+        (LinearKept::LogitGradients, [2, 0, 1]),
+    ];
+    fn check<T: Element + DeviceRepr>() {
+        let Some((_turn, control)) = counters() else { return };
+        let (n, h, v, _) = SHAPE;
+        let cuda = backend::cuda();
+        cuda.set_linear_chunks(LinearChunks::default());
+        let case = Case::<T, T>::random(n, h, v, true, 1);
+        let options = LogitOptions::default();
+        let mut placed = Placed::new(&cuda, &case);
+        let g = vec![-0.5_f32; n];
+        let frozen = Wanted { weight: false, bias: false, ..ALL };
+        for (kept, expected) in TABLE {
+            placed.kept = kept;
+            control.take_launches();
+            let forward = placed.forward(&options, false);
+            let of_forward = products(&control.take_launches());
+            let of_backward = [frozen, ALL].map(|wanted| {
+                placed.backward::<T>(&options, &forward, (&g, None), wanted);
+                products(&control.take_launches())
+            });
+            assert_eq!([of_forward, of_backward[0], of_backward[1]], expected, "{kept:?}, {:?}", T::DTYPE);
+        }
+        let loss = RowLoss::Weighted { weights: g.as_slice() };
+        for (wanted, expected) in [(frozen, 2), (ALL, 3)] {
+            placed.row_loss::<T>(&options, loss, wanted);
+            assert_eq!(products(&control.take_launches()), expected, "row loss, {wanted:?}");
+        }
+    }
+    check::<bf16>();
+    check::<f16>();
+    check::<f32>();
+}
+
+/// The launches of what is kept, and of the backward passes that use it. Rows are taken whole.
+#[test]
+fn launches_of_what_is_kept_are_those_of_the_plan() {
+    fn check<T: Element + DeviceRepr>() {
+        let Some((_turn, control)) = counters() else { return };
+        let (n, h, v, _) = SHAPE;
+        let (b, name) = (size_of::<T>(), name(T::DTYPE));
+        let cuda = backend::cuda();
+        cuda.set_linear_chunks(LinearChunks::default());
+        let case = Case::<T, T>::random(n, h, v, false, 1);
+        let mut placed = Placed::new(&cuda, &case);
+        placed.scored_rows = Some(M);
+        let (options, g) = (LogitOptions::default(), vec![-0.5_f32; n]);
+        let small = 128 * 64 * n as u64;
+        for kept in [LinearKept::UnitGradients, LinearKept::LogitGradients] {
+            placed.kept = kept;
+            control.take_launches();
+            let forward = placed.forward(&options, false);
+            let mut plan = of_rows::<T>();
+            plan.extend([
+                planned("cublasGemmEx", b * (v * h + M * h), 4 * M * v),
+                planned("linear_log_prob", 4 * M * v, 0),
+                planned(&format!("linear_exponentials_{name}"), 4 * M * v, b * M * v),
+                planned("cublasGemmEx", b * (v * h + M * v), 4 * M * h),
+                planned(&format!("linear_unit_gradient_{name}"), (4 + b) * M * h, 4 * M * h),
+            ]);
+            check_plan(&control.take_launches(), &plan, small);
+
+            let frozen = Wanted { weight: false, bias: false, ..ALL };
+            placed.backward::<f32>(&options, &forward, (&g, None), frozen);
+            let last = planned(&format!("linear_hidden_gradient_{name}"), 4 * M * h, b * n * h);
+            check_plan(&control.take_launches(), &[scan(), last.clone()], small);
+
+            placed.backward::<f32>(&options, &forward, (&g, None), Wanted { bias: false, ..ALL });
+            let launches = control.take_launches();
+            if kept == LinearKept::UnitGradients {
+                assert_eq!(products(&launches), 2);
+                continue;
+            }
+            let plan = [
+                scan(),
+                planned("linear_row_coefficients", 0, 4 * M),
+                planned(&format!("linear_scaled_rows_{name}"), b * M * h, b * M * h),
+                planned("cublasGemmEx", b * (M * h + M * v), 4 * v * h),
+                last,
+            ];
+            check_plan(&launches, &plan, small);
+        }
+    }
+    check::<bf16>();
+    check::<f16>();
+    check::<f32>();
+}
+
 /// Instructions of the two kernels per logit, of the PTX: `scripts/kernel-report` counts the machine code, which has no
 /// moves between registers. A thread has 32 logits of a chunk: beside them what it does before and after its loop shows.
 #[test]
@@ -154,13 +257,17 @@ fn instructions_per_logit() {
         bias: None,
         targets: vec![5; rows],
     };
-    let on_device = Placed::new(&cuda, &case);
+    let mut on_device = Placed::new(&cuda, &case);
     let options = LogitOptions::default();
     control.take_launches();
     let forward = on_device.forward(&options, false);
     on_device.backward::<f32>(&options, &forward, (&vec![1.0; rows], None), Wanted { bias: false, ..ALL });
-    let launches = control.take_launches();
-    for (kernel, most) in [("linear_log_prob", 9.5), ("linear_log_prob_backward_bf16", 9.0)] {
+    let mut launches = control.take_launches();
+    on_device.kept = LinearKept::UnitGradients;
+    on_device.forward(&options, false);
+    launches.extend(control.take_launches().into_iter().filter(|launch| launch.kernel.contains("exponentials")));
+    let kernels = [("linear_log_prob", 9.5), ("linear_log_prob_backward_bf16", 9.0), ("linear_exponentials_bf16", 9.5)];
+    for (kernel, most) in kernels {
         let launches = launches.iter().filter(|launch| launch.kernel == kernel);
         let instructions: u64 = launches.map(|launch| launch.counters.instructions.thread).sum();
         let per_logit = instructions as f64 / (rows * vocab) as f64;
@@ -178,7 +285,7 @@ fn memory_is_what_the_formula_says() {
         let b = size_of::<T>();
         let case = Case::<T, T>::random(n, h, v, bias, 1);
         let cuda = backend::cuda();
-        set_chunks(&cuda, columns, 7 * 4 * v);
+        set_chunks(&cuda, columns, 1 << 30);
         let mut on_device = Placed::new(&cuda, &case);
         on_device.scored_rows = Some(M);
         let options = LogitOptions::default();
@@ -209,14 +316,17 @@ fn memory_is_what_the_formula_says() {
         }
 
         // Chunks of seven rows, with all of their columns.
+        set_chunks(&cuda, columns, 7 * 4 * v);
         let weights = vec![1.0_f32; n];
         let loss = RowLoss::Weighted { weights: weights.as_slice() };
         on_device.row_loss::<T>(&options, loss, Wanted { bias: false, ..ALL });
         let at_once = 7;
         let stride = v.next_multiple_of(8);
-        let of_rows = if b == 4 { 4 * at_once * v } else { (4 * at_once * v) + b * at_once * stride };
+        // In f32 the exponentials lie next to the logits, which are read again.
+        let (of_logits, of_factors) = (4 * at_once * v, b * at_once * stride);
+        let of_rows = of_logits.max(4 * M * columns) + of_factors.max(of_gradients) + 12 * at_once;
         let beside = if b == 4 { 0 } else { 4 * v * h };
-        let most = of_backward - 4 * M * columns - of_gradients + of_rows.max(4 * M * columns + of_gradients);
+        let most = of_backward - 4 * M * columns - of_gradients + of_rows;
         let most = most + beside + (8 + 4) * n;
         let used = (control.memory_in_use() - before) as usize;
         assert!(used <= most + STATUS, "{used}, {most} planned");

@@ -1,7 +1,7 @@
 //! Hidden states and heads for the tests of the linear stage.
 
 use exo_kernels::cuda::{Cuda, LinearChunks};
-use exo_kernels::{Element, Head, Matrix};
+use exo_kernels::{Element, Head, LinearKept, Matrix};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -51,6 +51,9 @@ impl<T: Element, W: Element> Case<T, W> {
     }
 }
 
+/// All that a forward pass may keep.
+pub const KEPT: [LinearKept; 3] = [LinearKept::Nothing, LinearKept::UnitGradients, LinearKept::LogitGradients];
+
 /// What is wanted of the gradients.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
@@ -71,7 +74,8 @@ pub struct Gradients<T, G> {
     pub bias: Vec<G>,
 }
 
-/// So many columns at once on a CUDA device, and as many bytes of rows.
-pub fn set_chunks(cuda: &Cuda, columns: usize, row_bytes: usize) {
-    cuda.set_linear_chunks(LinearChunks::default().with_columns(columns).expect("units").with_row_bytes(row_bytes));
+/// So many columns at once on a CUDA device, and as many bytes of logits.
+pub fn set_chunks(cuda: &Cuda, columns: usize, bytes: usize) {
+    let chunks = LinearChunks::default().with_columns(columns).expect("units");
+    cuda.set_linear_chunks(chunks.with_logits(bytes / 4).with_row_bytes(bytes));
 }

@@ -15,7 +15,7 @@ use crate::cpu::softmax::{PartialSums, Scale};
 use crate::cpu::token_log_prob::RowForward;
 use crate::element::Element;
 use crate::error::Result;
-use crate::host::{Head, Hidden, Targets, TokenLogProbs};
+use crate::host::{Head, Hidden, LinearOutputs, Targets, TokenLogProbs};
 use crate::options::LogitOptions;
 use crate::stage::linear::check_inputs;
 use crate::stage::token_log_prob::SoftmaxState;
@@ -70,12 +70,11 @@ pub(in crate::cpu) fn forward<T: Element, W: Element>(
     head: &Head<'_, W>,
     targets: Targets<'_>,
     options: &LogitOptions,
-    outputs: TokenLogProbs<'_>,
+    outputs: LinearOutputs<'_>,
 ) -> Result<()> {
-    let rows = hidden.states.rows();
     check_inputs(&cpu, &hidden, head, targets)?;
-    outputs.check(&cpu, rows)?;
-    let TokenLogProbs { log_probs, states, mut entropies } = outputs;
+    outputs.check(&cpu, &hidden, head, W::DTYPE)?;
+    let TokenLogProbs { log_probs, states, mut entropies } = outputs.rows;
     log_probs.fill(0.0);
     states.fill(SoftmaxState::default());
     if let Some(entropies) = entropies.as_deref_mut() {

@@ -14,7 +14,7 @@ use crate::cpu::linear::tiles::{Block, COLUMNS, DEPTH, ROWS, ScoredRows, TileScr
 use crate::cpu::token_log_prob_backward::{Backward, RowGradient, prepare};
 use crate::element::{Dtype, Element};
 use crate::error::Result;
-use crate::host::{Head, Hidden, LinearGradients, MatrixMut, RowGradients, SavedRows, Targets};
+use crate::host::{Head, Hidden, LinearGradients, MatrixMut, RowGradients, SavedLinear, Targets};
 use crate::options::LogitOptions;
 use crate::stage::linear::{check_gradients, check_inputs};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
@@ -37,13 +37,14 @@ pub(in crate::cpu) fn backward<T: Element, W: Element, G: Element>(
     head: &Head<'_, W>,
     targets: Targets<'_>,
     options: &LogitOptions,
-    saved: &SavedRows<'_>,
+    saved: &SavedLinear<'_>,
     upstream: &RowGradients<'_>,
     gradients: LinearGradients<'_, T, G>,
 ) -> Result<()> {
+    saved.check(&cpu, &hidden, head, W::DTYPE)?;
     check_inputs(&cpu, &hidden, head, targets)?;
     check_gradients(&cpu, &gradients, &hidden, head)?;
-    let backward = prepare(cpu, hidden.states.rows(), head.vocab(), targets, options, saved, upstream)?;
+    let backward = prepare(cpu, hidden.states.rows(), head.vocab(), targets, options, &saved.rows, upstream)?;
     if gradients.hidden.is_none() && gradients.weight.is_none() && gradients.bias.is_none() {
         return Ok(());
     }

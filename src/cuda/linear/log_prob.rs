@@ -32,7 +32,7 @@
 use crate::cuda::linear::{gradients_at, operands_at};
 use crate::cuda::raw::token_log_prob::ForwardOutputs;
 use crate::cuda::token_log_prob::{optional, optional_mut, targets_at, upstream_at};
-use crate::cuda::{Cuda, Head, Hidden, LinearGradients, RowGradients, SavedRows, Targets, TokenLogProbs, raw};
+use crate::cuda::{Cuda, Head, Hidden, LinearGradients, LinearOutputs, RowGradients, SavedLinear, Targets, raw};
 use crate::element::Element;
 use crate::error::Result;
 use crate::options::LogitOptions;
@@ -47,10 +47,11 @@ pub(in crate::cuda) fn forward<T: Element, W: Element>(
     head: &Head<'_, W>,
     targets: &Targets<'_>,
     options: &LogitOptions,
-    mut outputs: TokenLogProbs<'_>,
+    outputs: LinearOutputs<'_>,
 ) -> Result<()> {
     let rows = hidden.states.rows();
-    outputs.check(cuda, rows)?;
+    outputs.check(cuda, &hidden, head, <W as Element>::DTYPE)?;
+    let LinearOutputs { rows: mut outputs, mut unit_gradients, mut logit_gradients } = outputs;
     check_targets(cuda, targets, rows)?;
     check_operands(cuda, &hidden, head)?;
     let stream = &cuda.stream;
@@ -59,7 +60,10 @@ pub(in crate::cuda) fn forward<T: Element, W: Element>(
     let (log_probs, _write_log_probs) = outputs.log_probs.address(stream);
     let (states, _write_states) = outputs.states.address(stream);
     let (entropies, _write_entropies) = optional_mut(outputs.entropies.as_mut(), stream);
-    let outputs = ForwardOutputs { log_probs, states, entropies };
+    let (unit_gradients, _write_units) = optional_mut(unit_gradients.as_mut(), stream);
+    let (logit_gradients, _write_logits) = optional_mut(logit_gradients.as_mut(), stream);
+    let rows = ForwardOutputs { log_probs, states, entropies };
+    let outputs = raw::LinearOutputsAt { rows, unit_gradients, logit_gradients };
     // SAFETY: the views are as long as was checked, borrowed until the launches are in the stream, and mutable ones
     // overlap nothing.
     unsafe { raw::linear_token_log_probs(cuda, &inputs, options, outputs) }
@@ -77,12 +81,13 @@ pub(in crate::cuda) fn backward<T: Element, W: Element, G: Element>(
     head: &Head<'_, W>,
     targets: &Targets<'_>,
     options: &LogitOptions,
-    saved: &SavedRows<'_>,
+    saved: &SavedLinear<'_>,
     upstream: &RowGradients<'_>,
     mut gradients: LinearGradients<'_, T, G>,
 ) -> Result<()> {
     let rows = hidden.states.rows();
-    check_saved(cuda, saved, upstream, rows)?;
+    check_saved(cuda, &saved.rows, upstream, rows)?;
+    saved.check(cuda, &hidden, head, <W as Element>::DTYPE)?;
     check_gradients(cuda, &gradients, &hidden, head)?;
     check_targets(cuda, targets, rows)?;
     check_operands(cuda, &hidden, head)?;
@@ -90,9 +95,12 @@ pub(in crate::cuda) fn backward<T: Element, W: Element, G: Element>(
     let (targets, _read_targets) = targets_at(targets, stream);
     let (inputs, _read) = operands_at(cuda, &hidden, head, targets);
     let (gradients, _write) = gradients_at(cuda, &mut gradients);
-    let (states, _read_states) = saved.states.address(stream);
-    let (entropies, _read_entropies) = optional(saved.entropies.as_ref(), stream);
+    let (states, _read_states) = saved.rows.states.address(stream);
+    let (entropies, _read_entropies) = optional(saved.rows.entropies.as_ref(), stream);
+    let (unit_gradients, _read_units) = optional(saved.unit_gradients.as_ref(), stream);
+    let (logit_gradients, _read_logits) = optional(saved.logit_gradients.as_ref(), stream);
+    let saved = raw::SavedLinearAt { states, entropies, unit_gradients, logit_gradients };
     let (upstream, _read_upstream) = upstream_at(upstream, stream);
     // SAFETY: as in the forward pass.
-    unsafe { raw::linear_token_log_probs_backward(cuda, &inputs, options, (states, entropies), upstream, &gradients) }
+    unsafe { raw::linear_token_log_probs_backward(cuda, &inputs, options, saved, upstream, &gradients) }
 }

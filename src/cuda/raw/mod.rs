@@ -22,7 +22,7 @@ use cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg};
 pub use crate::cuda::memory::Address;
 pub use crate::cuda::raw::linear::log_prob::{linear_token_log_probs, linear_token_log_probs_backward};
 pub use crate::cuda::raw::linear::row_loss::{RowLossesAt, linear_row_loss};
-pub use crate::cuda::raw::linear::{LinearGradientsAt, LinearInputs};
+pub use crate::cuda::raw::linear::{LinearGradientsAt, LinearInputs, LinearOutputsAt, SavedLinearAt};
 pub use crate::cuda::raw::log_ratio::{LogRatioInputs, LogRatioOutputs, log_ratios};
 pub use crate::cuda::raw::objective::{ObjectiveInputs, ObjectiveOutputs, Rewards, objective};
 pub use crate::cuda::raw::token_log_prob::{ForwardOutputs, Upstream, token_log_probs, token_log_probs_backward};

@@ -47,4 +47,44 @@ impl RowBounds {
         };
         (of_p + of_slope) / temperature * HIGHER_ORDER
     }
+
+    /// Of the gradient of logit j ≠ target where it is formed as −g·(e_j·σ_j)/s, before e_j·σ_j is rounded to the type of the
+    /// head: as [`grad_logit`](Self::grad_logit), with the products and quotients by g, T, s and the softcap's slope σ apart.
+    pub fn unit_column(&self, exact: f64, logit: f64, log_p: f64, g: f64, logit_error: f64) -> f64 {
+        self.grad_logit(exact, logit, log_p, g, 0.0)
+            + self.grad_logit_of_logit_error(log_p, g, logit_error)
+            + 6.0 * self.arithmetic.unit_roundoff * exact.abs()
+    }
+
+    /// Of the gradient of the target's logit where 1 − p is formed as Σ' e_j/s, over the columns that are not the target:
+    /// the errors of those p_j, none of which is larger than what is left of 1; `others` are their log p. The terms of the sum
+    /// go through `additions` roundings.
+    pub fn unit_target(
+        &self,
+        exact: f64,
+        logit: f64,
+        others: impl Iterator<Item = f64>,
+        g: f64,
+        logit_error: f64,
+        additions: f64,
+    ) -> f64 {
+        let (temperature, softcap) = (self.options.temperature(), self.options.softcap());
+        let y = if softcap == 0.0 { 0.0 } else { (logit / softcap).abs() };
+        let slope = y.cosh().powi(-2);
+        // A logit of 0 has the slope 1: that of the target is common to all of them.
+        let of_others: f64 = others
+            .map(|log_p| {
+                let value = g * log_p.exp() / temperature;
+                let of_logit = value.abs() * 2.0 * logit_error / temperature;
+                self.grad_logit(value, 0.0, log_p, g, 0.0) + of_logit
+            })
+            .sum();
+        let of_slope = if softcap == 0.0 {
+            0.0
+        } else {
+            let of_logit = 0.77 * logit_error / softcap * (exact / slope).abs();
+            (5.0 * y + 4.0 * self.arithmetic.tanh) * self.arithmetic.unit_roundoff * exact.abs() + of_logit
+        };
+        (slope * of_others + of_slope + (additions + 8.0) * self.arithmetic.unit_roundoff * exact.abs()) * HIGHER_ORDER
+    }
 }

@@ -1,10 +1,10 @@
 //! Gradients of a head that are added to: a row that would add NaN leaves them as if it were not there, and is reported;
 //! without adding, they become NaN, which is what loss scaling looks for.
 
-use exo_kernels::{DEFAULT_LOG_RATIO_LIMIT, Element, Error, LogitOptions, RowLoss};
+use exo_kernels::{DEFAULT_LOG_RATIO_LIMIT, Element, Error, LinearKept, LogitOptions, RowLoss};
 use half::{bf16, f16};
 use support::backend::{Outcome, TestBackend, on_backend, on_every_training_backend};
-use support::linear::{ALL, Case, Gradients, Wanted};
+use support::linear::{ALL, Case, Gradients, KEPT, Wanted};
 use support::{backend, linear};
 
 on_every_training_backend!(
@@ -83,7 +83,7 @@ fn one_pass_is_two(backend: &impl TestBackend) {
         let spoilt = with_hidden(&case, &rows, [f32::NAN; COLUMNS]);
         let weights: Vec<f32> = (0..spoilt.rows).map(|row| (row % 5) as f32 * 0.3 - 0.5).collect();
         let g: Vec<f32> = weights.iter().map(|weight| -weight).collect();
-        let two: Outcome<T, G> = backend.two_passes(&spoilt, &options, (&g, None), ADDED);
+        let two: Outcome<T, G> = backend.two_passes(&spoilt, &options, LinearKept::UnitGradients, (&g, None), ADDED);
         let one: Outcome<T, G> = backend.row_loss(&spoilt, &options, RowLoss::Weighted { weights: &weights }, ADDED);
         check(&one.gradients, &two.gradients, &rows, "one pass, two passes");
         assert_eq!(bits(&one.log_probs), bits(&two.log_probs));
@@ -117,11 +117,12 @@ fn rows_without_a_softmax_add_nothing(backend: &impl TestBackend) {
         let weights_without: Vec<f32> = g_without.iter().map(|g| -g).collect();
         let (ones, old) = (vec![1.0; case.rows], vec![-3.5; case.rows]);
 
-        let two: Outcome<T, G> = backend.two_passes(&clean, &options, (&g_without, None), ADDED);
+        let two: Vec<Outcome<T, G>> =
+            KEPT.map(|kept| backend.two_passes(&clean, &options, kept, (&g_without, None), ADDED)).into();
         let weighted = RowLoss::Weighted { weights: weights_without.as_slice() };
         let one: Outcome<T, G> = backend.row_loss(&clean, &options, weighted, ADDED);
         let ratio: Outcome<T, G> = backend.row_loss(&clean, &options, clipped(&weights_without, &ones, &old), ADDED);
-        assert!(two.gradients.weight.iter().any(|number| number.to_f32() != 0.25));
+        assert!(two[0].gradients.weight.iter().any(|number| number.to_f32() != 0.25));
 
         let (nan, inf) = (f32::NAN, f32::INFINITY);
         for (name, state) in [
@@ -132,10 +133,12 @@ fn rows_without_a_softmax_add_nothing(backend: &impl TestBackend) {
         ] {
             let spoilt = with_hidden(&case, &rows, state);
             let context = |call: &str| format!("{name}, {call}, {:?} {:?}", T::DTYPE, G::DTYPE);
-            let outcome: Outcome<T, G> = backend.two_passes(&spoilt, &options, (&g, None), ADDED);
-            check(&outcome.gradients, &two.gradients, &rows, &context("two passes"));
-            assert_eq!(outcome.found, found(backend, rows[0], 2));
-            assert!(rows.iter().all(|row| outcome.log_probs[*row].is_nan()));
+            for (kept, two) in KEPT.into_iter().zip(&two) {
+                let outcome: Outcome<T, G> = backend.two_passes(&spoilt, &options, kept, (&g, None), ADDED);
+                check(&outcome.gradients, &two.gradients, &rows, &context(&format!("two passes, {kept:?}")));
+                assert_eq!(outcome.found, found(backend, rows[0], 2));
+                assert!(rows.iter().all(|row| outcome.log_probs[*row].is_nan()));
+            }
             let weighted = RowLoss::Weighted { weights: weights.as_slice() };
             let outcome: Outcome<T, G> = backend.row_loss(&spoilt, &options, weighted, ADDED);
             check(&outcome.gradients, &one.gradients, &rows, &context("weighted"));
@@ -152,6 +155,10 @@ fn rows_without_a_softmax_add_nothing(backend: &impl TestBackend) {
 }
 
 fn upstream_gradients_that_are_not_finite_add_nothing(backend: &impl TestBackend) {
+    KEPT.into_iter().for_each(|kept| of_upstream_gradients(backend, kept));
+}
+
+fn of_upstream_gradients(backend: &impl TestBackend, kept: LinearKept) {
     let options = LogitOptions::default();
     let (case, rows) = case::<f32, _>(backend);
     let (g, e) = (vec![-0.01_f32; case.rows], vec![0.003_f32; case.rows]);
@@ -164,30 +171,30 @@ fn upstream_gradients_that_are_not_finite_add_nothing(backend: &impl TestBackend
     };
     // Without the rows: no gradient of theirs. Their hidden states are numbers, and times 0 are 0.
     let (g_none, e_none) = (with(&g, 0.0), with(&e, 0.0));
-    let of_g: Outcome<f32, f32> = backend.two_passes(&case, &options, (&g_none, None), ADDED);
-    let of_both: Outcome<f32, f32> = backend.two_passes(&case, &options, (&g_none, Some(&e_none)), ADDED);
+    let of_g: Outcome<f32, f32> = backend.two_passes(&case, &options, kept, (&g_none, None), ADDED);
+    let of_both: Outcome<f32, f32> = backend.two_passes(&case, &options, kept, (&g_none, Some(&e_none)), ADDED);
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN] {
         let bad_g = with(&g, bad);
-        let outcome: Outcome<f32, f32> = backend.two_passes(&case, &options, (&bad_g, None), ADDED);
+        let outcome: Outcome<f32, f32> = backend.two_passes(&case, &options, kept, (&bad_g, None), ADDED);
         check(&outcome.gradients, &of_g.gradients, &rows, &format!("g = {bad}"));
         assert_eq!(outcome.found, found(backend, rows[0], 2), "g = {bad}");
-        let outcome: Outcome<f32, f32> = backend.two_passes(&case, &options, (&bad_g, Some(&e)), ADDED);
+        let outcome: Outcome<f32, f32> = backend.two_passes(&case, &options, kept, (&bad_g, Some(&e)), ADDED);
         check(&outcome.gradients, &of_both.gradients, &rows, &format!("g = {bad} with entropy"));
-        let outcome: Outcome<f32, f32> = backend.two_passes(&case, &options, (&g, Some(&with(&e, bad))), ADDED);
+        let outcome: Outcome<f32, f32> = backend.two_passes(&case, &options, kept, (&g, Some(&with(&e, bad))), ADDED);
         check(&outcome.gradients, &of_both.gradients, &rows, &format!("e = {bad}"));
         assert_eq!(outcome.found, found(backend, rows[0], 2), "e = {bad}");
     }
     // What overflows only once it is divided by the temperature; and the largest that does not.
     let cold = LogitOptions::default().with_temperature(1e-3).expect("valid");
-    let without: Outcome<f32, f32> = backend.two_passes(&case, &cold, (&g_none, None), ADDED);
-    let outcome: Outcome<f32, f32> = backend.two_passes(&case, &cold, (&with(&g, 2e35), None), ADDED);
+    let without: Outcome<f32, f32> = backend.two_passes(&case, &cold, kept, (&g_none, None), ADDED);
+    let outcome: Outcome<f32, f32> = backend.two_passes(&case, &cold, kept, (&with(&g, 2e35), None), ADDED);
     check(&outcome.gradients, &without.gradients, &rows, "g/T does not fit");
     for wanted in [ADDED, ALL] {
-        let outcome: Outcome<f32, f32> = backend.two_passes(&case, &cold, (&with(&g, 1.5e35), None), wanted);
+        let outcome: Outcome<f32, f32> = backend.two_passes(&case, &cold, kept, (&with(&g, 1.5e35), None), wanted);
         assert_eq!(outcome.found, Ok(()));
         assert!(outcome.gradients.bias.iter().all(|number| number.is_finite()), "{wanted:?}");
         let of_entropy = (&g[..], Some(&with(&e, 1e33)[..]));
-        let outcome: Outcome<f32, f32> = backend.two_passes(&case, &cold, of_entropy, wanted);
+        let outcome: Outcome<f32, f32> = backend.two_passes(&case, &cold, kept, of_entropy, wanted);
         assert_eq!(outcome.found, Ok(()));
         assert!(outcome.gradients.bias.iter().all(|number| number.is_finite()), "{wanted:?}");
     }
@@ -200,11 +207,14 @@ fn upstream_gradients_that_do_not_fit_at_large_logits_add_nothing(backend: &impl
     case.weight = vec![0.0, 5e8, -7.2e8];
     case.targets = vec![0];
     let wanted = Wanted { bias: false, ..ADDED };
-    let outcome: Outcome<f32, f32> = backend.two_passes(&case, &LogitOptions::default(), (&[1e37], None), wanted);
-    assert!(outcome.log_probs[0].is_finite());
-    assert_eq!(outcome.found, found(backend, 0, 1));
-    assert!(outcome.gradients.weight.iter().all(|number| *number == 0.25), "{:?}", outcome.gradients.weight);
-    assert!(outcome.gradients.hidden[0].is_nan());
+    for kept in KEPT {
+        let outcome: Outcome<f32, f32> =
+            backend.two_passes(&case, &LogitOptions::default(), kept, (&[1e37], None), wanted);
+        assert!(outcome.log_probs[0].is_finite());
+        assert_eq!(outcome.found, found(backend, 0, 1));
+        assert!(outcome.gradients.weight.iter().all(|number| *number == 0.25), "{:?}", outcome.gradients.weight);
+        assert!(outcome.gradients.hidden[0].is_nan());
+    }
 }
 
 fn a_batch_of_nothing_but_such_rows_changes_nothing(backend: &impl TestBackend) {
@@ -215,10 +225,9 @@ fn a_batch_of_nothing_but_such_rows_changes_nothing(backend: &impl TestBackend) 
             case.targets.fill(7);
             let ones = vec![1.0; rows];
             let weighted = RowLoss::Weighted { weights: ones.as_slice() };
-            for outcome in [
-                backend.two_passes::<T, T, G>(&case, &LogitOptions::default(), (&ones, None), ADDED),
-                backend.row_loss(&case, &LogitOptions::default(), weighted, ADDED),
-            ] {
+            let options = LogitOptions::default();
+            let two = KEPT.map(|kept| backend.two_passes::<T, T, G>(&case, &options, kept, (&ones, None), ADDED));
+            for outcome in two.into_iter().chain([backend.row_loss(&case, &options, weighted, ADDED)]) {
                 assert_eq!(outcome.found, found(backend, 0, rows));
                 let mut of_head = outcome.gradients.weight.iter().chain(&outcome.gradients.bias);
                 assert!(of_head.all(|number| number.to_f32() == 0.25));
@@ -256,11 +265,12 @@ fn overwritten_gradients_become_nan(backend: &impl TestBackend) {
     let weighted = RowLoss::Weighted { weights: ones.as_slice() };
     let mut upstream = ones.clone();
     upstream[rows[1]] = f32::NAN;
-    for outcome in [
-        backend.row_loss::<f32, f32, f32>(&spoilt, &options, weighted, ALL),
-        backend.two_passes(&spoilt, &options, (&ones, None), ALL),
-        backend.two_passes(&case, &options, (&upstream, None), ALL),
-    ] {
+    let mut outcomes = vec![backend.row_loss::<f32, f32, f32>(&spoilt, &options, weighted, ALL)];
+    for kept in KEPT {
+        outcomes.push(backend.two_passes(&spoilt, &options, kept, (&ones, None), ALL));
+        outcomes.push(backend.two_passes(&case, &options, kept, (&upstream, None), ALL));
+    }
+    for outcome in outcomes {
         assert_eq!(outcome.found, Ok(()));
         assert!(outcome.gradients.weight.iter().chain(&outcome.gradients.bias).all(|number| number.is_nan()));
         assert!(outcome.gradients.hidden[..COLUMNS].iter().all(|number| number.is_finite()));

@@ -23,10 +23,10 @@ mod of_several_types {
 }
 
 /// N, H, V, with a bias, columns of a chunk.
-type Shape = (usize, usize, usize, bool, usize);
+pub(super) type Shape = (usize, usize, usize, bool, usize);
 
 /// Borders of a processor's tiles: 256 rows, 512 columns, 512 terms of a product.
-const TILES: [Shape; 12] = [
+pub(super) const TILES: [Shape; 12] = [
     (1, 8, 1, false, 512),
     (1, 1, 40, true, 512),
     (2, 2, 300, false, 512),
@@ -42,7 +42,7 @@ const TILES: [Shape; 12] = [
 ];
 
 /// Borders of a device's units (512 columns), chunks and a block's round (4096).
-const CHUNKS: [Shape; 12] = [
+pub(super) const CHUNKS: [Shape; 12] = [
     (1, 8, 1, false, 512),
     (1, 1, 40, true, 512),
     (2, 2, 300, false, 8192),
@@ -57,27 +57,38 @@ const CHUNKS: [Shape; 12] = [
     (6, 9, 9 * 1024 + 7, true, 8192),
 ];
 
-const OPTIONS: [(f64, f64); 3] = [(1.0, 0.0), (0.7, 0.0), (1.3, 4.0)];
+pub(super) const OPTIONS: [(f64, f64); 3] = [(1.0, 0.0), (0.7, 0.0), (1.3, 4.0)];
 
 /// What a backend's products sum, and in what type.
-trait Products: TestBackend {
+pub(super) trait Products: TestBackend {
     /// The most roundings that a term of the hidden gradient goes through, of V.
     const OF_HIDDEN: fn(usize) -> usize;
 
     /// Of the weight's gradient, of N.
     const OF_WEIGHT: fn(usize) -> usize;
 
+    /// The most roundings that a term of Σ' e goes through, of what is kept.
+    const OF_REST: f64;
+
     /// Unit roundoff and smallest number of the gradient of the logits that is multiplied, whose largest is `largest`.
     fn rounding<T: Element>(largest: f64) -> (f64, f64);
+
+    /// The same of −g·p_j/T where it is formed from e_j·σ_j in this type: for what is left of 1 without the target, and g/T.
+    fn unit_rounding<T: Element>(rest: f64, factor: f64) -> (f64, f64);
 }
 
 /// Tiles are multiplied in f32: a sum in a tile, the sum over tiles.
 impl Products for Cpu {
     const OF_HIDDEN: fn(usize) -> usize = |vocab| 512 + vocab / 512 + 2;
     const OF_WEIGHT: fn(usize) -> usize = |rows| 256 + rows / 256 + 2;
+    const OF_REST: f64 = 21.0;
 
     fn rounding<T: Element>(_: f64) -> (f64, f64) {
         (f32::UNIT_ROUNDOFF, f32::SMALLEST)
+    }
+
+    fn unit_rounding<T: Element>(_: f64, factor: f64) -> (f64, f64) {
+        (f32::UNIT_ROUNDOFF, f32::SMALLEST * (1.0 + factor.abs()))
     }
 }
 
@@ -85,8 +96,13 @@ impl Products for Cpu {
 impl Products for ReferenceBackend {
     const OF_HIDDEN: fn(usize) -> usize = |_| 1;
     const OF_WEIGHT: fn(usize) -> usize = |_| 1;
+    const OF_REST: f64 = 0.0;
 
     fn rounding<T: Element>(_: f64) -> (f64, f64) {
+        (f64::EPSILON, f32::SMALLEST)
+    }
+
+    fn unit_rounding<T: Element>(_: f64, _: f64) -> (f64, f64) {
         (f64::EPSILON, f32::SMALLEST)
     }
 }
@@ -96,40 +112,50 @@ impl Products for Cuda {
     const OF_HIDDEN: fn(usize) -> usize = |vocab| vocab + vocab / 512 + 2;
     const OF_WEIGHT: fn(usize) -> usize = |rows| rows + rows / 64 + 3;
 
+    /// 32 columns of a thread, its warp, the warps of its block, and the rounding of the sum over blocks in f64.
+    const OF_REST: f64 = 32.0 + 5.0 + 7.0 + 1.0;
+
     /// f16: the smallest number is that of gradients scaled to lie below 2^15, the largest of them at 2^14 or above.
     fn rounding<T: Element>(largest: f64) -> (f64, f64) {
         let smallest = if T::DTYPE == Dtype::F16 { T::SMALLEST * largest / 16384.0 } else { T::SMALLEST };
         (T::UNIT_ROUNDOFF, smallest)
     }
+
+    /// f16: the rounding of e_j·2^k is 2^-25 at most where it is subnormal, and 2^-k is at most 2^-13 of s·(rest + 2^-20),
+    /// with some room for the exponential that rest is made with.
+    fn unit_rounding<T: Element>(rest: f64, factor: f64) -> (f64, f64) {
+        let of_one =
+            if T::DTYPE == Dtype::F16 { (rest + 2.0 / 1048576.0) / 8192.0 * factor.abs() } else { 1.0 + factor.abs() };
+        (T::UNIT_ROUNDOFF, T::SMALLEST * of_one)
+    }
 }
 
 /// The largest shares of their bounds that the errors had.
 #[derive(Debug, Default)]
-struct Shares {
-    log_prob: f64,
-    log_sum_exp: f64,
-    entropy: f64,
-    hidden: f64,
-    weight: f64,
-    bias: f64,
+pub(super) struct Shares {
+    pub(super) log_prob: f64,
+    pub(super) log_sum_exp: f64,
+    pub(super) entropy: f64,
+    pub(super) hidden: f64,
+    pub(super) weight: f64,
+    pub(super) bias: f64,
 }
 
 #[track_caller]
-fn hold(what: &str, (computed, expected): (f64, f64), bound: f64, largest: &mut f64, context: &str) {
+pub(super) fn hold(what: &str, (computed, expected): (f64, f64), bound: f64, largest: &mut f64, context: &str) {
     let share = if computed == expected { 0.0 } else { (computed - expected).abs() / bound };
     assert!(share <= 1.0, "{what}: {computed:e}, {expected:e} expected, {share} of its bound; {context}");
     *largest = largest.max(share);
 }
 
-/// Checks the forward pass. Gives D, the exact gradient of the logits, and how far that of the backend may be off, both
-/// `[N, V]`.
-fn of_logits<T: Element, W: Element, B: Products>(
+/// Checks the forward pass. Gives D, and how far that of the backend may be off.
+pub(super) fn of_logits<T: Element, W: Element, B: Products>(
     case: &Case<T, W>,
     options: &LogitOptions,
     (g, e): (&[f32], Option<&[f32]>),
     forward: &Forward,
     shares: &mut Shares,
-) -> (Vec<f64>, Vec<f64>) {
+) -> LogitGradients {
     let (n, h, v, head) = (case.rows, case.hidden_size, case.vocab, case.head());
     let at_most =
         |row: usize| f64::from(g[row].abs()) + e.map_or(0.0, |e| f64::from(e[row].abs()) * (0.4 + (v as f64).ln()));
@@ -173,17 +199,35 @@ fn of_logits<T: Element, W: Element, B: Products>(
             bound_d[row * v + column] = of_d + bounds::rounding(value.abs() + of_d, unit_roundoff, smallest);
         }
     }
-    (exact_d, bound_d)
+    LogitGradients {
+        exact: exact_d,
+        of_hidden: bound_d.clone(),
+        of_weight: bound_d.clone(),
+        of_bias: bound_d,
+        of_weight_rows: vec![0.0; v],
+    }
 }
 
 fn absolute<T: Element>(numbers: &[T]) -> Vec<T> {
     numbers.iter().map(|number| T::from_f32(number.to_f32().abs())).collect()
 }
 
+/// D, the exact gradient of the logits, `[N, V]`, and how far the factors that a backend has for it may be off.
+pub(super) struct LogitGradients {
+    pub(super) exact: Vec<f64>,
+    /// In the product that gives the gradient of the hidden states.
+    pub(super) of_hidden: Vec<f64>,
+    /// In that of the weight, and in the sums of the bias.
+    pub(super) of_weight: Vec<f64>,
+    pub(super) of_bias: Vec<f64>,
+    /// What any number of a row of the weight's gradient may be off by besides, `[V]`.
+    pub(super) of_weight_rows: Vec<f64>,
+}
+
 /// Products with D: what D is off by goes in as it is, and each term through the roundings of its sum.
-fn check_gradients<T: Element, W: Element, G: Element, B: Products>(
+pub(super) fn check_gradients<T: Element, W: Element, G: Element, B: Products>(
     case: &Case<T, W>,
-    (exact_d, bound_d): &(Vec<f64>, Vec<f64>),
+    of_logits: &LogitGradients,
     gradients: &Gradients<T, G>,
     accumulated: f64,
     shares: &mut Shares,
@@ -192,34 +236,41 @@ fn check_gradients<T: Element, W: Element, G: Element, B: Products>(
     let (n, h, v) = (case.rows, case.hidden_size, case.vocab);
     let clean = |i: usize| if case.targets[i / h] < 0 { T::from_f32(0.0) } else { case.hidden[i] };
     let clean: Vec<T> = (0..n * h).map(clean).collect();
-    let exact = reference::backward(exact_d, &Matrix::new(&clean, h).expect("rows"), &case.head());
-    let largest_d: Vec<f64> = exact_d.iter().zip(bound_d).map(|(value, bound)| value.abs() + bound).collect();
+    let exact = reference::backward(&of_logits.exact, &Matrix::new(&clean, h).expect("rows"), &case.head());
+    let largest = |bounds: &[f64]| -> Vec<f64> {
+        of_logits.exact.iter().zip(bounds).map(|(value, bound)| value.abs() + bound).collect()
+    };
     let (hidden, weight) = (absolute(&clean), absolute(&case.weight));
     let hidden = Matrix::new(&hidden, h).expect("rows");
     let head = Head::new(Matrix::new(&weight, h).expect("rows")).expect("a head");
-    let of_d = reference::backward(bound_d, &hidden, &head);
-    let sizes = reference::backward(&largest_d, &hidden, &head);
+    let product = |factors: &[f64]| reference::backward(factors, &hidden, &head);
+    let (of_d, sizes) = (product(&of_logits.of_hidden).hidden, product(&largest(&of_logits.of_hidden)).hidden);
     let (of_hidden, of_weight) = (B::OF_HIDDEN(v) as f64, B::OF_WEIGHT(n) as f64);
     for i in 0..n * h {
-        let unrounded = of_d.hidden[i] + linear_bounds::product(sizes.hidden[i], of_hidden);
+        let unrounded = of_d[i] + linear_bounds::product(sizes[i], of_hidden);
         let bound = unrounded + bounds::rounding(exact.hidden[i].abs() + unrounded, T::UNIT_ROUNDOFF, T::SMALLEST);
         let pair = (f64::from(gradients.hidden[i].to_f32()), exact.hidden[i]);
         hold("hidden gradient", pair, bound, &mut shares.hidden, &format!("{i}, {context}"));
     }
+    // What was there before is a term of the sum like the others, and rounded once more where these come to it.
+    let before = accumulated.abs();
     let narrow = |value: f64, unrounded: f64| {
-        let unrounded = unrounded + accumulated.abs() * f64::from(f32::EPSILON);
+        let unrounded = unrounded + before * f64::from(f32::EPSILON);
         unrounded + bounds::rounding(value.abs() + unrounded, G::UNIT_ROUNDOFF, G::SMALLEST)
     };
+    let (of_d, sizes) = (product(&of_logits.of_weight).weight, product(&largest(&of_logits.of_weight)).weight);
     for i in 0..v * h {
         let expected = exact.weight[i] + accumulated;
-        let bound = narrow(expected, of_d.weight[i] + linear_bounds::product(sizes.weight[i], of_weight));
+        let of_terms = of_d[i] + of_logits.of_weight_rows[i / h];
+        let bound = narrow(expected, of_terms + linear_bounds::product(sizes[i] + before, of_weight));
         let pair = (f64::from(gradients.weight[i].to_f32()), expected);
         hold("weight gradient", pair, bound, &mut shares.weight, &format!("{i}, {context}"));
     }
+    let (of_d, sizes) = (product(&of_logits.of_bias).bias, product(&largest(&of_logits.of_bias)).bias);
     for i in 0..v {
         // Summed in f64, rounded to f32 and to the type.
         let expected = exact.bias[i] + accumulated;
-        let bound = narrow(expected, of_d.bias[i] + linear_bounds::product(sizes.bias[i], 1.0));
+        let bound = narrow(expected, of_d[i] + linear_bounds::product(sizes[i], 1.0));
         let pair = (f64::from(gradients.bias[i].to_f32()), expected);
         hold("bias gradient", pair, bound, &mut shares.bias, &format!("{i}, {context}"));
     }

@@ -2,6 +2,8 @@
 
 mod accumulation;
 mod identity_head;
+mod kept;
+mod kept_precision;
 mod log_prob;
 mod log_prob_precision;
 mod preference_accumulation;

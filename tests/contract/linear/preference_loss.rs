@@ -1,10 +1,10 @@
 //! The preference loss from hidden states: bit for bit its stages, one after the other; and what is refused.
 
 use exo_kernels::{
-    Batch, Betas, Cpu, Element, Error, LinearGradients, LogRatio, LogitOptions, LossOptions, Matrix, MatrixMut,
-    Objective, PreferenceLoss, Reduction, Reference, Rewards, Step,
+    Batch, Betas, Cpu, Element, Error, LinearGradients, LinearKept, LogRatio, LogitOptions, LossOptions, Matrix,
+    MatrixMut, Objective, PreferenceLoss, Reduction, Reference, Rewards, Step,
 };
-use half::bf16;
+use half::{bf16, f16};
 use support::backend::{HostLoss, Placed, Rows, TestBackend, on_every_backend};
 use support::linear::{ALL, Case, Gradients, Wanted};
 
@@ -49,14 +49,17 @@ fn stages(backend: &impl TestBackend, targets: &[i64], log_probs: &[f32]) -> (Ve
     (groups.losses, groups.coefficients)
 }
 
+/// Whatever is kept between the two passes.
 fn it_is_its_stages(backend: &impl TestBackend) {
-    fn check<T: Element, G: Element>(backend: &impl TestBackend) {
+    fn check<T: Element, G: Element>(backend: &impl TestBackend, kept: LinearKept) {
         backend.set_chunks(512, 1 << 30);
         let case = Case::<T, T>::random(ROWS, SIZE, VOCAB, false, 11);
         let scored = case.targets.iter().filter(|target| **target >= 0).count();
         let mut placed = Placed::new(backend, &case);
         placed.scored_rows = Some(scored);
-        let mut loss = loss(backend);
+        placed.kept = kept;
+        let options = LossOptions::from(objective()).with_logits(logit_options()).with_linear_kept(kept);
+        let mut loss: HostLoss<_> = backend.loss(options);
         let step =
             loss.forward_linear(&placed, &placed, &batch(), Reference::None, Rewards::from(&REWARDS)).expect("forward");
         loss.set_loss_scale(0.5);
@@ -76,8 +79,11 @@ fn it_is_its_stages(backend: &impl TestBackend) {
         assert!(bits(&gradients.weight) == bits(&expected.weight));
         assert!(expected.weight.iter().any(|value| value.to_f32() != 0.0));
     }
-    check::<f32, f32>(backend);
-    check::<bf16, f32>(backend);
+    for kept in [LinearKept::Nothing, LinearKept::UnitGradients, LinearKept::LogitGradients] {
+        check::<f32, f32>(backend, kept);
+        check::<bf16, f32>(backend, kept);
+        check::<f16, f16>(backend, kept);
+    }
 }
 
 fn what_is_refused_leaves_the_loss_as_it_was(backend: &impl TestBackend) {

@@ -1,9 +1,10 @@
-//! Losses over rows in one pass: bit for bit what the two passes give with the loss's gradient between them, for a loss and
+//! Losses over rows in one pass: bit for bit what the two passes give with the loss's gradient, and the unit gradients of the
+//! hidden states, between them, for a loss and
 //! gradients that are what their formulas say.
 
 use exo_kernels::reference::bounds;
 use exo_kernels::reference::row_loss::{Clipping, clipped_ratio};
-use exo_kernels::{DEFAULT_LOG_RATIO_LIMIT, Element, LogitOptions, RowLoss};
+use exo_kernels::{DEFAULT_LOG_RATIO_LIMIT, Element, LinearKept, LogitOptions, RowLoss};
 use half::{bf16, f16};
 use support::backend::{Placed, TestBackend, on_every_backend};
 use support::linear::{ALL, Case, Gradients, Wanted};
@@ -70,7 +71,8 @@ fn compare<T: Element, W: Element, G: Element>(backend: &impl TestBackend, (n, h
     let case = Case::<T, W>::random(n, h, v, true, n as u64);
     let weights = weights(n);
     let g: Vec<f32> = weights.iter().map(|weight| -weight).collect();
-    let placed = Placed::new(backend, &case);
+    let mut placed = Placed::new(backend, &case);
+    placed.kept = LinearKept::UnitGradients;
     let two = placed.forward(&options(), false);
     let of_two: Gradients<T, G> = placed.backward(&options(), &two, (&g, None), wanted);
     let loss = RowLoss::Weighted { weights: weights.as_slice() };
@@ -95,7 +97,8 @@ fn check_clipped_ratio<B: TestBackend>(
     shift: impl Fn(usize) -> f32,
 ) -> usize {
     backend.set_chunks(1 << 20, 1 << 30);
-    let placed = Placed::new(backend, case);
+    let mut placed = Placed::new(backend, case);
+    placed.kept = LinearKept::UnitGradients;
     let plain = placed.forward(&options(), false);
     let old_log_probs: Vec<f32> = (0..case.rows).map(|row| plain.log_probs[row] - shift(row)).collect();
     let (old_log_probs, log_ratio_limit, low, high) = (old_log_probs.as_slice(), DEFAULT_LOG_RATIO_LIMIT, 0.2, 0.3);

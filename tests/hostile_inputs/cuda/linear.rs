@@ -10,7 +10,10 @@ use crate::hostile::settings::{self, Fit};
 use crate::hostile::token_log_prob::{self, Outputs};
 use crate::hostile::{linear, row_loss};
 use cudarc::driver::{CudaSlice, DeviceRepr};
-use exo_kernels::cuda::{Cuda, Head, Hidden, LinearGradients, Matrix, MatrixMut, RowLosses, Status, Targets, View};
+use exo_kernels::cuda::{
+    Cuda, Head, Hidden, LinearGradients, LinearOutputs, Matrix, MatrixMut, RowLosses, SavedLinear, Status, Targets,
+    View,
+};
 use exo_kernels::{Backend, Dtype, Element, Error, LogitOptions, RowLoss, SoftmaxState};
 use half::{bf16, f16};
 
@@ -152,13 +155,23 @@ where
     let other = Matrix::new(other.slice(..count * (SIZE + 1)).into(), SIZE + 1).expect("rows");
     let states = brought.hidden();
     let (hidden, beyond) = scored(choices, if wide { &other } else { &states }, &kinds);
-    let refused = wide || short > 0 || !outputs.fit(count);
+    let most = hidden.scored_rows().map_or(count, |rows| rows.min(count));
+    let products = linear_case::Kept::choose(choices, most, <T as Element>::DTYPE);
+    let fit = products.fit(most, <T as Element>::DTYPE, true);
+    let refused = wide || short > 0 || !outputs.fit(count) || !fit;
+    let mut units = products.units.as_ref().map(|numbers| (upload(&cuda, numbers), numbers.len()));
+    let mut words = products.words.as_ref().map(|numbers| (upload(&cuda, numbers), numbers.len()));
     let mut placed = OnDevice::new(&cuda, outputs);
     cuda.clear_status().expect("no fault");
     let targets = brought.targets(count - short);
     let result = cuda.check_linear(&hidden, &brought.head(), &targets);
     assert_eq!(result.is_err(), wide || short > 0, "{result:?}");
-    let result = cuda.linear_token_log_probs(hidden, &brought.head(), targets, &options, placed.views());
+    let views = LinearOutputs {
+        rows: placed.views(),
+        unit_gradients: units.as_mut().map(|(numbers, length)| numbers.slice_mut(..*length).into()),
+        logit_gradients: words.as_mut().map(|(words, length)| words.slice_mut(..*length).into()),
+    };
+    let result = cuda.linear_token_log_probs(hidden, &brought.head(), targets, &options, views);
     let forward = placed.fetch(&cuda);
     if beyond && !refused {
         assert_eq!(result, Ok(()));
@@ -179,13 +192,19 @@ where
         || !upstream.fit(count)
         || !gradients.fit(count)
         || !has_type(&gradients)
+        || !products.fit(count, <T as Element>::DTYPE, false)
         || (upstream.entropies.is_some() && kept.is_none());
     let on_device = Kept::new(&cuda, &of_rows, kept, &upstream);
     let mut placed = Gradients::new(&cuda, gradients);
-    let (saved, from) = (on_device.saved(), on_device.upstream());
+    let from = on_device.upstream();
+    let saved = SavedLinear {
+        rows: on_device.saved(),
+        unit_gradients: units.as_ref().map(|(numbers, length)| numbers.slice(..*length).into()),
+        logit_gradients: words.as_ref().map(|(words, length)| words.slice(..*length).into()),
+    };
     let ids = brought.targets(count);
     let result =
-        cuda.linear_token_log_probs_backward(&states, &brought.head(), ids, &options, &saved, &from, placed.views());
+        cuda.linear_token_log_probs_backward(&states, &brought.head(), ids, &options, saved, &from, placed.views());
     let gradients = placed.fetch(&cuda);
     match result {
         Err(error) => {

@@ -25,6 +25,7 @@ pub(super) fn views(choices: &mut Choices<'_>) {
     choices.calls(&[
         "cuda/memory::View::from_address",
         "cuda/memory::ViewMut::from_address",
+        "cuda/linear/workspace::LinearChunks::with_logits",
         "cuda/linear/workspace::LinearChunks::with_columns",
         "cuda/linear/workspace::LinearChunks::with_row_bytes",
         "cuda/linear/workspace::Cuda::set_linear_chunks",
@@ -68,7 +69,7 @@ pub(super) fn views(choices: &mut Choices<'_>) {
     match LinearChunks::default().with_columns(of_columns) {
         Ok(chunks) => {
             assert!(of_columns > 0 && of_columns.is_multiple_of(512));
-            cuda.set_linear_chunks(chunks.with_row_bytes(of_bytes));
+            cuda.set_linear_chunks(chunks.with_row_bytes(of_bytes).with_logits(of_bytes));
             cuda.set_linear_chunks(LinearChunks::default());
         }
         Err(error) => assert!(of_columns == 0 || !of_columns.is_multiple_of(512), "{error:?}"),

@@ -5,8 +5,8 @@ use super::settings::{self, Fit};
 use exo_kernels::backend::{Backend, Host};
 use exo_kernels::reference::ReferenceBackend;
 use exo_kernels::{
-    Batch, Betas, Cpu, Element, Error, GroupStatistics, Head, IGNORE_INDEX, LinearGradients, LogRatio, LogitOptions,
-    LossOptions, Matrix, MatrixMut, Objective, PreferenceLoss, Reduction, Rewards, SoftmaxState, TokenId,
+    Batch, Betas, Cpu, Element, Error, GroupStatistics, Head, IGNORE_INDEX, LinearGradients, LinearKept, LogRatio,
+    LogitOptions, LossOptions, Matrix, MatrixMut, Objective, PreferenceLoss, Reduction, Rewards, SoftmaxState, TokenId,
     TokenLogProbs, shifted_targets,
 };
 use half::{bf16, f16};
@@ -202,6 +202,7 @@ pub(crate) fn settings(choices: &mut Choices<'_>) {
         "options::LossOptions::with_logits",
         "options::LossOptions::with_log_ratio",
         "options::LossOptions::with_entropy",
+        "options::LossOptions::with_linear_kept",
         "options::LossOptions::objective",
         "options::LossOptions::logits",
         "loss::PreferenceLoss::new",
@@ -210,6 +211,7 @@ pub(crate) fn settings(choices: &mut Choices<'_>) {
         "loss::PreferenceLoss::with_log_ratio",
         "loss::PreferenceLoss::with_reduction",
         "loss::PreferenceLoss::with_entropy",
+        "loss::PreferenceLoss::with_linear_kept",
         "loss::PreferenceLoss::set_loss_scale",
         "loss::PreferenceLoss::options",
         "loss::PreferenceLoss::unchecked_report",
@@ -225,6 +227,7 @@ pub(crate) fn settings(choices: &mut Choices<'_>) {
         .with_logits(logits)
         .with_log_ratio(LogRatio::Mean)
         .with_entropy(choices.yes())
+        .with_linear_kept(settings::linear_kept(choices))
         .with_reduction(reduction)
         .expect("as before");
     assert_eq!((options.objective(), options.logits()), (objective, logits));
@@ -240,6 +243,7 @@ pub(crate) fn settings(choices: &mut Choices<'_>) {
     let loss = loss.and_then(|loss| of_softcap.check("softcap", loss.with_softcap(softcap)));
     let _ = loss.and_then(|loss| {
         let loss = loss.with_log_ratio(LogRatio::Sum).with_entropy(true);
+        let loss = loss.with_linear_kept(LinearKept::Nothing);
         Fit::of_scale(normalizer).check("normalizer", loss.with_reduction(Reduction::Normalizer(normalizer)))
     });
 

@@ -2,11 +2,11 @@
 
 use super::choices::Choices;
 use super::guarded::{Guarded, Sentinel};
-use super::linear_case::{Case, Gradients, SIZE, Upstream};
+use super::linear_case::{Case, Gradients, Kept, SIZE, Upstream, most_scored};
 use super::rows::{self, VOCAB, are_columns};
 use super::settings::{self, HostBackend};
 use super::token_log_prob::{self, Outputs};
-use exo_kernels::{Element, Error, Hidden, LogitOptions, Matrix, SavedRows, SoftmaxState};
+use exo_kernels::{Element, Error, Hidden, LinearOutputs, LogitOptions, Matrix, SavedLinear, SavedRows, SoftmaxState};
 use half::{bf16, f16};
 
 pub(crate) fn walk<B: HostBackend>(choices: &mut Choices<'_>) {
@@ -44,12 +44,23 @@ where
     let (hidden, beyond) = scored(choices, &states, targets);
     let of_inputs = wide || beyond || short > 0 || !are_columns(targets, VOCAB);
     assert_eq!(backend.check_linear(&hidden, &head, &targets.into()).is_err(), of_inputs);
-    let refused = of_inputs || !outputs.fit(count);
-    let result = if choices.yes() {
-        backend.linear_token_log_probs(hidden, &head, &rows::narrow(targets), &options, outputs.views())
-    } else {
-        backend.linear_token_log_probs(hidden, &head, targets, &options, outputs.views())
+    let mut products = Kept::choose(choices, most_scored(&hidden), W::DTYPE);
+    let refused = of_inputs || !outputs.fit(count) || !products.fit(most_scored(&hidden), W::DTYPE, true);
+    let narrow = choices.yes();
+    let views = LinearOutputs {
+        rows: outputs.views(),
+        unit_gradients: products.units.as_deref_mut(),
+        logit_gradients: products.words.as_deref_mut(),
     };
+    let result = if narrow {
+        backend.linear_token_log_probs(hidden, &head, &rows::narrow(targets), &options, views)
+    } else {
+        backend.linear_token_log_probs(hidden, &head, targets, &options, views)
+    };
+    if result.is_err() {
+        assert!(products.units.iter().flatten().all(|number| *number == f32::MAX), "written");
+        assert!(products.words.iter().flatten().all(|word| *word == u32::MAX), "written");
+    }
     if !outputs.check(result, refused, &kinds, VOCAB) {
         return;
     }
@@ -63,16 +74,20 @@ where
         || !upstream.fit(count)
         || !gradients.fit(count)
         || (upstream.entropies.is_some() && kept.is_none());
-    let saved = SavedRows { states: &states, entropies: kept };
+    let saved = SavedLinear {
+        rows: SavedRows { states: &states, entropies: kept },
+        unit_gradients: products.units.as_deref(),
+        logit_gradients: products.words.as_deref(),
+    };
     let matrix = case.hidden();
     let (hidden, beyond) = scored(choices, &matrix, &case.targets);
-    let refused = refused || beyond;
+    let refused = refused || beyond || !products.fit(most_scored(&hidden), W::DTYPE, false);
     let result = backend.linear_token_log_probs_backward(
         hidden,
         &head,
         &case.targets,
         &options,
-        &saved,
+        saved,
         &upstream.views(),
         gradients.views(),
     );

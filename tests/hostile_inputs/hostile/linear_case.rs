@@ -4,7 +4,8 @@ use super::choices::Choices;
 use super::guarded::{Guarded, Sentinel};
 use super::rows::{self, Kind, VOCAB, kind_of_logits, usual};
 use super::token_log_prob::largest;
-use exo_kernels::{Element, Head, LinearGradients, LogitOptions, Matrix, MatrixMut};
+use exo_kernels::backend::kept_logit_words;
+use exo_kernels::{Dtype, Element, Head, Hidden, LinearGradients, LogitOptions, Matrix, MatrixMut};
 
 /// Columns of a hidden state, H.
 pub(crate) const SIZE: usize = 2;
@@ -270,4 +271,40 @@ impl<T: Element + Sentinel, G: Element + Sentinel> Gradients<T, G> {
             }
         }
     }
+}
+
+/// Buffers for what a forward pass keeps, of lengths that need not be right.
+#[derive(Default)]
+pub(crate) struct Kept {
+    pub(crate) units: Option<Vec<f32>>,
+    pub(crate) words: Option<Vec<u32>>,
+}
+
+impl Kept {
+    /// Of M rows at most, under a head of this type.
+    pub(crate) fn choose(choices: &mut Choices<'_>, rows: usize, head: Dtype) -> Self {
+        choices.calls(&["stage/linear::kept_logit_words"]);
+        let many = choices.size(rows);
+        assert!(kept_logit_words(head, many, usize::MAX) >= many, "it saturates");
+        let (units, words) = (rows * SIZE, kept_logit_words(head, rows, VOCAB));
+        let of_units = choices.of(Some(units), &[None, Some(units + 1), Some(0), Some(units.saturating_sub(1))]);
+        let of_words = choices.of(None, &[Some(words), Some(words + 1), Some(0)]);
+        Self {
+            units: of_units.map(|length| vec![f32::MAX; length]),
+            words: of_words.map(|length| vec![u32::MAX; length]),
+        }
+    }
+
+    /// Whether these are the lengths for so many rows. A forward pass writes the words only with the units.
+    pub(crate) fn fit(&self, rows: usize, head: Dtype, is_forward: bool) -> bool {
+        let (units, words) = (rows * SIZE, kept_logit_words(head, rows, VOCAB));
+        self.units.as_ref().is_none_or(|numbers| numbers.len() == units)
+            && self.words.as_ref().is_none_or(|numbers| numbers.len() == words)
+            && (!is_forward || self.words.is_none() || self.units.as_ref().map_or(0, Vec::len) == units)
+    }
+}
+
+/// M: how many rows are scored at most, as far as it was said.
+pub(crate) fn most_scored<T: Element>(hidden: &Hidden<'_, '_, T>) -> usize {
+    hidden.scored_rows().map_or(hidden.states().rows(), |rows| rows.min(hidden.states().rows()))
 }

@@ -36,6 +36,7 @@ impl Inputs {
             .with_logits(settings::logit_options(choices))
             .with_log_ratio(log_ratio)
             .with_entropy(choices.yes())
+            .with_linear_kept(settings::linear_kept(choices))
             .with_reduction(reduction)
             .expect("as before");
         Self {

@@ -8,7 +8,8 @@ use exo_kernels::backend::{Backend, Host};
 use exo_kernels::cpu::InstructionSet;
 use exo_kernels::reference::ReferenceBackend;
 use exo_kernels::{
-    Betas, Cpu, Divergence, Error, LogRatio, LogitOptions, LossOptions, Objective, Reduction, Result, Target,
+    Betas, Cpu, Divergence, Error, LinearKept, LogRatio, LogitOptions, LossOptions, Objective, Reduction, Result,
+    Target,
 };
 
 /// What a number is as a parameter.
@@ -187,6 +188,10 @@ pub(crate) fn weight(reduction: Reduction, groups: usize) -> f64 {
         Reduction::Normalizer(normalizer) => 1.0 / normalizer,
         Reduction::Mean => 1.0 / groups.max(1) as f64,
     }
+}
+
+pub(crate) fn linear_kept(choices: &mut Choices<'_>) -> LinearKept {
+    choices.of(LinearKept::UnitGradients, &[LinearKept::Nothing, LinearKept::LogitGradients])
 }
 
 pub(crate) fn log_ratio(choices: &mut Choices<'_>) -> LogRatio {

@@ -3,8 +3,11 @@
 use crate::backend::calls::{BackwardInputs, ForwardBuffers, Ids, Upstream, download, upload};
 use crate::backend::{Forward, TestBackend};
 use crate::linear::{Case, Gradients, Wanted};
-use exo_kernels::backend::{Head, Hidden, LinearGradients, Matrix, MatrixMut, RowLosses, Targets};
-use exo_kernels::{Element, LogitOptions, Result, RowLoss};
+use exo_kernels::backend::{
+    Head, Hidden, LinearGradients, LinearOutputs, Matrix, MatrixMut, RowLosses, SavedLinear, Targets, kept_logit_words,
+};
+use exo_kernels::{Element, LinearKept, LogitOptions, Result, RowLoss};
+use std::sync::RwLock;
 
 /// What a call wrote, and what was found wrong: by the call itself, or by the device when its status was read. Outputs are
 /// poisoned with `f32::MAX` before, gradients as [`Wanted`] says.
@@ -29,6 +32,9 @@ pub struct Placed<B: TestBackend, T: Element, W: Element> {
     ids: Ids<B>,
     /// What is said of the number of scored rows.
     pub scored_rows: Option<usize>,
+    /// What forward passes keep, and backward passes use.
+    pub kept: LinearKept,
+    products: RwLock<(B::Buffer<f32>, B::Buffer<u32>)>,
 }
 
 impl<B: TestBackend, T: Element, W: Element> Placed<B, T, W> {
@@ -43,6 +49,8 @@ impl<B: TestBackend, T: Element, W: Element> Placed<B, T, W> {
             bias: case.bias.as_ref().map(|bias| upload(backend, bias)),
             ids: Ids::new(backend, &case.targets),
             scored_rows: None,
+            kept: LinearKept::Nothing,
+            products: RwLock::default(),
         }
     }
 
@@ -60,6 +68,12 @@ impl<B: TestBackend, T: Element, W: Element> Placed<B, T, W> {
         call(self.scored_rows.map_or(hidden, |rows| hidden.with_scored_rows(rows)), &head)
     }
 
+    /// Numbers and words that are kept.
+    fn kept_lengths(&self) -> (usize, usize) {
+        let rows = self.scored_rows.map_or(self.rows, |rows| rows.min(self.rows));
+        (rows * self.hidden_size, kept_logit_words(W::DTYPE, rows, self.vocab))
+    }
+
     /// The target ids.
     pub fn targets(&self) -> Targets<'_, B::Memory> {
         self.ids.view(&self.backend)
@@ -69,10 +83,26 @@ impl<B: TestBackend, T: Element, W: Element> Placed<B, T, W> {
     pub fn try_forward(&self, options: &LogitOptions, entropies: bool) -> (Forward, Result<()>) {
         let backend = &self.backend;
         let mut outputs = ForwardBuffers::new(backend, self.rows);
+        let (units, words) = self.kept_lengths();
+        let mut products = (B::Buffer::default(), B::Buffer::default());
+        if self.kept > LinearKept::Nothing {
+            products.0 = upload(backend, &vec![f32::MAX; units]);
+        }
+        if self.kept == LinearKept::LogitGradients {
+            products.1 = upload(backend, &vec![0x7f7f_7f7f; words]);
+        }
         let result = self.with(|hidden, head| {
-            let views = outputs.views(backend, self.rows, entropies);
-            backend.linear_token_log_probs(hidden, head, self.targets(), options, views)
+            let outputs = LinearOutputs {
+                rows: outputs.views(backend, self.rows, entropies),
+                unit_gradients: (self.kept > LinearKept::Nothing).then(|| backend.view_mut(&mut products.0, units)),
+                logit_gradients: (self.kept == LinearKept::LogitGradients)
+                    .then(|| backend.view_mut(&mut products.1, words)),
+            };
+            backend.linear_token_log_probs(hidden, head, self.targets(), options, outputs)
         });
+        if self.kept > LinearKept::Nothing {
+            *self.products.write().expect("no call has failed") = products;
+        }
         (outputs.download(backend, self.rows, entropies), result)
     }
 
@@ -93,10 +123,17 @@ impl<B: TestBackend, T: Element, W: Element> Placed<B, T, W> {
         let backend = &self.backend;
         let inputs = BackwardInputs::new(backend, forward, upstream);
         let mut buffers = Buffers::<B, T, G>::new(self, wanted);
+        let (units, words) = self.kept_lengths();
+        let products = self.products.read().expect("no call has failed");
         let result = self.with(|hidden, head| {
-            let (saved, upstream) = (inputs.saved(backend), inputs.upstream(backend));
+            let (rows, upstream) = (inputs.saved(backend), inputs.upstream(backend));
+            let saved = SavedLinear {
+                rows,
+                unit_gradients: (self.kept > LinearKept::Nothing).then(|| backend.view(&products.0, units)),
+                logit_gradients: (self.kept == LinearKept::LogitGradients).then(|| backend.view(&products.1, words)),
+            };
             let views = buffers.views(backend, wanted);
-            backend.linear_token_log_probs_backward(hidden, head, self.targets(), options, &saved, &upstream, views)
+            backend.linear_token_log_probs_backward(hidden, head, self.targets(), options, saved, &upstream, views)
         });
         (buffers.download(backend), result)
     }

@@ -14,8 +14,8 @@ use exo_kernels::cuda::{Cuda, Status};
 use exo_kernels::reference::ReferenceBackend;
 use exo_kernels::reference::bounds::Arithmetic;
 use exo_kernels::{
-    Backend, Batch, Cpu, Element, LogRatio, LogitOptions, LossOptions, Objective, Reduction, Reference, Result,
-    Rewards, RowLoss,
+    Backend, Batch, Cpu, Element, LinearKept, LogRatio, LogitOptions, LossOptions, Objective, Reduction, Reference,
+    Result, Rewards, RowLoss,
 };
 
 pub use crate::backend::calls::{BackwardInputs, ForwardBuffers, Groups, Upstream, download, place, place_mut, upload};
@@ -164,10 +164,12 @@ pub trait TestBackend: Backend {
         &self,
         case: &Case<T, W>,
         options: &LogitOptions,
+        kept: LinearKept,
         upstream: Upstream<'_>,
         wanted: Wanted,
     ) -> Outcome<T, G> {
-        let placed = Placed::new(self, case);
+        let mut placed = Placed::new(self, case);
+        placed.kept = kept;
         let forward = placed.forward(options, true);
         let gradients = placed.backward(options, &forward, upstream, wanted);
         Outcome { log_probs: forward.log_probs, losses: Vec::new(), gradients, found: self.found() }

@@ -42,28 +42,22 @@ struct RowSums {
 const WORDS_OF_ROW_SUMS: usize = size_of::<RowSums>() / size_of::<f64>();
 
 impl Pass<'_> {
-    /// Folds a chunk of logits into the sums of its rows; writes their results if it is the last.
+    /// Folds a chunk of logits into the sums of its rows; writes their results if it is the last of their columns.
     ///
     /// # Safety
     /// As [`Pass::begin`]; `results` has room for all rows.
-    pub(crate) unsafe fn fold(
-        &mut self,
-        logits: &MatrixAt,
-        first_row: usize,
-        begin: usize,
-        results: &RowResults,
-    ) -> Result<()> {
+    pub(crate) unsafe fn fold(&mut self, logits: &MatrixAt, begin: usize, results: &RowResults) -> Result<()> {
         let (targets, target_bytes) = self.inputs.targets.parts();
         let one_chunk = logits.columns == self.vocab();
         let fold = LinearLogProb {
             logits: logits.address,
             bias: self.wide_bias(begin),
             targets,
-            rows: self.row_list(first_row),
+            rows: self.row_list(),
             sums: if one_chunk {
                 0
             } else {
-                address(&mut self.work.sums, &self.cuda.stream, WORDS_OF_ROW_SUMS * self.count)?
+                address(&mut self.work.sums, &self.cuda.stream, WORDS_OF_ROW_SUMS * logits.rows)?
             },
             log_probs: results.log_probs,
             states: results.states,

@@ -7,7 +7,6 @@ use crate::cuda::raw::{MatrixAt, bytes, launch, passed_by_value, scale, suffix};
 use crate::cuda::tuning;
 use crate::element::Dtype;
 use crate::error::Result;
-use std::ops::Range;
 
 /// `kernels/linear/gradient.cu`.
 #[derive(Clone, Copy)]
@@ -67,19 +66,15 @@ struct GradientScale {
 passed_by_value!(GradientScale);
 
 impl Pass<'_> {
-    /// Before gradients of the head that are added to: leaves out the rows that would add NaN or an infinity.
+    /// Before gradients of the head that are added to: leaves out the rows of the chunk that would add NaN or an infinity.
     ///
     /// # Safety
     /// `states` and `upstream` are there for all rows; the logits of these rows have been made.
-    pub(crate) unsafe fn withhold(
-        &self,
-        rows: Range<usize>,
-        (states, upstream): (Address, UpstreamOfRows),
-    ) -> Result<()> {
+    pub(crate) unsafe fn withhold(&self, (states, upstream): (Address, UpstreamOfRows)) -> Result<()> {
         let withhold = WithholdRows {
-            rows: self.row_list(rows.start),
+            rows: self.row_list(),
             positions: self.positions,
-            gathered: self.gathered.row(rows.start),
+            gathered: self.gathered.address,
             states,
             upstream,
             status: self.status,
@@ -87,30 +82,38 @@ impl Pass<'_> {
             gathered_words: (self.gathered.row_stride * bytes(self.gathered.dtype) / 16) as i32,
             reserved: 0,
         };
-        let grid = (rows.len() as u32, 1);
+        let grid = (self.taken_rows() as u32, 1);
         // SAFETY: the caller's promise; a gathered row is whole words of 16 bytes, see `padded`.
         unsafe { launch(self.cuda, "linear/gradient", "linear_withhold_rows", grid, &withhold) }
     }
 
-    /// For f16: the power of two that keeps the gradients of these rows in range, and its inverse. Else 0.
+    /// For f16: the power of two that keeps the gradients of the chunk's rows in range, and its inverse. Else 0.
     ///
     /// # Safety
     /// `upstream` is there for all rows.
-    pub(crate) unsafe fn gradient_scale(&mut self, rows: Range<usize>, upstream: UpstreamOfRows) -> Result<Address> {
+    pub(crate) unsafe fn gradient_scale(&mut self, upstream: UpstreamOfRows) -> Result<Address> {
         if self.dtype() != Dtype::F16 {
             return Ok(0);
         }
         let factors = address(&mut self.work.factors, &self.cuda.stream, 4)?;
         let scale = GradientScale {
-            rows: self.row_list(rows.start),
+            rows: self.row_list(),
             upstream,
             factors,
-            count: rows.len() as i32,
+            count: self.taken.len() as i32,
             inverse_temperature: (1.0 / self.options.temperature()) as f32,
         };
         // SAFETY: the caller's promise.
         unsafe { launch(self.cuda, "linear/gradient", "linear_gradient_scale", (1, 1), &scale)? };
         Ok(factors)
+    }
+
+    /// Room for what a chunk's logits become, in the head's type.
+    pub(super) fn factors_of_weight(&mut self, logits: &MatrixAt) -> Result<MatrixAt> {
+        let (dtype, row_stride) = (self.dtype(), padded(logits.columns, self.dtype()));
+        let length = logits.rows * row_stride * bytes(dtype);
+        let place = address(&mut self.work.gradients, &self.cuda.stream, length)?;
+        Ok(MatrixAt { address: place, row_stride, dtype, ..*logits })
     }
 
     /// Turns a chunk of logits into their gradient, in the head's type.
@@ -120,20 +123,12 @@ impl Pass<'_> {
     pub(crate) unsafe fn gradients(
         &mut self,
         logits: &MatrixAt,
-        first_row: usize,
         begin: usize,
         (states, upstream, factors): (Address, UpstreamOfRows, Address),
     ) -> Result<MatrixAt> {
         let dtype = self.dtype();
         // f32 gradients take the logits' place.
-        let gradients = if dtype == Dtype::F32 {
-            *logits
-        } else {
-            let row_stride = padded(logits.columns, dtype);
-            let length = logits.rows * row_stride * bytes(dtype);
-            let place = address(&mut self.work.gradients, &self.cuda.stream, length)?;
-            MatrixAt { address: place, row_stride, dtype, ..*logits }
-        };
+        let gradients = if dtype == Dtype::F32 { *logits } else { self.factors_of_weight(logits)? };
         let (targets, target_bytes) = self.inputs.targets.parts();
         let backward = LinearLogProbBackward {
             logits: logits.address,
@@ -141,7 +136,7 @@ impl Pass<'_> {
             gradients: gradients.address,
             factor: factors,
             targets,
-            rows: self.row_list(first_row),
+            rows: self.row_list(),
             states,
             upstream,
             row_stride: logits.row_stride as i64,

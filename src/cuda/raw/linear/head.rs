@@ -4,6 +4,7 @@ use crate::cuda::memory::{Address, address};
 use crate::cuda::raw::linear::LinearGradientsAt;
 use crate::cuda::raw::linear::pass::Pass;
 use crate::cuda::raw::{MatrixAt, bytes, launch, passed_by_value, suffix};
+use crate::element::Dtype;
 use crate::error::Result;
 
 /// `kernels/linear/head.cu`: sums over rows.
@@ -12,6 +13,7 @@ use crate::error::Result;
 struct BiasGradient {
     gradients: u64,
     factor: u64,
+    coefficients: u64,
     sums: u64,
     target: u64,
     row_stride: i64,
@@ -42,19 +44,81 @@ passed_by_value!(RoundWeight);
 /// Columns of a block of the bias's gradient. As in `kernels/linear/head.cu`.
 const BIAS_COLUMNS: usize = 32;
 
+/// The gradients of a head, as the chunks of a pass add to them.
+pub(super) struct HeadGradients {
+    target: LinearGradientsAt,
+    /// The weight's in f32, where several chunks of rows are summed up for a buffer that is not: rounded after each, the sums
+    /// would lose their digits.
+    weight_sums: Option<MatrixAt>,
+}
+
+impl HeadGradients {
+    pub(super) fn new(pass: &mut Pass<'_>, target: &LinearGradientsAt) -> Result<Self> {
+        let weight_sums = match target.weight {
+            Some(weight) if pass.has_several_row_chunks() && weight.dtype != Dtype::F32 => {
+                let place = address(&mut pass.work.weight_sums, &pass.cuda.stream, weight.rows * weight.columns)?;
+                Some(MatrixAt { address: place, row_stride: weight.columns, dtype: Dtype::F32, ..weight })
+            }
+            _ => None,
+        };
+        Ok(Self { target: *target, weight_sums })
+    }
+
+    /// Adds what the chunk's rows and the columns from `begin` on say: the gradients of their logits, or what those are but for
+    /// `coefficients` (0: none), with which the gathered hidden states are multiplied.
+    ///
+    /// # Safety
+    /// As [`Pass::begin`]; the target is there.
+    pub(super) unsafe fn add(
+        &self,
+        pass: &mut Pass<'_>,
+        of_logits: &MatrixAt,
+        begin: usize,
+        coefficients: Address,
+        factors: Address,
+    ) -> Result<()> {
+        if let Some(weight) = &self.target.weight {
+            let target = self.weight_sums.as_ref().unwrap_or(weight);
+            let accumulate = !pass.ends().0 || (self.weight_sums.is_none() && self.target.accumulate);
+            // SAFETY: the caller's promise.
+            unsafe { pass.weight_product(of_logits, (target, begin), accumulate, factors)? };
+        }
+        if self.target.bias == 0 {
+            return Ok(());
+        }
+        // Kept gradients are scaled row by row, and not by the power of two that the gathered hidden states have.
+        let factor = if factors == 0 || coefficients != 0 { 0 } else { factors + 4 };
+        // SAFETY: the caller's promise.
+        unsafe { pass.bias_sums(of_logits, begin, &self.target, coefficients, factor) }
+    }
+
+    /// After the last chunk.
+    ///
+    /// # Safety
+    /// As [`HeadGradients::add`].
+    pub(super) unsafe fn finish(&self, pass: &Pass<'_>) -> Result<()> {
+        match (&self.weight_sums, &self.target.weight) {
+            // SAFETY: the caller's promise.
+            (Some(sums), Some(weight)) => unsafe { pass.round_weight(sums, weight, self.target.accumulate) },
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Pass<'_> {
     /// A chunk's part of the bias's gradient: the whole of it, or the part of some rows.
     ///
     /// # Safety
     /// `bias` has room from column `begin` on.
-    pub(crate) unsafe fn bias_sums(
+    unsafe fn bias_sums(
         &mut self,
         gradients: &MatrixAt,
         begin: usize,
         target: &LinearGradientsAt,
-        (is_first, is_last): (bool, bool),
-        factors: Address,
+        coefficients: Address,
+        factor: Address,
     ) -> Result<()> {
+        let (is_first, is_last) = self.ends();
         let sums = if is_first && is_last {
             0
         } else {
@@ -63,7 +127,8 @@ impl Pass<'_> {
         };
         let bias = BiasGradient {
             gradients: gradients.address,
-            factor: if factors == 0 { 0 } else { factors + 4 },
+            factor,
+            coefficients,
             sums,
             target: target.bias + (begin * bytes(target.bias_dtype)) as Address,
             row_stride: gradients.row_stride as i64,
@@ -84,7 +149,7 @@ impl Pass<'_> {
     ///
     /// # Safety
     /// `gradient` is a buffer of the weight's shape.
-    pub(crate) unsafe fn round_weight(&self, sums: &MatrixAt, gradient: &MatrixAt, accumulate: bool) -> Result<()> {
+    unsafe fn round_weight(&self, sums: &MatrixAt, gradient: &MatrixAt, accumulate: bool) -> Result<()> {
         let round = RoundWeight {
             sums: sums.address,
             gradients: gradient.address,

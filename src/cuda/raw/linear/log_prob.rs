@@ -4,20 +4,15 @@
 use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
 use crate::cuda::linear::workspace::LinearScratch;
-use crate::cuda::memory::Address;
+use crate::cuda::raw::linear::head::HeadGradients;
 use crate::cuda::raw::linear::pass::{Pass, RowResults};
-use crate::cuda::raw::linear::{LinearGradientsAt, LinearInputs, clear_head};
-use crate::cuda::raw::token_log_prob::{ForwardOutputs, Upstream};
+use crate::cuda::raw::linear::{LinearGradientsAt, LinearInputs, LinearOutputsAt, SavedLinearAt, clear_head};
+use crate::cuda::raw::token_log_prob::{Upstream, UpstreamOfRows};
 use crate::error::Result;
 use crate::options::LogitOptions;
 use std::ops::Range;
 
-/// Chunks of `length` that together are `0..end`.
-pub(crate) fn chunks(end: usize, length: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..end).step_by(length).map(move |begin| begin..end.min(begin + length))
-}
-
-/// Hidden states and targets to log-probs, softmax states and, if wanted, entropies.
+/// Hidden states and targets to log-probs, softmax states and, if wanted, entropies, and what is kept for the backward pass.
 ///
 /// # Errors
 /// [`Error::Vocabulary`](crate::Error::Vocabulary), [`Error::Shape`](crate::Error::Shape),
@@ -28,18 +23,19 @@ pub(crate) fn chunks(end: usize, length: usize) -> impl Iterator<Item = Range<us
 /// # Safety
 /// 1. The matrices cover their rows as they say, in memory that the stream may read, and hold their `dtype`; the bias
 ///    holds V numbers of it.
-/// 2. The targets are N ids, and `outputs` has room for N results, each address aligned to its type.
+/// 2. The targets are N ids, and `outputs` has room for N results, each address aligned to its type, and for what is kept as
+///    [`LinearOutputsAt`] says.
 /// 3. Nothing else writes what is read, or touches what is written, until the stream has run it.
 /// 4. Outputs overlap neither one another nor the inputs.
 pub unsafe fn linear_token_log_probs(
     cuda: &Cuda,
     inputs: &LinearInputs,
     options: &LogitOptions,
-    outputs: ForwardOutputs,
+    outputs: impl Into<LinearOutputsAt>,
 ) -> Result<()> {
-    let _current = CurrentContext::keep()?;
+    let (_current, outputs) = (CurrentContext::keep()?, outputs.into());
     // SAFETY: the caller's promise.
-    cuda.with_linear_scratch(|work| unsafe { forward_with_scratch(cuda, work, inputs, options, outputs) })
+    cuda.with_linear_scratch(|work| unsafe { forward_with_scratch(cuda, work, inputs, options, &outputs) })
 }
 
 /// [`linear_token_log_probs`] with scratch memory.
@@ -51,27 +47,33 @@ unsafe fn forward_with_scratch(
     work: &mut LinearScratch,
     inputs: &LinearInputs,
     options: &LogitOptions,
-    outputs: ForwardOutputs,
+    outputs: &LinearOutputsAt,
 ) -> Result<()> {
-    let ForwardOutputs { log_probs, states, entropies } = outputs;
-    let results = RowResults { log_probs, states, entropies, losses: 0 };
-    let columns = work.chunks.columns();
+    let rows = outputs.rows;
+    let results = RowResults { log_probs: rows.log_probs, states: rows.states, entropies: rows.entropies, losses: 0 };
+    let keeps = outputs.unit_gradients != 0;
+    let (count, vocab) = (inputs.gathered_rows(), inputs.weight.rows);
+    let chunk = if keeps { work.chunks.of_rows(count, vocab) } else { work.chunks.of_columns(count, vocab) };
     // SAFETY: the caller's promise.
-    let mut pass = unsafe { Pass::begin(cuda, work, inputs, options, results)? };
-    if pass.count == 0 {
-        return Ok(());
-    }
-    for chunk in chunks(pass.vocab(), columns) {
+    let mut pass = unsafe { Pass::begin(cuda, work, inputs, options, results, chunk)? };
+    for taken in pass.row_chunks() {
         // SAFETY: the caller's promise.
-        unsafe {
-            let logits = pass.logits(0..pass.count, chunk.clone())?;
-            pass.fold(&logits, 0, chunk.start, &results)?;
+        unsafe { pass.gather(taken)? };
+        for columns in pass.column_chunks() {
+            // SAFETY: the caller's promise; where something is kept these are all columns.
+            unsafe {
+                let logits = pass.logits(columns.clone())?;
+                pass.fold(&logits, columns.start, &results)?;
+                if keeps {
+                    pass.keep(&logits, &results, outputs)?;
+                }
+            }
         }
     }
     Ok(())
 }
 
-/// The gradients of hidden states, weight and bias; logits are computed again.
+/// The gradients of hidden states, weight and bias; logits are computed again where what was kept is not enough.
 ///
 /// # Errors
 /// As [`linear_token_log_probs`], and [`Error::GradientType`](crate::Error::GradientType),
@@ -79,18 +81,17 @@ unsafe fn forward_with_scratch(
 ///
 /// # Safety
 /// 1. to 4. of [`linear_token_log_probs`], with the gradients as outputs.
-/// 5. `states` and `entropies` are those of the forward pass over the same operands with the same options.
+/// 5. What is saved is that of the forward pass over the same operands with the same options.
 /// 6. `upstream` holds as many entries as it says.
 pub unsafe fn linear_token_log_probs_backward(
     cuda: &Cuda,
     inputs: &LinearInputs,
     options: &LogitOptions,
-    (states, entropies): (Address, Address),
+    saved: impl Into<SavedLinearAt>,
     upstream: Upstream,
     gradients: &LinearGradientsAt,
 ) -> Result<()> {
-    let _current = CurrentContext::keep()?;
-    let saved = (states, entropies);
+    let (_current, saved) = (CurrentContext::keep()?, saved.into());
     // SAFETY: the caller's promise.
     cuda.with_linear_scratch(|work| unsafe {
         backward_with_scratch(cuda, work, inputs, options, saved, upstream, gradients)
@@ -106,49 +107,120 @@ unsafe fn backward_with_scratch(
     work: &mut LinearScratch,
     inputs: &LinearInputs,
     options: &LogitOptions,
-    (states, entropies): (Address, Address),
+    saved: SavedLinearAt,
     upstream: Upstream,
     gradients: &LinearGradientsAt,
 ) -> Result<()> {
     gradients.check(inputs)?;
-    let upstream = upstream.of_rows(entropies)?;
+    let upstream = upstream.of_rows(saved.entropies)?;
     if !gradients.any() {
         return Ok(());
     }
-    let columns = work.chunks.columns();
+    // The gradient of an entropy is no multiple of what was kept.
+    let saved = if upstream.entropy_gradients == 0 { saved } else { saved.without_kept() };
+    let (count, vocab) = (inputs.gathered_rows(), inputs.weight.rows);
+    let chunk = work.chunks.of_columns(count, vocab);
     // SAFETY: the caller's promise.
-    let mut pass = unsafe { Pass::begin(cuda, work, inputs, options, RowResults::default())? };
-    if pass.count == 0 {
+    let mut pass = unsafe { Pass::begin(cuda, work, inputs, options, RowResults::default(), chunk)? };
+    if count == 0 {
         // SAFETY: the caller's promise.
-        unsafe { clear_head(cuda, gradients, pass.vocab())? };
-    } else {
-        if gradients.accumulate {
-            // SAFETY: the caller's promise.
-            unsafe { pass.withhold(0..pass.count, (states, upstream))? };
-        }
-        // SAFETY: the caller's promise.
-        let factors = unsafe { pass.gradient_scale(0..pass.count, upstream)? };
-        for chunk in chunks(pass.vocab(), columns) {
-            let begin = chunk.start;
+        unsafe { clear_head(cuda, gradients, vocab)? };
+    }
+    let multiplies_hidden = gradients.hidden.is_some() && saved.unit_gradients == 0;
+    if multiplies_hidden || gradients.has_head() {
+        let head = HeadGradients::new(&mut pass, gradients)?;
+        for taken in pass.row_chunks() {
             // SAFETY: the caller's promise.
             unsafe {
-                let logits = pass.logits(0..pass.count, chunk)?;
-                let of_logits = pass.gradients(&logits, 0, begin, (states, upstream, factors))?;
-                if gradients.hidden.is_some() {
-                    pass.hidden_product(&of_logits, 0, begin, begin == 0, factors)?;
-                }
-                if let Some(weight) = &gradients.weight {
-                    pass.weight_product(&of_logits, 0, (weight, begin), gradients.accumulate, factors)?;
-                }
-                if gradients.bias != 0 {
-                    pass.bias_sums(&of_logits, begin, gradients, (true, true), factors)?;
+                if saved.logit_gradients != 0 && !multiplies_hidden {
+                    pass.of_kept_logits(taken, &saved, upstream, gradients, &head)?;
+                } else {
+                    pass.of_new_logits(taken, &saved, upstream, gradients, &head)?;
                 }
             }
         }
+        // SAFETY: the caller's promise.
+        unsafe { head.finish(&pass)? };
     }
     match &gradients.hidden {
         // SAFETY: the caller's promise.
-        Some(hidden) => unsafe { pass.scatter(hidden) },
-        None => Ok(()),
+        Some(hidden) if !multiplies_hidden => unsafe {
+            pass.hidden_gradient(hidden, &saved.units(&pass), 0..count, (saved.states, upstream))
+        },
+        // SAFETY: the caller's promise.
+        Some(hidden) if count == 0 => unsafe { pass.scatter(hidden) },
+        _ => Ok(()),
+    }
+}
+
+impl Pass<'_> {
+    /// The gradients of a chunk's rows by their logits, which are made again.
+    ///
+    /// # Safety
+    /// As [`linear_token_log_probs_backward`].
+    unsafe fn of_new_logits(
+        &mut self,
+        taken: Range<usize>,
+        saved: &SavedLinearAt,
+        upstream: UpstreamOfRows,
+        gradients: &LinearGradientsAt,
+        head: &HeadGradients,
+    ) -> Result<()> {
+        let multiplies_hidden = gradients.hidden.is_some() && saved.unit_gradients == 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.gather(taken)?;
+            if gradients.accumulate {
+                self.withhold((saved.states, upstream))?;
+            }
+            let factors = self.gradient_scale(upstream)?;
+            for columns in self.column_chunks() {
+                let begin = columns.start;
+                let logits = self.logits(columns)?;
+                let of_logits = self.gradients(&logits, begin, (saved.states, upstream, factors))?;
+                if multiplies_hidden {
+                    self.hidden_product(&of_logits, begin, begin == 0, factors)?;
+                }
+                head.add(self, &of_logits, begin, 0, factors)?;
+            }
+            match &gradients.hidden {
+                Some(hidden) if multiplies_hidden => self.scatter(hidden),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    /// The gradients of the head by a chunk's rows, from what was kept of their logits.
+    ///
+    /// # Safety
+    /// As [`linear_token_log_probs_backward`].
+    unsafe fn of_kept_logits(
+        &mut self,
+        taken: Range<usize>,
+        saved: &SavedLinearAt,
+        upstream: UpstreamOfRows,
+        gradients: &LinearGradientsAt,
+        head: &HeadGradients,
+    ) -> Result<()> {
+        self.taken = taken;
+        // Those that fill a chunk up have none.
+        self.taken.end = self.taken.end.min(self.count);
+        let kept = saved.logits(self);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if gradients.accumulate {
+                self.withhold((saved.states, upstream))?;
+            }
+            let (coefficients, factors) = self.coefficients(kept.shifts, (saved.states, upstream))?;
+            self.gather_scaled(coefficients, factors)?;
+            head.add(self, &kept.gradients, 0, coefficients, factors)
+        }
+    }
+}
+
+impl SavedLinearAt {
+    /// The same without what was kept besides the rows' states.
+    fn without_kept(self) -> Self {
+        Self { unit_gradients: 0, logit_gradients: 0, ..self }
     }
 }

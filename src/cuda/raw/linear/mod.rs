@@ -3,13 +3,16 @@
 mod fold;
 mod gradient;
 mod head;
+mod kept_logits;
 pub(crate) mod log_prob;
 mod pass;
 pub(crate) mod row_loss;
 mod rows;
+mod unit_gradient;
 
 use crate::cuda::linear::workspace::clear;
 use crate::cuda::memory::Address;
+use crate::cuda::raw::token_log_prob::ForwardOutputs;
 use crate::cuda::raw::{MatrixAt, Targets, bytes};
 use crate::cuda::{Cuda, tuning};
 use crate::data::matrix::check_vocab;
@@ -54,6 +57,46 @@ impl LinearInputs {
     }
 }
 
+/// What the forward pass of the linear stage writes. Made from [`ForwardOutputs`] by `into()`: then it keeps nothing.
+///
+/// M is `scored_rows`, or N where that was not said. What is kept is for
+/// [`linear_token_log_probs_backward`](log_prob::linear_token_log_probs_backward) over the same operands, targets and options.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearOutputsAt {
+    /// The rows' results.
+    pub rows: ForwardOutputs,
+    /// M·H f32, or 0: [`LinearOutputs::unit_gradients`](crate::backend::LinearOutputs::unit_gradients).
+    pub unit_gradients: Address,
+    /// [`kept_logit_words`](crate::backend::kept_logit_words) words, aligned to 16 bytes, or 0; only with the unit gradients.
+    pub logit_gradients: Address,
+}
+
+impl From<ForwardOutputs> for LinearOutputsAt {
+    fn from(rows: ForwardOutputs) -> Self {
+        Self { rows, unit_gradients: 0, logit_gradients: 0 }
+    }
+}
+
+/// What the forward pass of the linear stage left. Made from the addresses of states and entropies (or 0) by `into()`, where it
+/// kept nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct SavedLinearAt {
+    /// `[N]` [`SoftmaxState`](crate::SoftmaxState).
+    pub states: Address,
+    /// `[N]` f32, or 0.
+    pub entropies: Address,
+    /// As [`LinearOutputsAt::unit_gradients`].
+    pub unit_gradients: Address,
+    /// As [`LinearOutputsAt::logit_gradients`].
+    pub logit_gradients: Address,
+}
+
+impl From<(Address, Address)> for SavedLinearAt {
+    fn from((states, entropies): (Address, Address)) -> Self {
+        Self { states, entropies, unit_gradients: 0, logit_gradients: 0 }
+    }
+}
+
 /// Where the linear stage writes gradients. What is `None` or 0 is frozen.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearGradientsAt {
@@ -95,7 +138,12 @@ impl LinearGradientsAt {
 
     /// Whether there is anything to compute.
     pub(super) fn any(&self) -> bool {
-        self.hidden.is_some() || self.weight.is_some() || self.bias != 0
+        self.hidden.is_some() || self.has_head()
+    }
+
+    /// Whether the head is trained.
+    pub(super) fn has_head(&self) -> bool {
+        self.weight.is_some() || self.bias != 0
     }
 }
 

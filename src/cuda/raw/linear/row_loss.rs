@@ -5,16 +5,14 @@ use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
 use crate::cuda::linear::workspace::LinearScratch;
 use crate::cuda::memory::{Address, address};
-use crate::cuda::raw::linear::log_prob::chunks;
+use crate::cuda::raw::linear::head::HeadGradients;
 use crate::cuda::raw::linear::pass::{Pass, RowResults};
 use crate::cuda::raw::linear::{LinearGradientsAt, LinearInputs, clear_head};
 use crate::cuda::raw::token_log_prob::Upstream;
-use crate::cuda::raw::{MatrixAt, launch, passed_by_value};
-use crate::element::Dtype;
+use crate::cuda::raw::{launch, passed_by_value};
 use crate::error::Result;
 use crate::options::LogitOptions;
 use crate::stage::row_loss::RowLoss;
-use std::ops::Range;
 
 /// What the row loss writes, besides the gradients.
 #[derive(Clone, Copy, Debug)]
@@ -73,64 +71,45 @@ unsafe fn with_scratch(
         losses: outputs.losses,
     };
     let row_gradients = address(&mut work.row_gradients, stream, inputs.hidden.rows)?;
-    let at_once = work.chunks.rows(inputs.weight.rows.max(1));
+    let (count, vocab) = (inputs.gathered_rows(), inputs.weight.rows);
+    let chunk =
+        if gradients.has_head() { work.chunks.of_row_loss(count, vocab) } else { work.chunks.of_rows(count, vocab) };
     // SAFETY: the caller's promise.
-    let mut pass = unsafe { Pass::begin(cuda, work, inputs, options, results)? };
-    let (count, vocab) = (pass.count, pass.vocab());
+    let mut pass = unsafe { Pass::begin(cuda, work, inputs, options, results, chunk)? };
     let of_loss = arguments(loss, outputs, row_gradients, options);
     let upstream = Upstream::PerRow { log_probs: row_gradients, entropies: 0 }.of_rows(0)?;
-    // Several chunks add up in f32: beside the buffer, if that is of another type.
-    let beside = match gradients.weight {
-        Some(weight) if count > at_once && weight.dtype != Dtype::F32 => Some(weight_sums(&mut pass)?),
-        _ => None,
-    };
-    for rows in chunks(count, at_once) {
-        let (is_first, is_last) = (rows.start == 0, rows.end == count);
+    let head = HeadGradients::new(&mut pass, gradients)?;
+    for taken in pass.row_chunks() {
         // SAFETY: the caller's promise.
         unsafe {
-            let logits = pass.logits(rows.clone(), 0..vocab)?;
-            pass.fold(&logits, rows.start, 0, &results)?;
-            pass.row_losses(rows.clone(), of_loss)?;
-            if !gradients.any() {
-                continue;
+            pass.gather(taken)?;
+            let logits = pass.logits(0..vocab)?;
+            pass.fold(&logits, 0, &results)?;
+            pass.row_losses(of_loss)?;
+            if gradients.any() && gradients.accumulate {
+                pass.withhold((results.states, upstream))?;
             }
-            if gradients.accumulate {
-                pass.withhold(rows.clone(), (results.states, upstream))?;
+            if let Some(hidden) = &gradients.hidden {
+                let units = pass.units(&logits, &results, gradients.has_head())?;
+                let taken = pass.taken.start..pass.taken.start + pass.taken_rows();
+                pass.hidden_gradient(hidden, &units, taken, (results.states, upstream))?;
             }
-            let factors = pass.gradient_scale(rows.clone(), upstream)?;
-            let of_logits = pass.gradients(&logits, rows.start, 0, (results.states, upstream, factors))?;
-            if gradients.hidden.is_some() {
-                pass.hidden_product(&of_logits, rows.start, 0, true, factors)?;
-            }
-            if let Some(weight) = &gradients.weight {
-                let target = beside.as_ref().unwrap_or(weight);
-                let accumulate = !is_first || (beside.is_none() && gradients.accumulate);
-                pass.weight_product(&of_logits, rows.start, (target, 0), accumulate, factors)?;
-            }
-            if gradients.bias != 0 {
-                pass.bias_sums(&of_logits, 0, gradients, (is_first, is_last), factors)?;
+            if gradients.has_head() {
+                let factors = pass.gradient_scale(upstream)?;
+                let of_logits = pass.gradients(&logits, 0, (results.states, upstream, factors))?;
+                head.add(&mut pass, &of_logits, 0, 0, factors)?;
             }
         }
     }
-    if count == 0 {
-        // SAFETY: the caller's promise.
-        unsafe { clear_head(cuda, gradients, vocab)? };
+    // SAFETY: the caller's promise.
+    unsafe {
+        head.finish(&pass)?;
+        if count > 0 {
+            return Ok(());
+        }
+        clear_head(cuda, gradients, vocab)?;
+        gradients.hidden.as_ref().map_or(Ok(()), |hidden| pass.scatter(hidden))
     }
-    if let (Some(sums), Some(weight)) = (&beside, &gradients.weight) {
-        // SAFETY: the caller's promise.
-        unsafe { pass.round_weight(sums, weight, gradients.accumulate)? };
-    }
-    match &gradients.hidden {
-        // SAFETY: the caller's promise.
-        Some(hidden) => unsafe { pass.scatter(hidden) },
-        None => Ok(()),
-    }
-}
-
-fn weight_sums(pass: &mut Pass<'_>) -> Result<MatrixAt> {
-    let weight = pass.inputs.weight;
-    let place = address(&mut pass.work.weight_sums, &pass.cuda.stream, weight.rows * weight.columns)?;
-    Ok(MatrixAt { address: place, row_stride: weight.columns, dtype: Dtype::F32, ..weight })
 }
 
 /// The kernel's arguments, but for the rows.
@@ -186,16 +165,16 @@ struct RowLossArguments {
 passed_by_value!(RowLossArguments);
 
 impl Pass<'_> {
-    /// The row losses of some rows, and their gradients.
+    /// The row losses of the chunk's rows, and their gradients.
     ///
     /// # Safety
     /// The addresses are there for all rows.
-    unsafe fn row_losses(&self, rows: Range<usize>, mut losses: RowLossArguments) -> Result<()> {
-        losses.rows = self.row_list(rows.start);
-        losses.count = rows.len() as i32;
+    unsafe fn row_losses(&self, mut losses: RowLossArguments) -> Result<()> {
+        losses.rows = self.row_list();
+        losses.count = self.taken.len() as i32;
         losses.status = self.status;
         let threads = self.cuda.kernels.kernel("linear/row_loss", "row_loss")?.threads as usize;
-        let blocks = rows.len().div_ceil(threads) as u32;
+        let blocks = self.taken.len().div_ceil(threads) as u32;
         // SAFETY: the caller's promise.
         unsafe { launch(self.cuda, "linear/row_loss", "row_loss", (blocks, 1), &losses) }
     }

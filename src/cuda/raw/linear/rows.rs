@@ -3,6 +3,7 @@
 use crate::cuda::raw::linear::pass::{Pass, RowResults};
 use crate::cuda::raw::{MatrixAt, bytes, launch, passed_by_value, suffix};
 use crate::error::Result;
+use std::ops::Range;
 
 /// `kernels/linear/rows.cu`: which rows are scored.
 #[derive(Clone, Copy)]
@@ -19,7 +20,7 @@ pub(crate) struct ScoredRows {
     pub(crate) count: i32,
     pub(crate) capacity: i32,
     pub(crate) target_bytes: i32,
-    pub(crate) reserved: i32,
+    pub(crate) filled: i32,
 }
 
 passed_by_value!(ScoredRows);
@@ -49,6 +50,8 @@ struct ScatterRows {
     sums_stride: i64,
     row_stride: i64,
     columns: i32,
+    first: i32,
+    count: i32,
     reserved: i32,
 }
 
@@ -67,14 +70,13 @@ struct WidenBias {
 passed_by_value!(WidenBias);
 
 impl Pass<'_> {
-    /// Finds the scored rows, gathers their hidden states, and widens the bias to f32.
+    /// Finds the scored rows, and widens the bias to f32. The list of them is filled up to `filled`.
     ///
     /// # Safety
     /// As [`Pass::begin`].
-    pub(crate) unsafe fn gather(&self, results: RowResults) -> Result<()> {
-        let (hidden, gathered) = (self.inputs.hidden, self.gathered);
+    pub(crate) unsafe fn find_scored(&self, results: RowResults, filled: usize) -> Result<()> {
         let (targets, target_bytes) = self.inputs.targets.parts();
-        if hidden.rows == 0 {
+        if self.inputs.hidden.rows == 0 {
             return Ok(());
         }
         let scored = ScoredRows {
@@ -86,40 +88,48 @@ impl Pass<'_> {
             entropies: results.entropies,
             losses: results.losses,
             status: self.status,
-            count: hidden.rows as i32,
+            count: self.inputs.hidden.rows as i32,
             capacity: self.count as i32,
             target_bytes,
-            reserved: 0,
+            filled: filled as i32,
         };
         // SAFETY: the caller's promise, for the targets and results; ours have the sizes that the kernel takes.
         unsafe { launch(self.cuda, "linear/rows", "linear_scored_rows", (1, 1), &scored)? };
-        if self.count == 0 {
-            return Ok(());
-        }
-        let gather = GatherRows {
-            hidden: hidden.address,
-            gathered: gathered.address,
-            rows: self.rows,
-            row_stride: hidden.row_stride as i64,
-            gathered_stride: gathered.row_stride as i64,
-            columns: hidden.columns as i32,
-            reserved: 0,
-        };
-        let name = if bytes(hidden.dtype) == 4 { "linear_gather_32" } else { "linear_gather_16" };
-        // SAFETY: as above; every row in the list is one of N.
-        unsafe { launch(self.cuda, "linear/rows", name, (self.count as u32, 1), &gather)? };
-        if self.bias == 0 {
+        if self.count == 0 || self.bias == 0 {
             return Ok(());
         }
         let vocab = self.vocab();
         let widen = WidenBias { bias: self.inputs.bias, wide: self.bias, columns: vocab as i32, reserved: 0 };
-        let name = format!("linear_bias_{}", suffix(hidden.dtype));
+        let name = format!("linear_bias_{}", suffix(self.dtype()));
         let threads = self.cuda.kernels.kernel("linear/rows", &name)?.threads as usize;
-        // SAFETY: as above, for the bias.
+        // SAFETY: the caller's promise, for the bias.
         unsafe { launch(self.cuda, "linear/rows", &name, (vocab.div_ceil(threads) as u32, 1), &widen) }
     }
 
-    /// The hidden states' gradient, rounded, to all N rows.
+    /// Takes a chunk's rows: gathers their hidden states.
+    ///
+    /// # Safety
+    /// As [`Pass::begin`].
+    pub(crate) unsafe fn gather(&mut self, taken: Range<usize>) -> Result<()> {
+        let hidden = self.inputs.hidden;
+        self.gathered.rows = taken.len();
+        self.taken = taken;
+        let gather = GatherRows {
+            hidden: hidden.address,
+            gathered: self.gathered.address,
+            rows: self.row_list(),
+            row_stride: hidden.row_stride as i64,
+            gathered_stride: self.gathered.row_stride as i64,
+            columns: hidden.columns as i32,
+            reserved: 0,
+        };
+        let name = if bytes(hidden.dtype) == 4 { "linear_gather_32" } else { "linear_gather_16" };
+        // SAFETY: the caller's promise; every row in the list is one of N, or none.
+        unsafe { launch(self.cuda, "linear/rows", name, (self.taken.len() as u32, 1), &gather) }
+    }
+
+    /// The gradient of the hidden states of the chunk's rows, rounded; with those of the first chunk that of rows that are in
+    /// none.
     ///
     /// # Safety
     /// `gradient` is a buffer of the hidden states' shape.
@@ -135,6 +145,8 @@ impl Pass<'_> {
             sums_stride: sums.row_stride as i64,
             row_stride: gradient.row_stride as i64,
             columns: gradient.columns as i32,
+            first: self.taken.start as i32,
+            count: self.taken.len() as i32,
             reserved: 0,
         };
         let name = format!("linear_scatter_{}", suffix(gradient.dtype));
