@@ -2,5 +2,6 @@
 
 pub(super) mod log_prob;
 pub(super) mod log_prob_backward;
+mod product;
 pub(super) mod row_loss;
 mod tiles;

@@ -1,7 +1,9 @@
 //! Bounds where the logits are products made in f32: a logit is then off by up to δ, which goes through the softmax,
 //! and the gradients are products too.
 //!
-//! A sum of n terms that each go through at most d roundings is off by d·u·Σ|terms|, to first order in u.
+//! A sum of n terms that each go through at most d roundings is off by d·u·Σ|terms|, to first order in u. Operands of 16
+//! bits are exact in f32, and so is the product of two bf16: where they are multiplied as pairs, the sum has the same
+//! roundings, and only what is below 2^-126 is lost ([`flushed`]).
 
 use crate::reference::bounds::{HIGHER_ORDER, RowBounds};
 use crate::reference::token_log_prob::TokenLogProb;
@@ -12,6 +14,13 @@ const UNIT_ROUNDOFF: f64 = 1.0 / (1u64 << 24) as f64;
 /// Of a sum of products in f32: for Σ|terms| and the most roundings that a term goes through.
 pub fn product(magnitude: f64, roundings: f64) -> f64 {
     magnitude * roundings * UNIT_ROUNDOFF * HIGHER_ORDER + f64::from(f32::MIN_POSITIVE)
+}
+
+/// What a sum of `terms` products of bf16 pairs (`VDPBF16PS`) may lose besides: each is two fused multiply-adds, rounded to
+/// nearest even like others, which take an operand below 2^-126 for 0, and so their result. `largest` is that of all
+/// operands; a term whose operand is lost is at most 2^-126 times the other one.
+pub fn flushed(terms: usize, largest: f64) -> f64 {
+    terms as f64 * f64::from(f32::MIN_POSITIVE) * (1.0 + largest) * HIGHER_ORDER
 }
 
 /// δ: of a logit, from [`magnitudes`](crate::reference::linear_log_prob::magnitudes). H fused multiply-adds, the bias,
