@@ -3,7 +3,7 @@
 //!
 //!     echo forward f32 256 128256 5 | cargo run --release --example time_token_log_prob
 //!
-//! Options: `--threads T` (default: all cores), `--instructions avx512|avx2|portable` (default: the widest there is).
+//! Options: `--threads T` (default: all cores), `--instructions avx512bf16|avx512|avx2|portable` (default: the widest there is).
 //! Commands, one a line; each is answered by one line of JSON:
 //!
 //! - `PASS DTYPE N V REPEATS` times PASS over N rows of V logits and answers `{"seconds": [...]}`, one number per

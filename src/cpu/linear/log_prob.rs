@@ -5,12 +5,13 @@
 //! its own 2^r, that come together in ascending order in f64, where scaling by a power of two is exact. So the bits of
 //! a row's result depend on its hidden state and the head alone.
 //!
-//! Beside the outputs this takes, for M scored rows: 4·M·H bytes for the hidden states in f32, at most 32·40·M bytes
-//! for the sums, and for each thread a tile of 512 KiB, up to 1 MiB for a tile of weights that are not f32, and what
-//! `gemm` packs.
+//! Besides the outputs this takes, for M scored rows: a copy of their hidden states, at most 32·40·M bytes for the sums,
+//! and for each thread a tile of 512 KiB and what a product packs of its operands: 304 KiB (without AVX-512 up to 1.5 MiB,
+//! and as much again where types are not f32).
 
 use crate::cpu::Cpu;
-use crate::cpu::linear::tiles::{COLUMNS, ROWS, ScoredRows, TileScratch, VocabTile};
+use crate::cpu::linear::product::{ProductScratch, Products};
+use crate::cpu::linear::tiles::{COLUMNS, ROWS, ScoredRows, VocabTile};
 use crate::cpu::softmax::{PartialSums, Scale};
 use crate::cpu::token_log_prob::RowForward;
 use crate::element::Element;
@@ -62,8 +63,6 @@ pub(crate) fn fold(
 }
 
 /// [`Backend::linear_token_log_probs`](crate::Backend::linear_token_log_probs).
-///
-/// Products are in f32 whatever the types.
 pub(in crate::cpu) fn forward<T: Element, W: Element>(
     cpu: Cpu,
     hidden: Hidden<'_, '_, T>,
@@ -84,7 +83,8 @@ pub(in crate::cpu) fn forward<T: Element, W: Element>(
     let scale = Scale::new(options);
     let forward = RowForward { instructions: cpu.instructions, scale: &scale, entropy: entropies.is_some() };
     let scored = ScoredRows::new(hidden.states, targets);
-    for (row, sums) in scored.rows.iter().zip(all_sums(&forward, &scored, head)) {
+    let products = Products::new(cpu.instruction_set(), T::DTYPE, W::DTYPE);
+    for (row, sums) in scored.rows.iter().zip(all_sums(&forward, products, &scored, head)) {
         let (log_prob, state, entropy) = sums.finish(&forward);
         log_probs[row.0] = log_prob;
         states[row.0] = state;
@@ -133,19 +133,24 @@ impl Slices {
 }
 
 /// The sums of every scored row over all of the vocabulary.
-fn all_sums<W: Element>(forward: &RowForward<'_>, scored: &ScoredRows, head: &Head<'_, W>) -> Vec<RowSums> {
+fn all_sums<T: Element, W: Element>(
+    forward: &RowForward<'_>,
+    products: Products,
+    scored: &ScoredRows<T>,
+    head: &Head<'_, W>,
+) -> Vec<RowSums> {
     let slices = Slices::new(head.vocab());
     // Tiles of rows next to one another: they share a slice of the weight in the caches.
     let tasks = (0..slices.count() * scored.tiles()).into_par_iter();
     let parts: Vec<Vec<RowSums>> = tasks
         .map_init(
-            || (TileScratch::default(), vec![0.0; ROWS * COLUMNS]),
+            || (ProductScratch::default(), vec![0.0; ROWS * COLUMNS]),
             |(scratch, logits), task| {
                 let (slice, row_tile) = (task / scored.tiles(), task % scored.tiles());
                 let rows = scored.of_tile(row_tile);
                 let mut sums = vec![RowSums::EMPTY; rows.len()];
                 for tile in slices.tiles(slice) {
-                    head.logits(scored.hidden(row_tile), tile, scratch, logits);
+                    head.logits(products, scored.hidden(row_tile), tile, scratch, logits);
                     fold(forward, logits, rows, tile, &mut sums);
                 }
                 sums

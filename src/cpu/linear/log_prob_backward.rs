@@ -5,12 +5,13 @@
 //! weight are finished, and its part of grad hidden is added up in f32. The parts of a sum are those of tiles, in
 //! ascending order: the results do not depend on how many tiles make a chunk, nor on the number of threads.
 //!
-//! Beside the gradients this takes, for M scored rows: 8·M·H bytes for hidden states and their gradient in f32; for
-//! each thread, and for eight at least, up to 2·512 KiB of D; 2048·H bytes for each 512 columns of a chunk where the
-//! weight's gradient is not f32; and what the forward pass takes of tiles.
+//! Besides the gradients this takes, for M scored rows: a copy of their hidden states, and 4·M·H bytes for their gradient
+//! in f32; for each thread, and for eight at least, up to 2·512 KiB of D; 2048·H bytes for each 512 columns of a chunk where
+//! the weight's gradient is not f32; and for each thread what products pack, up to 560 KiB with AVX-512.
 
 use crate::cpu::Cpu;
-use crate::cpu::linear::tiles::{Block, COLUMNS, DEPTH, ROWS, ScoredRows, TileScratch, VocabTile, multiply};
+use crate::cpu::linear::product::{Block, ProductScratch, Products, Sums};
+use crate::cpu::linear::tiles::{COLUMNS, ROWS, ScoredRows, VocabTile};
 use crate::cpu::token_log_prob_backward::{Backward, RowGradient, prepare};
 use crate::element::{Dtype, Element};
 use crate::error::Result;
@@ -22,6 +23,9 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 /// Elements of a tile.
 pub(crate) const TILE: usize = ROWS * COLUMNS;
+
+/// The most columns of the gradient of hidden states that one task sums.
+const HIDDEN_COLUMNS: usize = 512;
 
 /// Tiles along the rows that a chunk has at most: the more, the less often the weight is read.
 const ROW_TILES: usize = 2;
@@ -53,7 +57,8 @@ pub(in crate::cpu) fn backward<T: Element, W: Element, G: Element>(
     if gradients.accumulate {
         withhold(&mut rows, &mut scored, 0);
     }
-    let mut sums = GradientSums::new(gradients, &scored, head);
+    let products = Products::new(cpu.instruction_set(), T::DTYPE, W::DTYPE);
+    let mut sums = GradientSums::new(products, gradients, &scored, head);
     let chunk = chunk_tiles();
     let mut gradient = vec![0.0; ROW_TILES.min(scored.tiles()) * chunk * TILE];
     for first in (0..head.vocab().div_ceil(COLUMNS)).step_by(chunk) {
@@ -62,10 +67,10 @@ pub(in crate::cpu) fn backward<T: Element, W: Element, G: Element>(
         for row_tile in (0..scored.tiles()).step_by(ROW_TILES) {
             let row_tiles = ROW_TILES.min(scored.tiles() - row_tile);
             let gradient = &mut gradient[..row_tiles * tiles.len() * TILE];
-            gradient.par_chunks_exact_mut(TILE).enumerate().for_each_init(TileScratch::default, |scratch, tile| {
+            gradient.par_chunks_exact_mut(TILE).enumerate().for_each_init(ProductScratch::default, |scratch, tile| {
                 let (index, tile) = tile;
                 let (row_tile, vocab_tile) = (row_tile + index / tiles.len(), tiles[index % tiles.len()]);
-                head.logits(scored.hidden(row_tile), vocab_tile, scratch, tile);
+                head.logits(products, scored.hidden(row_tile), vocab_tile, scratch, tile);
                 overwrite(&backward, &rows[row_tile * ROWS..], &scored, row_tile, vocab_tile, tile);
             });
             sums.add(head, &scored, row_tile, &tiles, gradient);
@@ -88,7 +93,7 @@ pub(crate) fn vocab_tiles(first: usize, count: usize, vocab: usize) -> Vec<Vocab
 
 /// Leaves rows that would add NaN or an infinity out of the sums over rows, so that a buffer that is added to keeps what is
 /// in it. `rows` are those from `first` on.
-pub(crate) fn withhold(rows: &mut [RowGradient], scored: &mut ScoredRows, first: usize) {
+pub(crate) fn withhold<T: Element>(rows: &mut [RowGradient], scored: &mut ScoredRows<T>, first: usize) {
     for (index, row) in rows.iter_mut().enumerate().filter(|(_, row)| matches!(row, RowGradient::Nan)) {
         *row = RowGradient::Zero;
         scored.withhold(first + index);
@@ -96,10 +101,10 @@ pub(crate) fn withhold(rows: &mut [RowGradient], scored: &mut ScoredRows, first:
 }
 
 /// Overwrites a tile of logits with their gradient. `rows` are the tile's.
-pub(crate) fn overwrite(
+pub(crate) fn overwrite<T: Element>(
     backward: &Backward<'_, '_, '_>,
     rows: &[RowGradient],
-    scored: &ScoredRows,
+    scored: &ScoredRows<T>,
     row_tile: usize,
     tile: VocabTile,
     logits: &mut [f32],
@@ -108,13 +113,11 @@ pub(crate) fn overwrite(
     for ((logits, row), (_, target)) in logits.chunks_exact_mut(COLUMNS).zip(rows).zip(scored_rows) {
         backward.overwrite(*row, &mut logits[..tile.columns()], tile.column_of(*target));
     }
-    // The rows that fill up have logits of 0, or the bias: they must not reach the sums over rows.
-    let filled = scored.hidden(row_tile).rows;
-    logits[scored_rows.len() * COLUMNS..filled * COLUMNS].fill(0.0);
 }
 
 /// The gradients as they are summed.
 pub(crate) struct GradientSums<'a, T: Element, G: Element> {
+    products: Products,
     gradients: LinearGradients<'a, T, G>,
     /// Grad hidden in f32, by tiles of [`ROWS`] rows × `hidden_columns` columns, each contiguous: `[row tiles,
     /// column tiles, rows, columns]`. Empty where it is not wanted.
@@ -131,15 +134,17 @@ pub(crate) struct GradientSums<'a, T: Element, G: Element> {
 
 impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
     pub(crate) fn new<W: Element>(
+        products: Products,
         gradients: LinearGradients<'a, T, G>,
-        scored: &ScoredRows,
+        scored: &ScoredRows<T>,
         head: &Head<'_, W>,
     ) -> Self {
         let hidden_size = head.weight().columns();
-        let hidden_columns = hidden_size.div_ceil(hidden_size.div_ceil(DEPTH));
+        let hidden_columns = hidden_size.div_ceil(hidden_size.div_ceil(HIDDEN_COLUMNS));
         let column_tiles = hidden_size.div_ceil(hidden_columns);
         let hidden = if gradients.hidden.is_some() { scored.tiles() * column_tiles * ROWS * hidden_columns } else { 0 };
         Self {
+            products,
             gradients,
             hidden: vec![0.0; hidden],
             hidden_columns,
@@ -166,7 +171,7 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
     pub(crate) fn add<W: Element>(
         &mut self,
         head: &Head<'_, W>,
-        scored: &ScoredRows,
+        scored: &ScoredRows<T>,
         first_row_tile: usize,
         tiles: &[VocabTile],
         gradient: &[f32],
@@ -175,13 +180,13 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
         // A tile of D, without the rows and columns behind its end.
         let tile_of = |row_tile: usize, index: usize| {
             let data = &gradient[(row_tile * tiles.len() + index) * TILE..][..TILE];
-            let rows = scored.hidden(first_row_tile + row_tile).rows;
-            Block::of_rows(data, rows, tiles[index].columns(), COLUMNS)
+            let rows = scored.of_tile(first_row_tile + row_tile).len();
+            Block { data, rows, columns: tiles[index].columns(), stride: COLUMNS }
         };
         self.add_bias(row_tiles, tiles, tile_of);
         let add = !self.fresh || (self.gradients.accumulate && G::DTYPE == Dtype::F32);
         self.fresh = false;
-        let (hidden_size, hidden_columns) = (self.hidden_size, self.hidden_columns);
+        let (products, hidden_size, hidden_columns) = (self.products, self.hidden_size, self.hidden_columns);
         let (weight, stride) = weight_rows(&mut self.gradients.weight, &mut self.weight, tiles, hidden_size);
         let column_tiles = hidden_size.div_ceil(hidden_columns);
         let hidden = if self.hidden.is_empty() {
@@ -192,30 +197,28 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
         };
         rayon::join(
             || {
-                weight.par_chunks_mut(COLUMNS * stride.max(1)).take(tiles.len()).enumerate().for_each(
-                    |(index, out)| {
+                weight.par_chunks_mut(COLUMNS * stride.max(1)).take(tiles.len()).enumerate().for_each_init(
+                    ProductScratch::default,
+                    |scratch, (index, out)| {
                         for row_tile in 0..row_tiles {
                             let hidden = scored.hidden(first_row_tile + row_tile);
-                            multiply(out, stride, tile_of(row_tile, index).transposed(), hidden, add || row_tile > 0);
+                            let sums = Sums { data: &mut *out, stride, add: add || row_tile > 0 };
+                            products.weight(tile_of(row_tile, index), hidden, sums, scratch);
                         }
                     },
                 );
             },
             || {
                 hidden.par_chunks_exact_mut(ROWS * hidden_columns).enumerate().for_each_init(
-                    TileScratch::default,
+                    ProductScratch::default,
                     |scratch, (position, out)| {
                         let (row_tile, column_tile) = (position / column_tiles, position % column_tiles);
+                        let first = column_tile * hidden_columns;
+                        let count = hidden_columns.min(hidden_size - first);
                         for (index, tile) in tiles.iter().enumerate() {
-                            head.weight_columns(
-                                *tile,
-                                column_tile * hidden_columns,
-                                hidden_columns,
-                                scratch,
-                                |weight| {
-                                    multiply(out, hidden_columns, tile_of(row_tile, index), weight, true);
-                                },
-                            );
+                            let weight = head.weight_of(*tile).columns(first, count);
+                            let sums = Sums { data: &mut *out, stride: hidden_columns, add: true };
+                            products.hidden(tile_of(row_tile, index), weight, sums, scratch);
                         }
                     },
                 );
@@ -228,7 +231,7 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
         &mut self,
         row_tiles: usize,
         tiles: &[VocabTile],
-        tile_of: impl Fn(usize, usize) -> Block<'b> + Sync,
+        tile_of: impl Fn(usize, usize) -> Block<'b, f32> + Sync,
     ) {
         self.bias.par_chunks_mut(COLUMNS).take(tiles.len()).enumerate().for_each(|(index, sums)| {
             for row_tile in 0..row_tiles {
@@ -274,7 +277,7 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
     }
 
     /// Rounds grad hidden to its type and puts it where its rows are.
-    pub(crate) fn finish(&mut self, scored: &ScoredRows) {
+    pub(crate) fn finish(&mut self, scored: &ScoredRows<T>) {
         let Some(gradient) = &mut self.gradients.hidden else { return };
         for row in 0..gradient.rows() {
             gradient.row_mut(row).fill(T::from_f32(0.0));

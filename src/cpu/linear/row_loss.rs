@@ -8,7 +8,8 @@
 use crate::cpu::Cpu;
 use crate::cpu::linear::log_prob::{RowSums, Slices, fold};
 use crate::cpu::linear::log_prob_backward::{GradientSums, TILE, overwrite, vocab_tiles, withhold};
-use crate::cpu::linear::tiles::{ROWS, ScoredRows, TileScratch};
+use crate::cpu::linear::product::{ProductScratch, Products};
+use crate::cpu::linear::tiles::{ROWS, ScoredRows};
 use crate::cpu::softmax::Scale;
 use crate::cpu::token_log_prob::RowForward;
 use crate::cpu::token_log_prob_backward::{Backward, RowGradient};
@@ -52,17 +53,18 @@ pub(in crate::cpu) fn row_loss<T: Element, W: Element, G: Element>(
     let tiles = vocab_tiles(0, usize::MAX, head.vocab());
     let mut logits = vec![0.0; if scored.rows.is_empty() { 0 } else { tiles.len() * TILE }];
     let (mut states, mut row_gradients) = (vec![SoftmaxState::default(); rows], vec![0.0; rows]);
-    let mut sums = GradientSums::new(gradients, &scored, head);
+    let products = Products::new(cpu.instruction_set(), T::DTYPE, W::DTYPE);
+    let mut sums = GradientSums::new(products, gradients, &scored, head);
     sums.begin(&tiles);
     for row_tile in 0..scored.tiles() {
         let scored_rows = scored.of_tile(row_tile);
         let parts: Vec<Vec<RowSums>> = logits
             .par_chunks_mut(slices.tiles_per_slice * TILE)
             .enumerate()
-            .map_init(TileScratch::default, |scratch, (slice, logits)| {
+            .map_init(ProductScratch::default, |scratch, (slice, logits)| {
                 let mut sums = vec![RowSums::EMPTY; scored_rows.len()];
                 for (tile, logits) in slices.tiles(slice).zip(logits.chunks_exact_mut(TILE)) {
-                    head.logits(scored.hidden(row_tile), tile, scratch, logits);
+                    head.logits(products, scored.hidden(row_tile), tile, scratch, logits);
                     fold(&forward, logits, scored_rows, tile, &mut sums);
                 }
                 sums
