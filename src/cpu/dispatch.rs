@@ -119,7 +119,8 @@ impl Available {
 pub(super) trait Kernel {
     type Output;
 
-    /// `FMA`: whether the instruction set has a fused multiply-add. Without one, `f32::mul_add` is a library call.
+    /// `FMA`: whether the instruction set has a fused multiply-add. Without one, `f32::mul_add` is a library call. On x86_64
+    /// it then has F16C, too.
     fn run<const FMA: bool>(self) -> Self::Output;
 }
 
@@ -127,13 +128,13 @@ pub(super) trait Kernel {
 const PORTABLE_FMA: bool = cfg!(target_arch = "aarch64");
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<true>()
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<true>()
 }

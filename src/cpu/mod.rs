@@ -8,6 +8,7 @@
 //!   [`reference::bounds`](crate::reference::bounds).
 
 mod backend;
+mod conversion;
 mod dispatch;
 mod elementary;
 mod linear;

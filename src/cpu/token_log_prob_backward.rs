@@ -9,6 +9,7 @@
 //! −g·p_t that was already rounded would lose everything where p_t is near 1.
 
 use crate::cpu::Cpu;
+use crate::cpu::conversion::{narrow, widen};
 use crate::cpu::dispatch::{Available, Kernel};
 use crate::cpu::elementary::{clamp_exponent, exp2, multiply_add};
 use crate::cpu::softmax::{Scale, target_power};
@@ -126,10 +127,7 @@ fn gradients<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bo
     factors: &RowFactors,
 ) -> [T; LANES] {
     // Three loops: widening, arithmetic and rounding in one is more than the compiler makes vectors of for every type.
-    let (mut wide, mut values, mut grad) = ([0.0; LANES], [0.0; LANES], [T::NEG_INFINITY; LANES]);
-    for lane in 0..LANES {
-        wide[lane] = group[lane].to_f32();
-    }
+    let (wide, mut values) = (widen::<T, FMA, LANES>(group), [0.0; LANES]);
     for lane in 0..LANES {
         let (t, slope) = scale.exponent::<FMA, SOFTCAP>(wide[lane], factors.r);
         let t = clamp_exponent(t);
@@ -138,10 +136,7 @@ fn gradients<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bo
         let value = power * factor;
         values[lane] = if SOFTCAP { value * slope } else { value };
     }
-    for lane in 0..LANES {
-        grad[lane] = T::from_f32_result(values[lane]);
-    }
-    grad
+    narrow::<T, FMA, LANES>(&values)
 }
 
 /// What all rows share.
