@@ -149,7 +149,7 @@ fn largest(chunk: &[f32]) -> f32 {
 
 /// The lanes' sum, in the order of a balanced tree.
 #[inline(always)]
-fn across_lanes(mut lanes: [f32; LANES]) -> f32 {
+pub(super) fn across_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {

@@ -172,6 +172,13 @@ pub(super) struct RowTerms {
     e: f64,
 }
 
+impl RowTerms {
+    /// −g/(T·s), of a row without a gradient of its entropy.
+    pub(super) fn coefficient(&self) -> f32 {
+        self.factors.constant
+    }
+}
+
 impl<'t, 's, 'u> Backward<'t, 's, 'u> {
     pub(super) fn new(
         instructions: Available,
@@ -250,6 +257,11 @@ impl<'t, 's, 'u> Backward<'t, 's, 'u> {
             slope: (-e * std::f64::consts::LN_2 * unit) as f32,
         };
         RowGradient::Run(RowTerms { factors, sum, entropy, g, e })
+    }
+
+    /// g/T, of a row without a gradient of its entropy.
+    pub(super) fn unit_factor(&self, terms: &RowTerms) -> f32 {
+        (terms.g * self.inverse_temperature) as f32
     }
 
     /// Overwrites some of a row's logits with their gradient; `target` is among them, or `None`.

@@ -55,7 +55,7 @@ impl<'a, M: Memory> From<&SavedRows<'a, M>> for SavedLinear<'a, M> {
 /// The words of 32 bits that hold the kept gradients of `rows` rows of logits under a head of this type: rows that begin at
 /// multiples of 16 bytes, and what each of them is scaled by.
 pub fn kept_logit_words(head: Dtype, rows: usize, vocab: usize) -> usize {
-    rows.saturating_mul(kept_row_words(head, vocab).saturating_add(1))
+    rows.saturating_mul(kept_row_words(head, vocab).saturating_add(2))
 }
 
 /// Of one row.

@@ -10,8 +10,10 @@
 //! and as much again where types are not f32).
 
 use crate::cpu::Cpu;
+use crate::cpu::linear::kept_logits::KeptLogitsMut;
 use crate::cpu::linear::product::{ProductScratch, Products};
 use crate::cpu::linear::tiles::{COLUMNS, ROWS, ScoredRows, VocabTile};
+use crate::cpu::linear::unit_gradient;
 use crate::cpu::softmax::{PartialSums, Scale};
 use crate::cpu::token_log_prob::RowForward;
 use crate::element::Element;
@@ -31,13 +33,24 @@ pub(crate) struct RowSums {
     sums: PartialSums,
     /// The target's logit, from the part that it lies in; NaN from the others.
     target: f32,
+    holds_target: bool,
 }
 
 impl RowSums {
-    pub(crate) const EMPTY: RowSums = RowSums { sums: PartialSums::EMPTY, target: f32::NAN };
+    pub(crate) const EMPTY: RowSums = RowSums { sums: PartialSums::EMPTY, target: f32::NAN, holds_target: false };
 
-    fn merge(self, other: Self, holds_target: bool) -> Self {
-        Self { sums: self.sums.merge(other.sums), target: if holds_target { other.target } else { self.target } }
+    pub(crate) fn merge(self, other: Self) -> Self {
+        let Self { target, holds_target, .. } = if other.holds_target { other } else { self };
+        Self { sums: self.sums.merge(other.sums), target, holds_target }
+    }
+
+    pub(crate) fn r(&self) -> f32 {
+        self.sums.r
+    }
+
+    /// The target's logit.
+    pub(crate) fn target(&self) -> f32 {
+        self.target
     }
 
     /// Log-prob, state and entropy of a row whose whole vocabulary has been seen.
@@ -46,19 +59,17 @@ impl RowSums {
     }
 }
 
+/// The sums of a row's logits in one tile; `column`: the target's, if it is there.
+pub(crate) fn unit_sums(forward: &RowForward<'_>, logits: &[f32], column: Option<usize>) -> RowSums {
+    let target = column.map_or(f32::NAN, |column| logits[column]);
+    RowSums { sums: forward.sums(logits), target, holds_target: column.is_some() }
+}
+
 /// Adds a tile of logits, row stride [`COLUMNS`], to the sums of its rows.
-pub(crate) fn fold(
-    forward: &RowForward<'_>,
-    logits: &[f32],
-    rows: &[(usize, usize)],
-    tile: VocabTile,
-    sums: &mut [RowSums],
-) {
+fn fold(forward: &RowForward<'_>, logits: &[f32], rows: &[(usize, usize)], tile: VocabTile, sums: &mut [RowSums]) {
     for ((logits, sums), (_, target)) in logits.chunks(COLUMNS).zip(sums).zip(rows) {
-        let logits = &logits[..tile.columns()];
         let column = tile.column_of(*target);
-        let unit = RowSums { sums: forward.sums(logits), target: column.map_or(f32::NAN, |column| logits[column]) };
-        *sums = sums.merge(unit, column.is_some());
+        *sums = sums.merge(unit_sums(forward, &logits[..tile.columns()], column));
     }
 }
 
@@ -84,7 +95,15 @@ pub(in crate::cpu) fn forward<T: Element, W: Element>(
     let forward = RowForward { instructions: cpu.instructions, scale: &scale, entropy: entropies.is_some() };
     let scored = ScoredRows::new(hidden.states, targets);
     let products = Products::new(cpu.instruction_set(), T::DTYPE, W::DTYPE);
-    for (row, sums) in scored.rows.iter().zip(all_sums(&forward, products, &scored, head)) {
+    let sums = match outputs.unit_gradients {
+        Some(units) => {
+            let (rows, vocab) = (scored.rows.len(), head.vocab());
+            let kept = outputs.logit_gradients.map(|words| KeptLogitsMut::new(words, rows, vocab));
+            unit_gradient::forward(&forward, products, &scored, head, units, kept)
+        }
+        None => all_sums(&forward, products, &scored, head),
+    };
+    for (row, sums) in scored.rows.iter().zip(sums) {
         let (log_prob, state, entropy) = sums.finish(&forward);
         log_probs[row.0] = log_prob;
         states[row.0] = state;
@@ -118,18 +137,17 @@ impl Slices {
         let last = self.tiles.min((slice + 1) * self.tiles_per_slice);
         (slice * self.tiles_per_slice..last).map(move |tile| VocabTile::new(tile, self.vocab))
     }
+}
 
-    /// Brings the sums of the slices of some rows together, in ascending order.
-    pub(crate) fn merge<'a>(self, parts: impl Iterator<Item = &'a [RowSums]>, rows: &[(usize, usize)]) -> Vec<RowSums> {
-        let mut sums = vec![RowSums::EMPTY; rows.len()];
-        let width = self.tiles_per_slice * COLUMNS;
-        for (slice, part) in parts.enumerate() {
-            for ((sums, part), (_, target)) in sums.iter_mut().zip(part).zip(rows) {
-                *sums = sums.merge(*part, target / width == slice);
-            }
+/// Brings the sums of the slices of some rows together, in ascending order.
+fn merge<'a>(parts: impl Iterator<Item = &'a [RowSums]>, rows: usize) -> Vec<RowSums> {
+    let mut sums = vec![RowSums::EMPTY; rows];
+    for part in parts {
+        for (sums, part) in sums.iter_mut().zip(part) {
+            *sums = sums.merge(*part);
         }
-        sums
     }
+    sums
 }
 
 /// The sums of every scored row over all of the vocabulary.
@@ -160,7 +178,7 @@ fn all_sums<T: Element, W: Element>(
     (0..scored.tiles())
         .flat_map(|row_tile| {
             let parts = parts.iter().skip(row_tile).step_by(scored.tiles()).map(Vec::as_slice);
-            slices.merge(parts, scored.of_tile(row_tile))
+            merge(parts, scored.of_tile(row_tile).len())
         })
         .collect()
 }

@@ -10,6 +10,7 @@
 //! the weight's gradient is not f32; and for each thread what products pack, up to 560 KiB with AVX-512.
 
 use crate::cpu::Cpu;
+use crate::cpu::linear::kept_logits::KeptLogits;
 use crate::cpu::linear::product::{Block, ProductScratch, Products, Sums};
 use crate::cpu::linear::tiles::{COLUMNS, ROWS, ScoredRows, VocabTile};
 use crate::cpu::token_log_prob_backward::{Backward, RowGradient, prepare};
@@ -25,10 +26,10 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 pub(crate) const TILE: usize = ROWS * COLUMNS;
 
 /// The most columns of the gradient of hidden states that one task sums.
-const HIDDEN_COLUMNS: usize = 512;
+pub(crate) const HIDDEN_COLUMNS: usize = 512;
 
 /// Tiles along the rows that a chunk has at most: the more, the less often the weight is read.
-const ROW_TILES: usize = 2;
+pub(crate) const ROW_TILES: usize = 2;
 
 /// Tiles along the vocabulary that a chunk has at least, however few the threads.
 const FEWEST_TILES: usize = 8;
@@ -54,24 +55,49 @@ pub(in crate::cpu) fn backward<T: Element, W: Element, G: Element>(
     }
     let mut scored = ScoredRows::new(hidden.states, targets);
     let mut rows: Vec<RowGradient> = scored.rows.iter().map(|(row, _)| backward.row_gradient(*row)).collect();
-    if gradients.accumulate {
-        withhold(&mut rows, &mut scored, 0);
+    // The gradient of an entropy is no multiple of what was kept.
+    let uses_kept = !matches!(upstream, RowGradients::PerRow { entropies: Some(_), .. });
+    let mut gradients = gradients;
+    if let (Some(units), true) = (saved.unit_gradients, uses_kept)
+        && let Some(gradient) = gradients.hidden.take()
+    {
+        write_hidden(&backward, &rows, &scored, units, gradient);
     }
+    if gradients.hidden.is_none() && gradients.weight.is_none() && gradients.bias.is_none() {
+        return Ok(());
+    }
+    if gradients.accumulate {
+        withhold(&mut rows, &mut scored);
+    }
+    let (count, vocab) = (scored.rows.len(), head.vocab());
+    let kept = saved.logit_gradients.filter(|_| uses_kept && gradients.hidden.is_none());
+    let kept: Option<KeptLogits<'_, W>> = kept.map(|words| KeptLogits::new(words, count, vocab));
     let products = Products::new(cpu.instruction_set(), T::DTYPE, W::DTYPE);
     let mut sums = GradientSums::new(products, gradients, &scored, head);
     let chunk = chunk_tiles();
     let mut gradient = vec![0.0; ROW_TILES.min(scored.tiles()) * chunk * TILE];
-    for first in (0..head.vocab().div_ceil(COLUMNS)).step_by(chunk) {
-        let tiles = vocab_tiles(first, chunk, head.vocab());
+    for first in (0..vocab.div_ceil(COLUMNS)).step_by(chunk) {
+        let tiles = vocab_tiles(first, chunk, vocab);
         sums.begin(&tiles);
         for row_tile in (0..scored.tiles()).step_by(ROW_TILES) {
             let row_tiles = ROW_TILES.min(scored.tiles() - row_tile);
             let gradient = &mut gradient[..row_tiles * tiles.len() * TILE];
             gradient.par_chunks_exact_mut(TILE).enumerate().for_each_init(ProductScratch::default, |scratch, tile| {
-                let (index, tile) = tile;
-                let (row_tile, vocab_tile) = (row_tile + index / tiles.len(), tiles[index % tiles.len()]);
-                head.logits(products, scored.hidden(row_tile), vocab_tile, scratch, tile);
-                overwrite(&backward, &rows[row_tile * ROWS..], &scored, row_tile, vocab_tile, tile);
+                let (index, logits) = tile;
+                let (row_tile, tile) = (row_tile + index / tiles.len(), tiles[index % tiles.len()]);
+                if kept.is_none() {
+                    head.logits(products, scored.hidden(row_tile), tile, scratch, logits);
+                }
+                let of_rows = rows[row_tile * ROWS..].iter().zip(scored.of_tile(row_tile)).enumerate();
+                for (logits, (in_tile, (row, (_, target)))) in logits.chunks_exact_mut(COLUMNS).zip(of_rows) {
+                    let (logits, column) = (&mut logits[..tile.columns()], tile.column_of(*target));
+                    match (row, &kept) {
+                        (RowGradient::Run(terms), Some(kept)) => {
+                            kept.gradients(row_tile * ROWS + in_tile, terms.coefficient(), tile, column, logits);
+                        }
+                        _ => backward.overwrite(*row, logits, column),
+                    }
+                }
             });
             sums.add(head, &scored, row_tile, &tiles, gradient);
         }
@@ -79,6 +105,32 @@ pub(in crate::cpu) fn backward<T: Element, W: Element, G: Element>(
     }
     sums.finish(&scored);
     Ok(())
+}
+
+/// The gradients of the hidden states from what they are for an upstream gradient of 1, `[M, H]`.
+fn write_hidden<T: Element>(
+    backward: &Backward<'_, '_, '_>,
+    rows: &[RowGradient],
+    scored: &ScoredRows<T>,
+    units: &[f32],
+    mut gradient: MatrixMut<'_, T>,
+) {
+    for row in 0..gradient.rows() {
+        gradient.row_mut(row).fill(T::from_f32(0.0));
+    }
+    for ((of_row, (row, _)), units) in rows.iter().zip(&scored.rows).zip(units.chunks_exact(gradient.columns())) {
+        let out = gradient.row_mut(*row);
+        match of_row {
+            RowGradient::Zero => {}
+            RowGradient::Nan => out.fill(T::NAN),
+            RowGradient::Run(terms) => {
+                let factor = backward.unit_factor(terms);
+                for (out, unit) in out.iter_mut().zip(units) {
+                    *out = T::from_f32(factor * unit);
+                }
+            }
+        }
+    }
 }
 
 /// Tiles along the vocabulary that are worked on at once. It decides about memory, not about the results.
@@ -92,31 +144,16 @@ pub(crate) fn vocab_tiles(first: usize, count: usize, vocab: usize) -> Vec<Vocab
 }
 
 /// Leaves rows that would add NaN or an infinity out of the sums over rows, so that a buffer that is added to keeps what is
-/// in it. `rows` are those from `first` on.
-pub(crate) fn withhold<T: Element>(rows: &mut [RowGradient], scored: &mut ScoredRows<T>, first: usize) {
+/// in it.
+fn withhold<T: Element>(rows: &mut [RowGradient], scored: &mut ScoredRows<T>) {
     for (index, row) in rows.iter_mut().enumerate().filter(|(_, row)| matches!(row, RowGradient::Nan)) {
         *row = RowGradient::Zero;
-        scored.withhold(first + index);
-    }
-}
-
-/// Overwrites a tile of logits with their gradient. `rows` are the tile's.
-pub(crate) fn overwrite<T: Element>(
-    backward: &Backward<'_, '_, '_>,
-    rows: &[RowGradient],
-    scored: &ScoredRows<T>,
-    row_tile: usize,
-    tile: VocabTile,
-    logits: &mut [f32],
-) {
-    let scored_rows = scored.of_tile(row_tile);
-    for ((logits, row), (_, target)) in logits.chunks_exact_mut(COLUMNS).zip(rows).zip(scored_rows) {
-        backward.overwrite(*row, &mut logits[..tile.columns()], tile.column_of(*target));
+        scored.withhold(index);
     }
 }
 
 /// The gradients as they are summed.
-pub(crate) struct GradientSums<'a, T: Element, G: Element> {
+struct GradientSums<'a, T: Element, G: Element> {
     products: Products,
     gradients: LinearGradients<'a, T, G>,
     /// Grad hidden in f32, by tiles of [`ROWS`] rows × `hidden_columns` columns, each contiguous: `[row tiles,
@@ -133,7 +170,7 @@ pub(crate) struct GradientSums<'a, T: Element, G: Element> {
 }
 
 impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
-    pub(crate) fn new<W: Element>(
+    fn new<W: Element>(
         products: Products,
         gradients: LinearGradients<'a, T, G>,
         scored: &ScoredRows<T>,
@@ -156,7 +193,7 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
     }
 
     /// Before the first rows of a chunk.
-    pub(crate) fn begin(&mut self, tiles: &[VocabTile]) {
+    fn begin(&mut self, tiles: &[VocabTile]) {
         self.fresh = true;
         if self.gradients.weight.is_some() && G::DTYPE != Dtype::F32 {
             self.weight.resize(tiles.len() * COLUMNS * self.hidden_size, 0.0);
@@ -168,7 +205,7 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
     }
 
     /// Adds what tiles of D say, `[row tiles, vocabulary tiles, ROWS, COLUMNS]`.
-    pub(crate) fn add<W: Element>(
+    fn add<W: Element>(
         &mut self,
         head: &Head<'_, W>,
         scored: &ScoredRows<T>,
@@ -246,7 +283,7 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
     }
 
     /// Behind the last rows of a chunk: rounds its part of the gradients to their type.
-    pub(crate) fn end(&mut self, tiles: &[VocabTile]) {
+    fn end(&mut self, tiles: &[VocabTile]) {
         let (Some(first), Some(last)) = (tiles.first(), tiles.last()) else { return };
         let accumulate = self.gradients.accumulate;
         if let Some(bias) = &mut self.gradients.bias {
@@ -277,7 +314,7 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
     }
 
     /// Rounds grad hidden to its type and puts it where its rows are.
-    pub(crate) fn finish(&mut self, scored: &ScoredRows<T>) {
+    fn finish(&mut self, scored: &ScoredRows<T>) {
         let Some(gradient) = &mut self.gradients.hidden else { return };
         for row in 0..gradient.rows() {
             gradient.row_mut(row).fill(T::from_f32(0.0));

@@ -1,7 +1,11 @@
 //! The linear stage on the CPU: the logits of hidden states and a head, a tile at a time.
 
+mod kept_logits;
 pub(super) mod log_prob;
 pub(super) mod log_prob_backward;
 mod product;
+#[cfg(test)]
+mod product_counts;
 pub(super) mod row_loss;
 mod tiles;
+mod unit_gradient;

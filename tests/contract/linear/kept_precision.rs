@@ -2,7 +2,7 @@
 //! with their digits where the target has nearly all of the probability.
 
 use crate::linear::log_prob_precision::{
-    CHUNKS, LogitGradients, OPTIONS, Products, Shares, TILES, check_gradients, hold, of_logits,
+    CHUNKS, LogitGradients, OPTIONS, Products, Shares, TILES, check_gradients, hold, largest_of, of_logits,
 };
 use exo_kernels::backend::{LinearOutputs, Memory};
 use exo_kernels::reference::bounds::{self, linear_log_prob as linear_bounds};
@@ -16,6 +16,7 @@ on_every_backend!(f32_within_bounds, bf16_within_bounds, f16_within_bounds, digi
 
 /// The bounds of the factors that are formed as e_j·σ_j and Σ' e_j: of rows that the forward pass has been checked for.
 fn of_units<T: Element, W: Element, B: Products>(
+    backend: &B,
     case: &Case<T, W>,
     options: &LogitOptions,
     g: &[f32],
@@ -30,7 +31,8 @@ fn of_units<T: Element, W: Element, B: Products>(
         let target = case.targets[row] as usize;
         let logits = reference::logits(case.hidden().row(row), &head);
         let magnitudes = reference::magnitudes(case.hidden().row(row), &head);
-        let delta = magnitudes.iter().map(|size| linear_bounds::logit(*size, h)).fold(0.0, f64::max);
+        let lost = backend.lost::<T, W>(h, largest_of(case.hidden().row(row)).max(largest_of(&case.weight)));
+        let delta = magnitudes.iter().map(|size| linear_bounds::logit(*size, h) + lost).fold(0.0, f64::max);
         let exact = token_log_prob::forward_f64(&logits, target, options);
         let bound = bounds::row(B::LINEAR_ARITHMETIC, &exact, options).with_logit_error(&exact, delta);
         let g = f64::from(g[row]);
@@ -40,8 +42,11 @@ fn of_units<T: Element, W: Element, B: Products>(
             let capped = if softcap > 0.0 { softcap * (x / softcap).tanh() } else { x };
             capped / options.temperature() - exact.log_sum_exp
         };
-        let (unit_roundoff, smallest) = B::unit_rounding::<T>(rest, factor);
-        let round = |value: f64, of_d: f64| of_d + bounds::rounding(value.abs() + of_d, unit_roundoff, smallest);
+        let round = |value: f64, of_d: f64, (unit_roundoff, smallest): (f64, f64)| {
+            of_d + bounds::rounding(value.abs() + of_d, unit_roundoff, smallest)
+        };
+        let (of_product, of_keeping) =
+            (backend.unit_rounding::<T, W>(rest, factor), backend.kept_rounding::<T, W>(rest, factor));
         // The hidden states are multiplied with c, and rounded to their type.
         let of_hidden_states = if B::SEES_NUMBERS { 0.0 } else { T::UNIT_ROUNDOFF };
         largest = largest.max((factor * rest).abs());
@@ -50,11 +55,12 @@ fn of_units<T: Element, W: Element, B: Products>(
             if column == target {
                 let others = (0..v).filter(|column| *column != target).map(log_p);
                 of_units[index] = bound.unit_target(value, x, others, g, delta, B::OF_REST);
-                of_kept[index] = round(value, of_units[index]) + value.abs() * of_hidden_states;
+                of_kept[index] = round(value, of_units[index], of_keeping) + value.abs() * of_hidden_states;
                 shares_of_rest[column] += 1.0;
             } else {
-                of_units[index] = round(value, bound.unit_column(value, x, log_p(column), g, delta));
-                of_kept[index] = of_units[index] + value.abs() * of_hidden_states;
+                let of_column = bound.unit_column(value, x, log_p(column), g, delta);
+                of_units[index] = round(value, of_column, of_product);
+                of_kept[index] = round(value, of_column, of_keeping) + value.abs() * of_hidden_states;
                 shares_of_rest[column] += log_p(column).exp() / rest;
             }
         }
@@ -99,10 +105,10 @@ fn check<T: Element, G: Element, B: Products>(backend: &B) {
             let forward = placed.forward(&options, true);
             assert_eq!((&plain.log_probs, &plain.states), (&forward.log_probs, &forward.states), "{context}");
             let gradients = placed.backward::<G>(&options, &forward, (&g, None), wanted);
-            let of_logits = of_logits::<_, _, B>(&case, &options, (&g, None), &forward, &mut shares);
-            let of_units = of_units::<_, _, B>(&case, &options, &g, kept, of_logits);
+            let of_logits = of_logits(backend, &case, &options, (&g, None), &forward, &mut shares);
+            let of_units = of_units(backend, &case, &options, &g, kept, of_logits);
             let accumulated = f64::from(wanted.accumulate.unwrap_or(0.0));
-            check_gradients::<_, _, _, B>(&case, &of_units, &gradients, accumulated, &mut shares, &context);
+            check_gradients(backend, &case, &of_units, &gradients, accumulated, &mut shares, &context);
         }
     }
     println!("{}, {:?} {:?}: {shares:.2?}", backend.name(), T::DTYPE, G::DTYPE);
@@ -161,8 +167,8 @@ fn digits_are_kept_next_to_certainty(backend: &impl Products) {
         let units = unit_gradients(backend, &case, &options);
         let g = vec![0.9_f32; 8];
         let forward = Placed::new(backend, &case).forward(&options, true);
-        let of_logits = of_logits::<_, _, B>(&case, &options, (&g, None), &forward, &mut Shares::default());
-        let of_units = of_units::<_, _, B>(&case, &options, &g, LinearKept::UnitGradients, of_logits);
+        let of_logits = of_logits(backend, &case, &options, (&g, None), &forward, &mut Shares::default());
+        let of_units = of_units(backend, &case, &options, &g, LinearKept::UnitGradients, of_logits);
         let clean = Matrix::new(&case.hidden, h).expect("rows");
         let exact = reference::backward(&of_units.exact, &clean, &case.head()).hidden;
         let absolute: Vec<T> = case.weight.iter().map(|weight| T::from_f32(weight.to_f32().abs())).collect();
@@ -174,7 +180,8 @@ fn digits_are_kept_next_to_certainty(backend: &impl Products) {
             let (mut error, mut size) = (0.0, 0.0);
             for i in row * h..(row + 1) * h {
                 let roundings = B::OF_HIDDEN(v) as f64 + 4.0;
-                let bound = of_d[i] + linear_bounds::product(size_of_d[i], roundings);
+                let lost = backend.lost::<T, T>(v, 1.0_f64.max(largest_of(&case.weight)));
+                let bound = of_d[i] + linear_bounds::product(size_of_d[i], roundings) + lost;
                 let pair = (f64::from(units[i]), exact[i]);
                 hold("unit gradient", pair, bound, &mut 0.0, &format!("row {row}, {:?}", T::DTYPE));
                 error += (pair.0 - pair.1).powi(2);

@@ -2,6 +2,7 @@
 //! in every type: V below, at and above the borders of what a backend sums as one, H odd and even and beyond one product's
 //! depth, row counts around those of tiles.
 
+use exo_kernels::cpu::InstructionSet;
 use exo_kernels::cuda::Cuda;
 use exo_kernels::reference::bounds::{self, linear_log_prob as linear_bounds};
 use exo_kernels::reference::{ReferenceBackend, linear_log_prob as reference, token_log_prob};
@@ -71,24 +72,57 @@ pub(super) trait Products: TestBackend {
     const OF_REST: f64;
 
     /// Unit roundoff and smallest number of the gradient of the logits that is multiplied, whose largest is `largest`.
-    fn rounding<T: Element>(largest: f64) -> (f64, f64);
+    fn rounding<T: Element, W: Element>(&self, largest: f64) -> (f64, f64);
 
     /// The same of −g·p_j/T where it is formed from e_j·σ_j in this type: for what is left of 1 without the target, and g/T.
-    fn unit_rounding<T: Element>(rest: f64, factor: f64) -> (f64, f64);
+    fn unit_rounding<T: Element, W: Element>(&self, rest: f64, factor: f64) -> (f64, f64);
+
+    /// The same where it is kept, and then multiplied.
+    fn kept_rounding<T: Element, W: Element>(&self, rest: f64, factor: f64) -> (f64, f64) {
+        self.unit_rounding::<T, W>(rest, factor)
+    }
+
+    /// What a product of so many terms loses of numbers below the normal ones; `largest` is that of the operands.
+    fn lost<T: Element, W: Element>(&self, _terms: usize, _largest: f64) -> f64 {
+        0.0
+    }
 }
 
-/// Tiles are multiplied in f32: a sum in a tile, the sum over tiles.
+/// Whether the processor multiplies pairs of these types.
+fn multiplies_pairs<T: Element, W: Element>(cpu: &Cpu) -> bool {
+    cpu.instruction_set() == InstructionSet::Avx512Bf16 && (T::DTYPE, W::DTYPE) == (Dtype::Bf16, Dtype::Bf16)
+}
+
+/// Tiles are multiplied in f32: a sum in a tile, the sum over tiles. Where bf16 is multiplied in pairs, D is rounded to it.
 impl Products for Cpu {
     const OF_HIDDEN: fn(usize) -> usize = |vocab| 512 + vocab / 512 + 2;
     const OF_WEIGHT: fn(usize) -> usize = |rows| 256 + rows / 256 + 2;
+
+    /// 16 additions in a lane and 5 across lanes; then f64.
     const OF_REST: f64 = 21.0;
 
-    fn rounding<T: Element>(_: f64) -> (f64, f64) {
+    fn rounding<T: Element, W: Element>(&self, _: f64) -> (f64, f64) {
+        if multiplies_pairs::<T, W>(self) {
+            return (f32::UNIT_ROUNDOFF + bf16::UNIT_ROUNDOFF, 2.0 * f64::from(f32::MIN_POSITIVE));
+        }
         (f32::UNIT_ROUNDOFF, f32::SMALLEST)
     }
 
-    fn unit_rounding<T: Element>(_: f64, factor: f64) -> (f64, f64) {
-        (f32::UNIT_ROUNDOFF, f32::SMALLEST * (1.0 + factor.abs()))
+    fn unit_rounding<T: Element, W: Element>(&self, _: f64, factor: f64) -> (f64, f64) {
+        let (unit_roundoff, smallest) = self.rounding::<T, W>(0.0);
+        (unit_roundoff, smallest * (1.0 + factor.abs()))
+    }
+
+    /// Once to the head's type besides. f16: e is at most 1 relative to a power of two that is at most twice the rest, and kept
+    /// 2^14 times as large; where it is subnormal it is rounded, and once more where it is rescaled.
+    fn kept_rounding<T: Element, W: Element>(&self, rest: f64, factor: f64) -> (f64, f64) {
+        let (unit_roundoff, smallest) = self.unit_rounding::<T, W>(rest, factor);
+        let of_kept = if W::DTYPE == Dtype::F16 { 4.0 * W::SMALLEST / 16384.0 * rest * factor.abs() } else { 0.0 };
+        (unit_roundoff + W::UNIT_ROUNDOFF, smallest + of_kept)
+    }
+
+    fn lost<T: Element, W: Element>(&self, terms: usize, largest: f64) -> f64 {
+        if multiplies_pairs::<T, W>(self) { linear_bounds::flushed(terms, largest) } else { 0.0 }
     }
 }
 
@@ -98,11 +132,11 @@ impl Products for ReferenceBackend {
     const OF_WEIGHT: fn(usize) -> usize = |_| 1;
     const OF_REST: f64 = 0.0;
 
-    fn rounding<T: Element>(_: f64) -> (f64, f64) {
+    fn rounding<T: Element, W: Element>(&self, _: f64) -> (f64, f64) {
         (f64::EPSILON, f32::SMALLEST)
     }
 
-    fn unit_rounding<T: Element>(_: f64, _: f64) -> (f64, f64) {
+    fn unit_rounding<T: Element, W: Element>(&self, _: f64, _: f64) -> (f64, f64) {
         (f64::EPSILON, f32::SMALLEST)
     }
 }
@@ -116,16 +150,16 @@ impl Products for Cuda {
     const OF_REST: f64 = 32.0 + 5.0 + 7.0 + 1.0;
 
     /// f16: the smallest number is that of gradients scaled to lie below 2^15, the largest of them at 2^14 or above.
-    fn rounding<T: Element>(largest: f64) -> (f64, f64) {
+    fn rounding<T: Element, W: Element>(&self, largest: f64) -> (f64, f64) {
         let smallest = if T::DTYPE == Dtype::F16 { T::SMALLEST * largest / 16384.0 } else { T::SMALLEST };
         (T::UNIT_ROUNDOFF, smallest)
     }
 
     /// f16: the rounding of e_j·2^k is 2^-25 at most where it is subnormal, and 2^-k is at most 2^-13 of s·(rest + 2^-20),
     /// with some room for the exponential that rest is made with.
-    fn unit_rounding<T: Element>(rest: f64, factor: f64) -> (f64, f64) {
-        let of_one =
-            if T::DTYPE == Dtype::F16 { (rest + 2.0 / 1048576.0) / 8192.0 * factor.abs() } else { 1.0 + factor.abs() };
+    fn unit_rounding<T: Element, W: Element>(&self, rest: f64, factor: f64) -> (f64, f64) {
+        let is_f16 = T::DTYPE == Dtype::F16;
+        let of_one = if is_f16 { (rest + 2.0 / 1048576.0) / 8192.0 * factor.abs() } else { 1.0 + factor.abs() };
         (T::UNIT_ROUNDOFF, T::SMALLEST * of_one)
     }
 }
@@ -150,6 +184,7 @@ pub(super) fn hold(what: &str, (computed, expected): (f64, f64), bound: f64, lar
 
 /// Checks the forward pass. Gives D, and how far that of the backend may be off.
 pub(super) fn of_logits<T: Element, W: Element, B: Products>(
+    backend: &B,
     case: &Case<T, W>,
     options: &LogitOptions,
     (g, e): (&[f32], Option<&[f32]>),
@@ -160,7 +195,7 @@ pub(super) fn of_logits<T: Element, W: Element, B: Products>(
     let at_most =
         |row: usize| f64::from(g[row].abs()) + e.map_or(0.0, |e| f64::from(e[row].abs()) * (0.4 + (v as f64).ln()));
     let largest = (0..n).map(at_most).fold(0.0, f64::max) / options.temperature();
-    let (unit_roundoff, smallest) = B::rounding::<T>(largest);
+    let (unit_roundoff, smallest) = backend.rounding::<T, W>(largest);
     let (mut exact_d, mut bound_d) = (vec![0.0; n * v], vec![0.0; n * v]);
     for row in 0..n {
         let context = format!("row {row}, N={n} H={h} V={v} {:?} {:?} {options:?}", T::DTYPE, W::DTYPE);
@@ -171,7 +206,8 @@ pub(super) fn of_logits<T: Element, W: Element, B: Products>(
         let hidden = case.hidden().row(row);
         let logits = reference::logits(hidden, &head);
         let magnitudes = reference::magnitudes(hidden, &head);
-        let delta = magnitudes.iter().map(|size| linear_bounds::logit(*size, h)).fold(0.0, f64::max);
+        let lost = backend.lost::<T, W>(h, largest_of(hidden).max(largest_of(&case.weight)));
+        let delta = magnitudes.iter().map(|size| linear_bounds::logit(*size, h) + lost).fold(0.0, f64::max);
         let exact = token_log_prob::forward_f64(&logits, target, options);
         let bound = bounds::row(B::LINEAR_ARITHMETIC, &exact, options).with_logit_error(&exact, delta);
         let log_prob = (f64::from(forward.log_probs[row]), exact.log_prob);
@@ -208,6 +244,10 @@ pub(super) fn of_logits<T: Element, W: Element, B: Products>(
     }
 }
 
+pub(super) fn largest_of<T: Element>(numbers: &[T]) -> f64 {
+    numbers.iter().map(|number| f64::from(number.to_f32().abs())).fold(0.0, f64::max)
+}
+
 fn absolute<T: Element>(numbers: &[T]) -> Vec<T> {
     numbers.iter().map(|number| T::from_f32(number.to_f32().abs())).collect()
 }
@@ -226,6 +266,7 @@ pub(super) struct LogitGradients {
 
 /// Products with D: what D is off by goes in as it is, and each term through the roundings of its sum.
 pub(super) fn check_gradients<T: Element, W: Element, G: Element, B: Products>(
+    backend: &B,
     case: &Case<T, W>,
     of_logits: &LogitGradients,
     gradients: &Gradients<T, G>,
@@ -246,8 +287,13 @@ pub(super) fn check_gradients<T: Element, W: Element, G: Element, B: Products>(
     let product = |factors: &[f64]| reference::backward(factors, &hidden, &head);
     let (of_d, sizes) = (product(&of_logits.of_hidden).hidden, product(&largest(&of_logits.of_hidden)).hidden);
     let (of_hidden, of_weight) = (B::OF_HIDDEN(v) as f64, B::OF_WEIGHT(n) as f64);
+    let operands = largest_of(&clean).max(largest_of(&case.weight));
+    let lost = |terms: usize, bounds: &[f64]| {
+        backend.lost::<T, W>(terms, largest(bounds).into_iter().fold(operands, f64::max))
+    };
+    let (lost_hidden, lost_weight) = (lost(v, &of_logits.of_hidden), lost(n, &of_logits.of_weight));
     for i in 0..n * h {
-        let unrounded = of_d[i] + linear_bounds::product(sizes[i], of_hidden);
+        let unrounded = of_d[i] + linear_bounds::product(sizes[i], of_hidden) + lost_hidden;
         let bound = unrounded + bounds::rounding(exact.hidden[i].abs() + unrounded, T::UNIT_ROUNDOFF, T::SMALLEST);
         let pair = (f64::from(gradients.hidden[i].to_f32()), exact.hidden[i]);
         hold("hidden gradient", pair, bound, &mut shares.hidden, &format!("{i}, {context}"));
@@ -261,7 +307,7 @@ pub(super) fn check_gradients<T: Element, W: Element, G: Element, B: Products>(
     let (of_d, sizes) = (product(&of_logits.of_weight).weight, product(&largest(&of_logits.of_weight)).weight);
     for i in 0..v * h {
         let expected = exact.weight[i] + accumulated;
-        let of_terms = of_d[i] + of_logits.of_weight_rows[i / h];
+        let of_terms = of_d[i] + of_logits.of_weight_rows[i / h] + lost_weight;
         let bound = narrow(expected, of_terms + linear_bounds::product(sizes[i] + before, of_weight));
         let pair = (f64::from(gradients.weight[i].to_f32()), expected);
         hold("weight gradient", pair, bound, &mut shares.weight, &format!("{i}, {context}"));
@@ -294,15 +340,15 @@ fn check<T: Element, W: Element, G: Element, B: Products>(backend: &B) {
             let forward = placed.forward(&options, true);
             let plain = placed.forward(&options, false);
             assert_eq!((&plain.log_probs, &plain.states), (&forward.log_probs, &forward.states), "{context}");
-            let of_logits_of_g = of_logits::<_, _, B>(&case, &options, (&g, None), &forward, &mut shares);
+            let of_logits_of_g = of_logits(backend, &case, &options, (&g, None), &forward, &mut shares);
             let gradients = placed.backward::<G>(&options, &plain, (&g, None), ALL);
-            check_gradients::<_, _, _, B>(&case, &of_logits_of_g, &gradients, 0.0, &mut shares, &context);
+            check_gradients(backend, &case, &of_logits_of_g, &gradients, 0.0, &mut shares, &context);
 
             let added = Wanted { accumulate: Some(0.5), ..ALL };
             let gradients = placed.backward::<G>(&options, &forward, (&g, Some(&e)), added);
-            let of_logits_of_e = of_logits::<_, _, B>(&case, &options, (&g, Some(&e)), &forward, &mut shares);
+            let of_logits_of_e = of_logits(backend, &case, &options, (&g, Some(&e)), &forward, &mut shares);
             let context = format!("entropy, {context}");
-            check_gradients::<_, _, _, B>(&case, &of_logits_of_e, &gradients, 0.5, &mut shares, &context);
+            check_gradients(backend, &case, &of_logits_of_e, &gradients, 0.5, &mut shares, &context);
         }
     }
     println!("{}, {:?} {:?} {:?}: {shares:.2?}", backend.name(), T::DTYPE, W::DTYPE, G::DTYPE);

@@ -32,6 +32,12 @@ pub(crate) use self::operand::{Block, Sums};
 #[cfg(target_arch = "x86_64")]
 const WORDS: usize = 256;
 
+#[cfg(test)]
+thread_local! {
+    /// How many multiplications the products of this thread are made of.
+    pub(super) static MULTIPLICATIONS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// How the products of a pair of types are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Products(Kernels);
@@ -124,6 +130,8 @@ impl Products {
         if rows == 0 || columns == 0 {
             return;
         }
+        #[cfg(test)]
+        MULTIPLICATIONS.set(MULTIPLICATIONS.get() + rows * columns * left.depth);
         assert!((rows - 1) * out.stride + columns <= out.data.len(), "a product that lies outside of its buffer");
         match self.0 {
             #[cfg(target_arch = "x86_64")]

@@ -1,0 +1,316 @@
+//! The gradients of hidden states for an upstream gradient of 1, formed in the forward pass, on the CPU: T·∂ log π/∂h.
+//!
+//! With e_j = 2^t_j, σ_j the softcap's slope (1 without one) and t the target, that is (σ_t·W_t·Σ' e_j − Σ' e_j·σ_j·W_j)/s over
+//! the columns that are not t: all of them would lose the digits of 1 − p where that is small. Chunks of the vocabulary, one
+//! after another: the chunk's logits are made and folded, then overwritten with e·σ tile by tile, and their product with the
+//! weight is added up in f32, `[M, H]`.
+//!
+//! A tile's e are relative to 2^r, with r the largest exponent so far of a column that is not the target, rounded up to an
+//! integer. Where r grows, what has been summed is multiplied by a power of two, which is exact. So the results depend neither
+//! on how many tiles make a chunk nor on the number of threads.
+//!
+//! Besides the outputs this takes, for M scored rows: a copy of their hidden states, 4·M·H bytes for the sums, and for each
+//! thread, and for eight at least, 2·512 KiB of e, 24 KiB of sums and what products pack, up to 560 KiB with AVX-512; where the
+//! gradients of the logits are kept 4 bytes for each row and 512 columns besides.
+
+use crate::cpu::dispatch::Kernel;
+use crate::cpu::elementary::{clamp_exponent, exp2};
+use crate::cpu::linear::kept_logits::KeptLogitsMut;
+use crate::cpu::linear::log_prob::{RowSums, Slices, unit_sums};
+use crate::cpu::linear::log_prob_backward::{HIDDEN_COLUMNS, ROW_TILES, TILE, chunk_tiles, vocab_tiles};
+use crate::cpu::linear::product::{Block, ProductScratch, Products, Sums};
+use crate::cpu::linear::tiles::{COLUMNS, ROWS, ScoredRows, VocabTile};
+use crate::cpu::softmax::{PartialSums, Scale};
+use crate::cpu::token_log_prob::{LANES, RowForward, across_lanes, padded};
+use crate::element::Element;
+use crate::host::Head;
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
+
+/// What is known of the columns of a row that are not its target, so far.
+#[derive(Clone, Copy)]
+pub(super) struct Rest {
+    pub(super) r: f32,
+    /// Σ' e, relative to 2^r.
+    pub(super) sum: f64,
+}
+
+/// A row while its vocabulary goes by.
+#[derive(Clone, Copy)]
+struct RowState {
+    /// Of the slices before, and of the one that is going by: as the forward pass that keeps nothing brings them together.
+    slices: RowSums,
+    slice: RowSums,
+    rest: Rest,
+}
+
+const START: RowState =
+    RowState { slices: RowSums::EMPTY, slice: RowSums::EMPTY, rest: Rest { r: PartialSums::EMPTY.r, sum: 0.0 } };
+
+/// Of one row in one tile.
+#[derive(Clone, Copy)]
+struct RowOfTile {
+    sums: RowSums,
+    /// The largest exponent of a column that is not the target, rounded up; once the tiles before are known what e is relative
+    /// to.
+    r: f32,
+    /// By which power of two r has grown: 0 for none.
+    growth: f32,
+    /// Σ' e.
+    sum: f64,
+}
+
+const NOTHING: RowOfTile = RowOfTile { sums: RowSums::EMPTY, r: 0.0, growth: 0.0, sum: 0.0 };
+
+/// e·σ in place of logits; Σ e.
+struct Exponentials<'a, const SOFTCAP: bool> {
+    logits: &'a mut [f32],
+    scale: &'a Scale,
+    r: f32,
+}
+
+impl<const SOFTCAP: bool> Kernel for Exponentials<'_, SOFTCAP> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) -> f64 {
+        let mut sum = [0.0f32; LANES];
+        let mut overwrite = |group: &mut [f32; LANES]| {
+            for lane in 0..LANES {
+                let (t, slope) = self.scale.exponent::<FMA, SOFTCAP>(group[lane], self.r);
+                let power = exp2::<FMA>(clamp_exponent(t));
+                sum[lane] += power;
+                group[lane] = if SOFTCAP { power * slope } else { power };
+            }
+        };
+        let (groups, rest) = self.logits.as_chunks_mut::<LANES>();
+        groups.iter_mut().for_each(&mut overwrite);
+        if !rest.is_empty() {
+            let mut group = padded(rest);
+            overwrite(&mut group);
+            rest.copy_from_slice(&group[..rest.len()]);
+        }
+        f64::from(across_lanes(sum))
+    }
+}
+
+/// The power of two by which what is relative to 2^before becomes relative to 2^after; 0 where nothing is left of it.
+pub(super) fn rescaled(before: f32, after: f32) -> f64 {
+    let distance = f64::from(before) - f64::from(after);
+    if distance < -1000.0 { 0.0 } else { distance.exp2() }
+}
+
+/// The sums of every scored row over all of the vocabulary, with the bits of a forward pass that keeps nothing;
+/// T·∂ log π/∂h of each, `[M, H]`; and, if asked for, what its logits' gradients are made of.
+pub(super) fn forward<T: Element, W: Element>(
+    forward: &RowForward<'_>,
+    products: Products,
+    scored: &ScoredRows<T>,
+    head: &Head<'_, W>,
+    units: &mut [f32],
+    mut kept: Option<KeptLogitsMut<'_, W>>,
+) -> Vec<RowSums> {
+    let mut states = vec![START; scored.rows.len()];
+    let mut products_of_rows = RowProducts::new(products, scored, head);
+    let (slices, chunk) = (Slices::new(head.vocab()), chunk_tiles());
+    let mut logits = vec![0.0; ROW_TILES.min(scored.tiles()) * chunk * TILE];
+    let mut of_tiles = vec![NOTHING; logits.len() / COLUMNS];
+    for first in (0..head.vocab().div_ceil(COLUMNS)).step_by(chunk) {
+        let tiles = vocab_tiles(first, chunk, head.vocab());
+        for row_tile in (0..scored.tiles()).step_by(ROW_TILES) {
+            let row_tiles = ROW_TILES.min(scored.tiles() - row_tile);
+            let logits = &mut logits[..row_tiles * tiles.len() * TILE];
+            let of_tiles = &mut of_tiles[..row_tiles * tiles.len() * ROWS];
+            let at = |index: usize| (row_tile + index / tiles.len(), tiles[index % tiles.len()]);
+            logits.par_chunks_exact_mut(TILE).zip(of_tiles.par_chunks_exact_mut(ROWS)).enumerate().for_each_init(
+                ProductScratch::default,
+                |scratch, (index, (logits, of_rows))| {
+                    let (row_tile, tile) = at(index);
+                    head.logits(products, scored.hidden(row_tile), tile, scratch, logits);
+                    fold(forward, logits, scored.of_tile(row_tile), tile, of_rows);
+                },
+            );
+            let states = &mut states[row_tile * ROWS..];
+            let states = &mut states[..(row_tiles * ROWS).min(scored.rows.len() - row_tile * ROWS)];
+            for (index, state) in states.iter_mut().enumerate() {
+                for column in 0..tiles.len() {
+                    let of_row = &mut of_tiles[((index / ROWS) * tiles.len() + column) * ROWS + index % ROWS];
+                    state.add(of_row, slices, first + column);
+                }
+            }
+            logits.par_chunks_exact_mut(TILE).zip(of_tiles.par_chunks_exact_mut(ROWS)).enumerate().for_each(
+                |(index, (logits, of_rows))| {
+                    let (row_tile, tile) = at(index);
+                    let count = scored.of_tile(row_tile).len();
+                    for (logits, of_row) in logits.chunks_exact_mut(COLUMNS).zip(of_rows).take(count) {
+                        of_row.sum = overwrite(forward, &mut logits[..tile.columns()], of_row.r);
+                    }
+                },
+            );
+            for (index, state) in states.iter_mut().enumerate() {
+                for column in 0..tiles.len() {
+                    let of_row = of_tiles[((index / ROWS) * tiles.len() + column) * ROWS + index % ROWS];
+                    state.rest.sum = state.rest.sum * f64::from(of_row.growth).exp2() + of_row.sum;
+                }
+            }
+            if let Some(kept) = &mut kept {
+                let r = |row_tile: usize, column: usize, row: usize| {
+                    of_tiles[(row_tile * tiles.len() + column) * ROWS + row].r
+                };
+                kept.write(&tiles, first, row_tile, scored, logits, r);
+            }
+            products_of_rows.add(head, scored, row_tile, &tiles, logits, of_tiles);
+        }
+    }
+    let rests: Vec<Rest> = states.iter().map(|state| state.rest).collect();
+    let sums: Vec<RowSums> = states.iter().map(|state| state.slices.merge(state.slice)).collect();
+    let coefficients = products_of_rows.finish(forward, scored, head, &sums, &rests, units);
+    if let Some(kept) = &mut kept {
+        kept.finish(&rests, &coefficients);
+    }
+    sums
+}
+
+/// The sums of each row of a tile of logits. The target's logit is −inf afterwards: it has no e.
+fn fold(
+    forward: &RowForward<'_>,
+    logits: &mut [f32],
+    rows: &[(usize, usize)],
+    tile: VocabTile,
+    of_rows: &mut [RowOfTile],
+) {
+    for ((logits, of_row), (_, target)) in logits.chunks_exact_mut(COLUMNS).zip(of_rows).zip(rows) {
+        let (logits, column) = (&mut logits[..tile.columns()], tile.column_of(*target));
+        let sums = unit_sums(forward, logits, column);
+        let r = match column {
+            Some(column) => {
+                logits[column] = f32::NEG_INFINITY;
+                RowForward { entropy: false, ..*forward }.sums(logits).r
+            }
+            None => sums.r(),
+        };
+        *of_row = RowOfTile { sums, r, growth: 0.0, sum: 0.0 };
+    }
+}
+
+fn overwrite(forward: &RowForward<'_>, logits: &mut [f32], r: f32) -> f64 {
+    let (run, scale) = (forward.instructions, forward.scale);
+    if scale.has_softcap() {
+        run.run(Exponentials::<true> { logits, scale, r })
+    } else {
+        run.run(Exponentials::<false> { logits, scale, r })
+    }
+}
+
+impl RowState {
+    /// Adds a tile's sums; then the tile knows what its e are relative to.
+    fn add(&mut self, of_row: &mut RowOfTile, slices: Slices, tile: usize) {
+        if tile > 0 && tile.is_multiple_of(slices.tiles_per_slice) {
+            self.slices = self.slices.merge(self.slice);
+            self.slice = RowSums::EMPTY;
+        }
+        self.slice = self.slice.merge(of_row.sums);
+        let before = self.rest.r;
+        if of_row.r > before {
+            self.rest.r = of_row.r;
+        }
+        of_row.r = self.rest.r;
+        // From the start on nothing has been summed.
+        of_row.growth = (before - self.rest.r).max(-1000.0);
+    }
+}
+
+/// Σ' e·σ·W of each row, `[M, H]` in f32.
+struct RowProducts {
+    products: Products,
+    /// By tiles of [`ROWS`] rows × `columns` columns, each contiguous: `[row tiles, column tiles, rows, columns]`.
+    sums: Vec<f32>,
+    columns: usize,
+    hidden_size: usize,
+}
+
+impl RowProducts {
+    fn new<T: Element, W: Element>(products: Products, scored: &ScoredRows<T>, head: &Head<'_, W>) -> Self {
+        let hidden_size = head.weight().columns();
+        let columns = hidden_size.div_ceil(hidden_size.div_ceil(HIDDEN_COLUMNS));
+        let sums = vec![0.0; scored.tiles() * hidden_size.div_ceil(columns) * ROWS * columns];
+        Self { products, sums, columns, hidden_size }
+    }
+
+    /// Adds what tiles of e·σ say, `[row tiles, vocabulary tiles, ROWS, COLUMNS]`.
+    fn add<T: Element, W: Element>(
+        &mut self,
+        head: &Head<'_, W>,
+        scored: &ScoredRows<T>,
+        first_row_tile: usize,
+        tiles: &[VocabTile],
+        exponentials: &[f32],
+        of_tiles: &[RowOfTile],
+    ) {
+        let row_tiles = exponentials.len() / (tiles.len() * TILE);
+        let (products, columns, hidden_size) = (self.products, self.columns, self.hidden_size);
+        let (column_tiles, length) = (hidden_size.div_ceil(columns), ROWS * columns);
+        let sums = &mut self.sums[first_row_tile * column_tiles * length..][..row_tiles * column_tiles * length];
+        sums.par_chunks_exact_mut(length).enumerate().for_each_init(
+            ProductScratch::default,
+            |scratch, (position, out)| {
+                let (row_tile, column_tile) = (position / column_tiles, position % column_tiles);
+                let (first, rows) = (column_tile * columns, scored.of_tile(first_row_tile + row_tile).len());
+                let count = columns.min(hidden_size - first);
+                for (index, tile) in tiles.iter().enumerate() {
+                    let place = row_tile * tiles.len() + index;
+                    for (row, of_row) in out.chunks_exact_mut(columns).zip(&of_tiles[place * ROWS..][..rows]) {
+                        if of_row.growth < 0.0 {
+                            let factor = of_row.growth.exp2();
+                            for sum in row {
+                                *sum *= factor;
+                            }
+                        }
+                    }
+                    let tile_of_e = Block {
+                        data: &exponentials[place * TILE..][..TILE],
+                        rows,
+                        columns: tile.columns(),
+                        stride: COLUMNS,
+                    };
+                    let weight = head.weight_of(*tile).columns(first, count);
+                    products.hidden(tile_of_e, weight, Sums { data: &mut *out, stride: columns, add: true }, scratch);
+                }
+            },
+        );
+    }
+
+    /// Writes the unit gradients, `[M, H]`; gives σ_t·Σ' e of each row, relative to its state.
+    fn finish<T: Element, W: Element>(
+        &self,
+        forward: &RowForward<'_>,
+        scored: &ScoredRows<T>,
+        head: &Head<'_, W>,
+        sums: &[RowSums],
+        rests: &[Rest],
+        units: &mut [f32],
+    ) -> Vec<(f64, f64)> {
+        let (columns, hidden_size) = (self.columns, self.hidden_size);
+        let column_tiles = hidden_size.div_ceil(columns);
+        let rows = units.chunks_exact_mut(hidden_size).zip(&scored.rows).zip(sums.iter().zip(rests)).enumerate();
+        rows.map(|(index, ((units, (_, target)), (sums, rest)))| {
+            let (_, state, _) = sums.finish(forward);
+            if state.s.is_nan() {
+                units.fill(f32::NAN);
+                return (f64::NAN, f64::NAN);
+            }
+            let coefficient = rest.sum * forward.scale.exact_slope(sums.target());
+            let to_state = rescaled(rest.r, state.r);
+            let factor = to_state / f64::from(state.s);
+            let weight = head.weight().row(*target);
+            for (column_tile, (units, weight)) in units.chunks_mut(columns).zip(weight.chunks(columns)).enumerate() {
+                let start = ((index / ROWS * column_tiles + column_tile) * ROWS + index % ROWS) * columns;
+                for ((unit, weight), sum) in units.iter_mut().zip(weight).zip(&self.sums[start..]) {
+                    *unit = ((coefficient * f64::from(weight.to_f32()) - f64::from(*sum)) * factor) as f32;
+                }
+            }
+            (coefficient * to_state, to_state)
+        })
+        .collect()
+    }
+}
