@@ -7,6 +7,7 @@ use crate::report::{Fault, LaunchReport};
 use crate::settings::Settings;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char};
 
 /// A request to the library.
@@ -15,6 +16,7 @@ pub(crate) enum Request {
     Configure(Settings),
     Settings,
     TakeLaunches,
+    TakeCalls,
     TakeFault,
     ClearFault,
     MemoryInUse,
@@ -75,6 +77,12 @@ impl Control {
         self.ask(&Request::TakeLaunches).unwrap_or_default()
     }
 
+    /// How often each of the driver's functions was called since the last call of this, by its name in the library
+    /// (`cuMemFree_v2`, say); refused calls too.
+    pub fn take_calls(&self) -> BTreeMap<String, u64> {
+        self.ask(&Request::TakeCalls).unwrap_or_default()
+    }
+
     /// The last fault of a kernel, if there was one since the last call. The context's sticky error stays.
     pub fn take_fault(&self) -> Option<Fault> {
         self.ask(&Request::TakeFault).flatten()
@@ -96,7 +104,7 @@ impl Control {
         self.ask(&Request::PeakMemory).unwrap_or_default()
     }
 
-    /// Default settings, no faults, no reports, the peak of memory counted anew. Objects and memory stay.
+    /// Default settings, no faults, no reports, calls and the peak of memory counted anew. Objects and memory stay.
     pub fn reset(&self) {
         self.ask::<()>(&Request::Reset);
     }

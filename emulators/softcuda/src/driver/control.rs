@@ -1,5 +1,6 @@
 //! The library's side of [`crate::control`]: requests as JSON text, since the test and the library share no statics.
 
+use super::calls;
 use super::state::{State, for_machine, state};
 use crate::control::Request;
 use crate::settings::Settings;
@@ -27,6 +28,7 @@ fn answer(request: Request) -> serde_json::Result<String> {
         Request::Configure(settings) => configure(&settings),
         Request::Settings => return serde_json::to_string(&state().settings),
         Request::TakeLaunches => return serde_json::to_string(&state().take_launches()),
+        Request::TakeCalls => return serde_json::to_string(&calls::take()),
         Request::TakeFault => return serde_json::to_string(&state().last_fault.take()),
         Request::ClearFault => state().clear_faults(),
         Request::MemoryInUse => return serde_json::to_string(&state().all_used_bytes()),
@@ -34,6 +36,7 @@ fn answer(request: Request) -> serde_json::Result<String> {
         Request::Reset => {
             configure(&Settings::default());
             state().reset_reports();
+            drop(calls::take());
         }
     }
     serde_json::to_string(&())

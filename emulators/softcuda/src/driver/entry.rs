@@ -20,8 +20,9 @@ pub(super) fn host_function(function: impl FnOnce()) {
     IN_HOST_FUNCTION.set(before);
 }
 
-/// Runs the body of an entry point and turns its outcome into a `CUresult`.
-pub(super) fn run(name: &str, body: impl FnOnce() -> Outcome) -> i32 {
+/// Counts the call of an entry point, runs its body and turns its outcome into a `CUresult`.
+pub(super) fn run(name: &'static str, body: impl FnOnce() -> Outcome) -> i32 {
+    super::calls::count(name);
     if IN_HOST_FUNCTION.get() {
         return Code::NOT_PERMITTED.0;
     }

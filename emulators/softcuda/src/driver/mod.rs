@@ -3,6 +3,7 @@
 //! `state` holds every object, `work` the streams' queues; the other modules are the entry points over them. Handles
 //! are keys of tables, so that a stale or invented handle is an error and never a memory access.
 
+mod calls;
 mod context;
 mod control;
 mod device;
