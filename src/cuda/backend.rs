@@ -18,6 +18,7 @@ use crate::options::{LogRatio, LogitOptions, Reduction};
 use crate::stage::linear::check_operands;
 use crate::stage::log_ratio::{check_reference, check_targets};
 use crate::stage::row_loss::RowLoss;
+use cudarc::driver::result::stream;
 use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -42,7 +43,7 @@ impl Backend for Cuda {
     type Entered = CurrentContext;
 
     fn enter(&self) -> Result<CurrentContext> {
-        CurrentContext::keep()
+        CurrentContext::enter(self.stream.context())
     }
 
     fn counting_apart(self) -> Self {
@@ -97,7 +98,9 @@ impl Backend for Cuda {
         if same_batch && matches!(rewards, Rewards::Device(_)) {
             return Ok(());
         }
-        let status = called("cuStreamIsCapturing", self.stream.capture_status())?;
+        // SAFETY: a stream that is alive.
+        let status = unsafe { stream::is_capturing(self.stream.cu_stream()) };
+        let status = called("cuStreamIsCapturing", status)?;
         if status == CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
             return Ok(());
         }

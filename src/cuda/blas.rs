@@ -1,6 +1,6 @@
 //! cuBLAS: whether there is one, a handle on a stream, and the one product that the linear stage is made of.
 
-use crate::cuda::context::FreedInContext;
+use crate::cuda::context::{FreedInContext, bind};
 use crate::cuda::driver::opens;
 use crate::cuda::memory::Address;
 use crate::element::Dtype;
@@ -85,6 +85,7 @@ impl Blas {
         if !cublas_present() {
             return Err(Error::NoCublas);
         }
+        bind(stream.context())?;
         let handle = called("cublasCreate_v2", CudaBlas::new(stream.clone()))?;
         // SAFETY: nobody but cuBLAS uses it, which reads nothing that it has not written.
         let workspace = unsafe { stream.alloc::<u8>(WORKSPACE_BYTES) };
@@ -123,7 +124,7 @@ impl Blas {
             ((factors + 4) as *const c_void, beta as *const c_void, cublasPointerMode_t::CUBLAS_POINTER_MODE_DEVICE)
         };
         // The handle's context must be that of the calling thread, whichever made it.
-        crate::cuda::driver::called("cuCtxSetCurrent", self.stream.context().bind_to_thread())?;
+        bind(self.stream.context())?;
         called("cublasSetPointerMode_v2", self.handle.set_pointer_mode(mode))?;
         let (m, n, k) = (length(m)?, length(n)?, length(k)?);
         let (a_stride, b_stride, c_stride) = (length(a.stride)?, length(b.stride)?, length(c.stride)?);

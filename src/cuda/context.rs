@@ -15,42 +15,100 @@ use std::sync::Arc;
 ///
 /// cudarc makes the context of whatever it works on current, also to free it, and leaves it so: a caller who works on
 /// another device by the driver's API would go on in ours. Every public call begins with one of these, declared before
-/// anything that has to be freed. It costs two calls that read a number of the thread, and one more where the context has
-/// changed; within another of the same thread it costs nothing.
+/// anything that has to be freed. It costs one call that reads a number of the thread, and two more where another context
+/// than the backend's is current; within another of the same thread it costs nothing.
 #[derive(Debug)]
 pub struct CurrentContext {
     /// The context to give back, null if there was none; `None` within another.
     before: Option<sys::CUcontext>,
 }
 
+/// What is known of a thread's current context.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// Nothing: no [`CurrentContext`] will restore it.
+    Unkept,
+    /// It is this one; null: none.
+    Current(sys::CUcontext),
+    /// cudarc may have changed it.
+    Changed,
+}
+
 thread_local! {
-    /// Whether there is one that will restore this thread's context.
-    static KEPT: Cell<bool> = const { Cell::new(false) };
+    static KNOWN: Cell<Known> = const { Cell::new(Known::Unkept) };
 }
 
 impl CurrentContext {
     /// Notes the current context.
     pub(super) fn keep() -> Result<Self> {
-        if KEPT.get() {
+        if KNOWN.get() != Known::Unkept {
             return Ok(Self { before: None });
         }
         let before = called("cuCtxGetCurrent", current())?;
-        KEPT.set(true);
+        KNOWN.set(Known::Current(before));
         Ok(Self { before: Some(before) })
+    }
+
+    /// The same, and makes `context` current.
+    pub(super) fn enter(context: &CudaContext) -> Result<Self> {
+        let kept = Self::keep()?;
+        bind(context)?;
+        Ok(kept)
     }
 }
 
 impl Drop for CurrentContext {
     fn drop(&mut self) {
         let Some(before) = self.before else { return };
-        KEPT.set(false);
-        if current().is_ok_and(|now| now == before) {
+        let known = KNOWN.replace(Known::Unkept);
+        if known == Known::Current(before) || (known == Known::Changed && current() == Ok(before)) {
             return;
         }
         // Fails only if the context is no more, and then it cannot be current either.
         // SAFETY: it was current when the call began, or is null, which is none.
         let _ = count(unsafe { ctx::set_current(before) });
     }
+}
+
+/// Makes a context current: in place of cudarc's `bind_to_thread`, which asks the driver each time. Within a
+/// [`CurrentContext`] everything of cudarc that works on a context comes after one of these for it, so that what is known of
+/// the current context stays true; what cannot is marked with [`changed`].
+pub(super) fn bind(context: &CudaContext) -> Result<()> {
+    // What cudarc has noted where it could not return an error.
+    called("cuCtxSetCurrent", context.check_err())?;
+    if KNOWN.get() == Known::Unkept {
+        return called("cuCtxSetCurrent", context.bind_to_thread());
+    }
+    called("cuCtxSetCurrent", make_current(context))
+}
+
+/// As [`bind`], and leaves what cudarc has noted to the next call.
+pub(super) fn make_current(context: &CudaContext) -> std::result::Result<(), DriverError> {
+    // SAFETY: a context that is alive, as `context` is.
+    unsafe { set(context.cu_ctx()) }
+}
+
+/// Notes that cudarc may have made another context current.
+pub(super) fn changed() {
+    if KNOWN.get() != Known::Unkept {
+        KNOWN.set(Known::Changed);
+    }
+}
+
+/// Makes a context current, unless it is known to be.
+///
+/// # Safety
+/// It is alive, or null.
+unsafe fn set(context: sys::CUcontext) -> std::result::Result<(), DriverError> {
+    if KNOWN.get() == Known::Current(context) {
+        return Ok(());
+    }
+    // SAFETY: the caller's promise.
+    let set = count(unsafe { ctx::set_current(context) });
+    if KNOWN.get() != Known::Unkept {
+        KNOWN.set(if set.is_ok() { Known::Current(context) } else { Known::Changed });
+    }
+    set
 }
 
 /// The current context; null: none.
@@ -103,7 +161,7 @@ impl<T: FreedInContext> Drop for Kept<T> {
             // Not cudarc's `bind_to_thread`, which does nothing where an earlier call has failed. An error here: the context
             // is no more, and what was in it neither.
             // SAFETY: a context that `self` keeps, or whose owner has promised to.
-            let _ = unsafe { ctx::set_current(context.cu_ctx()) };
+            let _ = unsafe { set(context.cu_ctx()) };
         }
         // SAFETY: here alone, and nothing uses it afterwards.
         unsafe { ManuallyDrop::drop(&mut self.0) };
@@ -135,7 +193,7 @@ impl ForeignContext {
     pub(super) unsafe fn new(context: sys::CUcontext) -> Result<Self> {
         // Before cudarc has it: what fails there destroys the context.
         // SAFETY: the caller's promise.
-        called("cuCtxSetCurrent", unsafe { ctx::set_current(context) })?;
+        called("cuCtxSetCurrent", unsafe { set(context) })?;
         // An error where the context is null.
         let (handle, ordinal) = current_device()?;
         // SAFETY: a context, of this device. It is not destroyed: see `drop`.
@@ -158,7 +216,7 @@ impl ForeignContext {
         let is_answered = unsafe { sys::cuStreamGetCtx(stream, &raw mut owner) }.result().is_ok();
         if is_answered && owner != self.0.cu_ctx() {
             // SAFETY: the context of a stream that is alive.
-            called("cuCtxSetCurrent", unsafe { ctx::set_current(owner) })?;
+            called("cuCtxSetCurrent", unsafe { set(owner) })?;
             let (_, given) = current_device()?;
             return Err(Error::Device { what: "stream", given, expected: self.0.ordinal() });
         }
@@ -219,7 +277,7 @@ fn count<T>(result: T) -> T {
 mod test {
     use super::*;
 
-    /// Two calls where nothing has changed, three where something has.
+    /// One call where the context is current already, three where it is not; one more where cudarc may have changed it.
     #[test]
     fn keeping_the_context_costs_few_calls() {
         softcuda::install().expect("softcuda can be loaded where there is no driver");
@@ -233,11 +291,20 @@ mod test {
             drop(kept);
             CALLS.get() - before
         };
-        assert_eq!(counted(&|| context.bind_to_thread().expect("a context")), 2);
-        assert_eq!(counted(&|| unset()), 3);
+        assert_eq!(counted(&|| bind(&context).expect("a context")), 1);
+        let unknown = || {
+            unset();
+            changed();
+        };
+        assert_eq!(counted(&unknown), 3);
         assert_eq!(ctx::get_current(), Ok(Some(context.cu_ctx())));
+        assert_eq!(counted(&changed), 2);
         unset();
-        assert_eq!(counted(&|| context.bind_to_thread().expect("a context")), 3);
+        let twice = || {
+            bind(&context).expect("a context");
+            bind(&context).expect("a context");
+        };
+        assert_eq!(counted(&twice), 3);
         assert_eq!(ctx::get_current(), Ok(None));
         let stream = context.new_stream().expect("a stream");
         unset();

@@ -22,6 +22,7 @@
 
 mod backend;
 mod blas;
+mod buffer;
 mod context;
 mod driver;
 mod kernels;
@@ -33,6 +34,7 @@ mod objective;
 pub mod raw;
 mod rewards;
 mod status;
+mod status_word;
 mod targets;
 mod token_log_prob;
 mod tuning;
@@ -41,7 +43,8 @@ use crate::cuda::context::{CurrentContext, ForeignContext, Kept};
 use crate::cuda::kernels::Kernels;
 use crate::cuda::lent::Lender;
 use crate::cuda::linear::workspace::LinearScratch;
-use crate::cuda::memory::{Scratch, StatusWord};
+use crate::cuda::memory::Scratch;
+use crate::cuda::status_word::StatusWord;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{CUcontext, CUdevice_attribute, CUresult, CUstream};
 use cudarc::driver::{CudaStream, DriverError};
@@ -129,7 +132,7 @@ impl Cuda {
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         // Asks for the driver, which nothing else may be asked before.
         driver::require()?;
-        let _current = CurrentContext::keep()?;
+        let _current = CurrentContext::enter(stream.context())?;
         let kernels = kernels::of_context(stream.context(), kernels::IMAGES)?;
         let attribute = |attribute| {
             let value = driver::called("cuDeviceGetAttribute", stream.context().attribute(attribute))?;
@@ -217,6 +220,7 @@ impl Cuda {
         driver::require()?;
         driver::called("cuInit", cudarc::driver::result::init())?;
         let _current = CurrentContext::keep()?;
+        context::changed();
         // cudarc keeps the lower 32 bits of an ordinal: 2^32 would be device 0.
         let counted = i32::try_from(ordinal).map_err(|_| DriverError(CUresult::CUDA_ERROR_INVALID_DEVICE));
         driver::called("cuDeviceGet", counted)?;

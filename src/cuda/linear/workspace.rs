@@ -1,7 +1,7 @@
 //! How much the linear stage does at once, and the memory it keeps between calls.
 
 use crate::cuda::blas::Blas;
-use crate::cuda::context::Kept;
+use crate::cuda::context::{Kept, bind};
 use crate::cuda::driver::called;
 use crate::cuda::memory::Grown;
 use crate::cuda::{Cuda, memory, tuning};
@@ -214,7 +214,7 @@ pub(crate) unsafe fn clear(
     if rows == 0 {
         return Ok(());
     }
-    called("cuCtxSetCurrent", stream.context().bind_to_thread())?;
+    bind(stream.context())?;
     // SAFETY: the caller's promise.
     let done = unsafe { sys::cuMemsetD2D8Async(address, pitch, 0, width, rows, stream.cu_stream()) };
     called("cuMemsetD2D8Async", done.result())
