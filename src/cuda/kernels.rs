@@ -1,14 +1,13 @@
 //! The compiled kernels, loaded once per context.
 
-use crate::cuda::context::{FreedInContext, Kept};
+use crate::cuda::context::{FreedInContext, Kept, bind};
 use crate::cuda::driver;
 use crate::cuda::driver::called;
 use crate::cuda::tuning::Capability;
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// The fatbin that a file of `kernels/` was compiled to.
 #[derive(Clone, Copy)]
@@ -41,6 +40,177 @@ fn threads(file: &str, kernel: &str) -> u32 {
     }
 }
 
+/// Every kernel that is launched, by its file: what a [`KernelId`] is an index into. The files that stand in for another on
+/// one architecture have the names of that one, in the same order.
+const TABLE: &[(&str, &[&str])] = &[
+    (
+        "linear/fold",
+        &["linear_log_prob", "linear_log_prob_entropy", "linear_log_prob_softcap", "linear_log_prob_softcap_entropy"],
+    ),
+    (
+        "linear/gradient",
+        &[
+            "linear_gradient_scale",
+            "linear_log_prob_backward_bf16",
+            "linear_log_prob_backward_bf16_entropy",
+            "linear_log_prob_backward_bf16_softcap",
+            "linear_log_prob_backward_bf16_softcap_entropy",
+            "linear_log_prob_backward_f16",
+            "linear_log_prob_backward_f16_entropy",
+            "linear_log_prob_backward_f16_softcap",
+            "linear_log_prob_backward_f16_softcap_entropy",
+            "linear_log_prob_backward_f32",
+            "linear_log_prob_backward_f32_entropy",
+            "linear_log_prob_backward_f32_softcap",
+            "linear_log_prob_backward_f32_softcap_entropy",
+            "linear_withhold_rows",
+        ],
+    ),
+    (
+        "linear/head",
+        &[
+            "linear_bias_gradient_bf16_bf16",
+            "linear_bias_gradient_bf16_f32",
+            "linear_bias_gradient_f16_f16",
+            "linear_bias_gradient_f16_f32",
+            "linear_bias_gradient_f32_f32",
+            "linear_round_weight_bf16",
+            "linear_round_weight_f16",
+        ],
+    ),
+    ("linear/row_loss", &["row_loss"]),
+    (
+        "linear/rows",
+        &[
+            "linear_bias_bf16",
+            "linear_bias_f16",
+            "linear_bias_f32",
+            "linear_gather_16",
+            "linear_gather_32",
+            "linear_scatter_bf16",
+            "linear_scatter_f16",
+            "linear_scatter_f32",
+            "linear_scored_rows",
+        ],
+    ),
+    ("log_ratio", &["log_ratio"]),
+    ("objective", &["objective"]),
+    ("token_log_prob", TOKEN_LOG_PROB),
+    (
+        "token_log_prob_backward",
+        &[
+            "token_log_prob_backward_bf16",
+            "token_log_prob_backward_bf16_entropy",
+            "token_log_prob_backward_bf16_softcap",
+            "token_log_prob_backward_bf16_softcap_entropy",
+            "token_log_prob_backward_f16",
+            "token_log_prob_backward_f16_entropy",
+            "token_log_prob_backward_f16_softcap",
+            "token_log_prob_backward_f16_softcap_entropy",
+            "token_log_prob_backward_f32",
+            "token_log_prob_backward_f32_entropy",
+            "token_log_prob_backward_f32_softcap",
+            "token_log_prob_backward_f32_softcap_entropy",
+        ],
+    ),
+    #[cfg(test)]
+    ("sm90a/token_log_prob", TOKEN_LOG_PROB),
+];
+
+const TOKEN_LOG_PROB: &[&str] = &[
+    "token_log_prob_bf16",
+    "token_log_prob_bf16_entropy",
+    "token_log_prob_bf16_softcap",
+    "token_log_prob_bf16_softcap_entropy",
+    "token_log_prob_f16",
+    "token_log_prob_f16_entropy",
+    "token_log_prob_f16_softcap",
+    "token_log_prob_f16_softcap_entropy",
+    "token_log_prob_f32",
+    "token_log_prob_f32_entropy",
+    "token_log_prob_f32_softcap",
+    "token_log_prob_f32_softcap_entropy",
+];
+
+/// Which kernel is launched: its place in the table above, found when this crate is compiled, so that a launch looks nothing
+/// up by a text. Made by `kernel!(file, name)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KernelId {
+    file: usize,
+    kernel: usize,
+}
+
+impl KernelId {
+    /// The place of a kernel. For constants: one that the table does not have is an error of the compiler's.
+    pub(super) const fn find(file: &str, kernel: &str) -> Self {
+        let mut id = Self { file: 0, kernel: 0 };
+        while !equal(TABLE[id.file].0, file) {
+            id.file += 1;
+        }
+        let kernels = TABLE[id.file].1;
+        while !equal(kernels[id.kernel], kernel) {
+            id.kernel += 1;
+        }
+        id
+    }
+
+    /// The kernel of the same name in a file that stands in for this one's: as in [`tuning`](super::tuning).
+    pub(super) fn in_file(self, file: &str) -> Self {
+        if TABLE[self.file].0 == file {
+            return self;
+        }
+        let other = TABLE.iter().position(|row| row.0 == file);
+        Self { file: other.unwrap_or(self.file), ..self }
+    }
+
+    fn names(self) -> (&'static str, &'static str) {
+        let (file, kernels) = TABLE[self.file];
+        (file, kernels[self.kernel])
+    }
+}
+
+/// Whether two texts are the same, also where constants are computed.
+const fn equal(one: &str, other: &str) -> bool {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    if one.len() != other.len() {
+        return false;
+    }
+    let mut index = 0;
+    while index < one.len() {
+        if one[index] != other[index] {
+            return false;
+        }
+        index += 1;
+    }
+    true
+}
+
+/// The [`KernelId`] of a kernel, by its file and its name.
+macro_rules! kernel {
+    ($file:expr, $name:expr) => {
+        const { $crate::cuda::kernels::KernelId::find($file, $name) }
+    };
+}
+
+/// Those of a kernel without and with softcap and entropy: an array that [`variant`] is an index into.
+macro_rules! variants {
+    ($file:expr, $name:expr) => {
+        [
+            $crate::cuda::kernels::kernel!($file, $name),
+            $crate::cuda::kernels::kernel!($file, concat!($name, "_entropy")),
+            $crate::cuda::kernels::kernel!($file, concat!($name, "_softcap")),
+            $crate::cuda::kernels::kernel!($file, concat!($name, "_softcap_entropy")),
+        ]
+    };
+}
+
+pub(super) use {kernel, variants};
+
+/// The index of a kernel among its variants.
+pub(super) fn variant(softcap: bool, entropy: bool) -> usize {
+    2 * usize::from(softcap) + usize::from(entropy)
+}
+
 /// A kernel, and the threads of its blocks.
 #[derive(Clone)]
 pub(super) struct Kernel {
@@ -48,20 +218,22 @@ pub(super) struct Kernel {
     pub(super) threads: u32,
 }
 
-/// Kernels by file, then by name.
-type Functions = HashMap<&'static str, HashMap<String, Kernel>>;
+/// A file's module, if it has been built and is for this device, and its kernels that were asked for.
+struct File {
+    module: Option<Arc<CudaModule>>,
+    kernels: Box<[OnceLock<Kernel>]>,
+}
 
-/// The modules of one context, and the functions that were asked for.
+/// The modules of one context, and their kernels: as [`TABLE`] has them.
 pub(super) struct Kernels {
     context: Arc<CudaContext>,
-    modules: Vec<(&'static str, Arc<CudaModule>)>,
-    functions: Mutex<Functions>,
+    files: Vec<File>,
 }
 
 /// Contexts that have loaded them. A context that nobody uses any more may go: the entry does not keep it. While there are
 /// kernels they keep their context, so that no other can have taken its address.
 ///
-/// Not locked while the driver loads or unloads (see `lent.rs`), as are the functions of [`Kernels`].
+/// Not locked while the driver loads or unloads (see `lent.rs`).
 fn loaded() -> MutexGuard<'static, Vec<Weak<Kept<Kernels>>>> {
     static LOADED: Mutex<Vec<Weak<Kept<Kernels>>>> = Mutex::new(Vec::new());
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)
@@ -104,28 +276,34 @@ impl Kernels {
     pub(super) fn load(context: &Arc<CudaContext>, images: Images) -> Result<Self> {
         let capability = called("cuDeviceGetAttribute", context.compute_capability())?;
         let capability = (capability.0.max(0) as u32, capability.1.max(0) as u32);
-        let mut modules = Vec::new();
+        let mut files: Vec<File> = TABLE
+            .iter()
+            .map(|(_, kernels)| File { module: None, kernels: kernels.iter().map(|_| OnceLock::new()).collect() })
+            .collect();
         for Image { file, bytes, .. } in images.iter().filter(|image| image.only.is_none_or(|only| only == capability))
         {
+            let Some(index) = TABLE.iter().position(|row| row.0 == *file) else { continue };
             let module = called("cuModuleLoadData", context.load_module(Ptx::from_binary(bytes.to_vec())))?;
-            modules.push((*file, module));
+            files[index].module = Some(module);
         }
-        Ok(Self { context: context.clone(), modules, functions: Mutex::default() })
+        Ok(Self { context: context.clone(), files })
     }
 
     /// Whether a file's kernels have been built, and are for this device.
     pub(super) fn has(&self, file: &str) -> bool {
-        self.modules.iter().any(|module| module.0 == file)
+        self.files.iter().zip(TABLE).any(|(of_file, row)| of_file.module.is_some() && row.0 == file)
     }
 
-    /// A kernel by its file and its name; loaded when it is first asked for.
-    pub(super) fn kernel(&self, file: &str, name: &str) -> Result<Kernel> {
-        if let Some(kernel) = self.functions().get(file).and_then(|kernels| kernels.get(name)) {
-            return Ok(kernel.clone());
+    /// A kernel; loaded when it is first asked for, by whichever thread comes first. No thread waits for another.
+    pub(super) fn kernel(&self, id: KernelId) -> Result<&Kernel> {
+        let file = &self.files[id.file];
+        let place = &file.kernels[id.kernel];
+        if let Some(kernel) = place.get() {
+            return Ok(kernel);
         }
-        let Some(&(file, ref module)) = self.modules.iter().find(|module| module.0 == file) else {
-            return Err(Error::KernelsNotBuilt);
-        };
+        let Some(module) = &file.module else { return Err(Error::KernelsNotBuilt) };
+        let (file, name) = id.names();
+        bind(&self.context)?;
         let function = called("cuModuleGetFunction", module.load_function(name))?;
         let threads = threads(file, name);
         // What the image says, in the launch bounds, or less where the device can do no more. Loops step by the constant
@@ -134,14 +312,8 @@ impl Kernels {
         if u32::try_from(given) != Ok(threads) {
             return Err(Error::BlockSize { kernel: name.to_owned(), given: given.max(0) as u32, expected: threads });
         }
-        let kernel = Kernel { function, threads };
         // The same, if another thread has asked meanwhile.
-        self.functions().entry(file).or_default().insert(name.to_owned(), kernel.clone());
-        Ok(kernel)
-    }
-
-    fn functions(&self) -> MutexGuard<'_, Functions> {
-        self.functions.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(place.get_or_init(|| Kernel { function, threads }))
     }
 }
 
@@ -174,9 +346,48 @@ mod test {
         softcuda::install().expect("softcuda can be loaded where there is no driver");
         let context = CudaContext::new(0).expect("device 0");
         let kernels = Kernels::load(&context, OTHER).expect("PTX");
-        for (file, name, given) in [("linear/row_loss", "row_loss", 128), ("log_ratio", "log_ratio", 1024)] {
-            let refused = kernels.kernel(file, name).map(|kernel| kernel.threads);
+        for (id, given) in [(kernel!("linear/row_loss", "row_loss"), 128), (kernel!("log_ratio", "log_ratio"), 1024)] {
+            let refused = kernels.kernel(id).map(|kernel| kernel.threads);
+            let name = id.names().1;
             assert_eq!(refused, Err(Error::BlockSize { kernel: name.to_owned(), given, expected: 256 }));
+        }
+    }
+
+    /// Every file that was compiled is in the table, and every kernel of the table in its file.
+    #[test]
+    fn the_table_has_every_kernel() {
+        softcuda::install().expect("softcuda can be loaded where there is no driver");
+        let context = CudaContext::new(0).expect("device 0");
+        let kernels = Kernels::load(&context, IMAGES).expect("the kernels load");
+        for (file, row) in TABLE.iter().enumerate() {
+            let built = IMAGES.iter().any(|image| image.file == row.0);
+            for kernel in 0..row.1.len() {
+                let found = kernels.kernel(KernelId { file, kernel }).map(drop);
+                assert_eq!(found, if built { Ok(()) } else { Err(Error::KernelsNotBuilt) }, "{}", row.1[kernel]);
+            }
+        }
+        for Image { file, .. } in IMAGES {
+            let names =
+                TABLE.iter().find(|row| row.0 == *file).unwrap_or_else(|| panic!("{file} is not in the table")).1;
+            let path = format!("{}/kernels/{file}.cu", env!("CARGO_MANIFEST_DIR"));
+            let source = std::fs::read_to_string(&path).expect("the file that the image was made from");
+            let kernels: usize = source.matches("__global__").count();
+            assert!(kernels > 0 && kernels <= names.len(), "{file}: {kernels} kernels and macros, {names:?}");
+        }
+    }
+
+    /// Constants, and files that stand in for others.
+    #[test]
+    fn a_kernel_is_found_by_file_and_name() {
+        let id = kernel!("token_log_prob", "token_log_prob_f32_softcap");
+        assert_eq!(id.names(), ("token_log_prob", "token_log_prob_f32_softcap"));
+        let own = id.in_file("sm90a/token_log_prob");
+        assert_eq!(own.names(), ("sm90a/token_log_prob", "token_log_prob_f32_softcap"));
+        assert_eq!((own.in_file("token_log_prob"), id.in_file("token_log_prob")), (id, id));
+        let variants = variants!("linear/fold", "linear_log_prob");
+        for (softcap, entropy) in [(false, false), (false, true), (true, false), (true, true)] {
+            let parts = [if softcap { "_softcap" } else { "" }, if entropy { "_entropy" } else { "" }];
+            assert_eq!(variants[variant(softcap, entropy)].names().1, format!("linear_log_prob{}", parts.concat()));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
+use crate::cuda::kernels::kernel;
 use crate::cuda::memory::Address;
 use crate::cuda::raw::{Targets, launch, passed_by_value};
 use crate::error::{Error, Result};
@@ -50,7 +51,7 @@ pub struct LogRatioOutputs {
 /// # Safety
 /// As 2. to 4. of [`token_log_probs`](super::token_log_probs); the offsets ascend from 0 to N.
 pub unsafe fn log_ratios(cuda: &Cuda, inputs: LogRatioInputs, outputs: LogRatioOutputs) -> Result<()> {
-    let _current = CurrentContext::keep()?;
+    let _current = CurrentContext::enter(cuda.stream.context())?;
     if inputs.sequences == 0 {
         return Ok(());
     }
@@ -76,7 +77,7 @@ pub unsafe fn log_ratios(cuda: &Cuda, inputs: LogRatioInputs, outputs: LogRatioO
         mean: i32::from(inputs.mean),
     };
     // SAFETY: the caller's promise.
-    unsafe { launch(cuda, "log_ratio", "log_ratio", (sequences as u32, 1), &arguments) }
+    unsafe { launch(cuda, kernel!("log_ratio", "log_ratio"), (sequences as u32, 1), &arguments) }
 }
 
 /// `kernels/log_ratio.cu`.

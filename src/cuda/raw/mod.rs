@@ -10,14 +10,17 @@ pub(crate) mod token_log_prob;
 
 use crate::cuda::Cuda;
 use crate::cuda::blas::Operand;
-use crate::cuda::context::CurrentContext;
+use crate::cuda::context::{CurrentContext, bind};
 use crate::cuda::driver::called;
+use crate::cuda::kernels::{Kernel, KernelId};
 use crate::cuda::status::Status;
 use crate::data::matrix::Shape;
 use crate::element::{Dtype, Element};
 use crate::error::{Error, Result};
 use crate::options::LogitOptions;
-use cudarc::driver::{DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::DeviceRepr;
+use cudarc::driver::result::launch_kernel;
+use std::ffi::c_void;
 
 pub use crate::cuda::memory::Address;
 pub use crate::cuda::raw::linear::log_prob::{linear_token_log_probs, linear_token_log_probs_backward};
@@ -56,36 +59,45 @@ fn bytes_fit(rows: usize, row_stride: usize, dtype: Dtype) -> bool {
     end.is_some_and(|end| i64::try_from(end).is_ok())
 }
 
-fn suffix(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F32 => "f32",
-        Dtype::F16 => "f16",
-        Dtype::Bf16 => "bf16",
-    }
-}
-
 /// log2 e / T: logits are exponents of two inside of the kernels.
 fn scale(options: &LogitOptions) -> f32 {
     (std::f64::consts::LOG2_E / options.temperature()) as f32
 }
 
-/// Launches `name` with its one struct of arguments.
+/// Launches a kernel, `kernel!(file, name)`, with its one struct of arguments: one call of the driver.
 ///
 /// # Safety
 /// `arguments` is the struct that this kernel declares, and its addresses are what the kernel takes them for.
 pub(super) unsafe fn launch<A: DeviceRepr>(
     cuda: &Cuda,
-    file: &str,
-    name: &str,
+    kernel: KernelId,
     grid: (u32, u32),
     arguments: &A,
 ) -> Result<()> {
-    let kernel = cuda.kernels.kernel(file, name)?;
-    let config = LaunchConfig { grid_dim: (grid.0, grid.1, 1), block_dim: (kernel.threads, 1, 1), shared_mem_bytes: 0 };
-    let mut builder = cuda.stream.launch_builder(&kernel.function);
-    builder.arg(arguments);
-    // SAFETY: the caller's promise.
-    called("cuLaunchKernel", unsafe { builder.launch(config) }.map(drop))
+    let Kernel { function, threads } = cuda.kernels.kernel(kernel)?;
+    bind(cuda.stream.context())?;
+    let mut of_kernel = [std::ptr::from_ref(arguments).cast_mut().cast::<c_void>()];
+    // SAFETY: the caller's promise; the driver has copied the arguments when it returns.
+    let launched = unsafe {
+        launch_kernel(
+            function.cu_function(),
+            (grid.0, grid.1, 1),
+            (*threads, 1, 1),
+            0,
+            cuda.stream.cu_stream(),
+            &mut of_kernel,
+        )
+    };
+    called("cuLaunchKernel", launched)
+}
+
+/// The place of a type in an array of one kernel for each.
+pub(super) fn index(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::F32 => 0,
+        Dtype::F16 => 1,
+        Dtype::Bf16 => 2,
+    }
 }
 
 impl Cuda {
@@ -104,7 +116,7 @@ impl Cuda {
     /// # Errors
     /// [`Error::Cuda`].
     pub fn unchecked_status(&self) -> Result<Status> {
-        let _current = CurrentContext::keep()?;
+        let _current = CurrentContext::enter(self.stream.context())?;
         self.status.read(&self.stream)
     }
 
@@ -113,7 +125,7 @@ impl Cuda {
     /// # Errors
     /// [`Error::Cuda`].
     pub fn clear_status(&self) -> Result<()> {
-        let _current = CurrentContext::keep()?;
+        let _current = CurrentContext::enter(self.stream.context())?;
         self.status.clear(&self.stream)
     }
 }

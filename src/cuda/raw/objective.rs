@@ -2,6 +2,7 @@
 
 use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
+use crate::cuda::kernels::{KernelId, kernel};
 use crate::cuda::memory::Address;
 use crate::cuda::raw::{launch, passed_by_value};
 use crate::error::{Error, Result};
@@ -59,6 +60,8 @@ pub struct ObjectiveOutputs {
     pub statistics: Address,
 }
 
+const OBJECTIVE: KernelId = kernel!("objective", "objective");
+
 /// Codes of the target distribution, as in `kernels/include/objective_arguments.cuh`.
 const TARGET_REWARDS: i32 = 0;
 const TARGET_PREFERENCE: i32 = 1;
@@ -106,7 +109,7 @@ pub unsafe fn objective(
     inputs: ObjectiveInputs,
     outputs: ObjectiveOutputs,
 ) -> Result<()> {
-    let _current = CurrentContext::keep()?;
+    let _current = CurrentContext::enter(cuda.stream.context())?;
     if inputs.groups == 0 {
         return Ok(());
     }
@@ -147,10 +150,10 @@ pub unsafe fn objective(
         padding: 0,
     };
     // A warp per group.
-    let groups_per_block = cuda.kernels.kernel("objective", "objective")?.threads as usize / 32;
+    let groups_per_block = cuda.kernels.kernel(OBJECTIVE)?.threads as usize / 32;
     let blocks = inputs.groups.div_ceil(groups_per_block) as u32;
     // SAFETY: the caller's promise.
-    unsafe { launch(cuda, "objective", "objective", (blocks, 1), &arguments) }
+    unsafe { launch(cuda, OBJECTIVE, (blocks, 1), &arguments) }
 }
 
 /// `kernels/objective.cu`.

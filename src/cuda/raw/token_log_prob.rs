@@ -1,8 +1,9 @@
 //! Launches of the token log-prob kernels, forward and backward.
 
 use crate::cuda::context::CurrentContext;
+use crate::cuda::kernels::{KernelId, variant, variants};
 use crate::cuda::memory::{Address, Scratch, address};
-use crate::cuda::raw::{MatrixAt, Targets, bytes_fit, launch, passed_by_value, scale, suffix};
+use crate::cuda::raw::{MatrixAt, Targets, bytes_fit, index, launch, passed_by_value, scale};
 use crate::cuda::{Cuda, tuning};
 use crate::error::{Error, Result};
 use crate::options::LogitOptions;
@@ -64,6 +65,20 @@ pub(crate) struct TokenLogProbBackward {
 }
 
 passed_by_value!(TokenLogProbBackward);
+
+/// By the type of the logits, then by [`variant`].
+const FORWARD: [[KernelId; 4]; 3] = [
+    variants!("token_log_prob", "token_log_prob_f32"),
+    variants!("token_log_prob", "token_log_prob_f16"),
+    variants!("token_log_prob", "token_log_prob_bf16"),
+];
+
+/// The same.
+const BACKWARD: [[KernelId; 4]; 3] = [
+    variants!("token_log_prob_backward", "token_log_prob_backward_f32"),
+    variants!("token_log_prob_backward", "token_log_prob_backward_f16"),
+    variants!("token_log_prob_backward", "token_log_prob_backward_bf16"),
+];
 
 /// What the token log-prob stage writes.
 #[derive(Clone, Copy, Debug)]
@@ -148,7 +163,7 @@ pub unsafe fn token_log_probs(
     options: &LogitOptions,
     outputs: ForwardOutputs,
 ) -> Result<()> {
-    let _current = CurrentContext::keep()?;
+    let _current = CurrentContext::enter(cuda.stream.context())?;
     // SAFETY: the caller's promise.
     cuda.with_scratch(|scratch| unsafe { with_scratch(cuda, scratch, logits, targets, options, outputs) })
 }
@@ -200,12 +215,10 @@ unsafe fn with_scratch(
         scale: scale(options),
         softcap: options.softcap() as f32,
     };
-    let softcap = if options.softcap() > 0.0 { "_softcap" } else { "" };
-    let entropy = if outputs.entropies == 0 { "" } else { "_entropy" };
-    let name = format!("token_log_prob_{}{softcap}{entropy}", suffix(logits.dtype));
+    let kernel = FORWARD[index(logits.dtype)][variant(options.softcap() > 0.0, outputs.entropies != 0)];
     let grid = (logits.rows as u32, slices.div_ceil(slices_per_block) as u32);
     // SAFETY: the caller's promise, for the addresses; the scratch memory has the sizes that the kernel takes.
-    unsafe { launch(cuda, file, &name, grid, &arguments) }
+    unsafe { launch(cuda, kernel.in_file(file), grid, &arguments) }
 }
 
 /// Checks the shape of logits.
@@ -244,7 +257,7 @@ pub unsafe fn token_log_probs_backward(
     upstream: Upstream,
     gradients: MatrixAt,
 ) -> Result<()> {
-    let _current = CurrentContext::keep()?;
+    let _current = CurrentContext::enter(cuda.stream.context())?;
     check(&logits)?;
     check(&gradients)?;
     let same = (logits.rows, logits.columns, logits.dtype) == (gradients.rows, gradients.columns, gradients.dtype);
@@ -273,10 +286,8 @@ pub unsafe fn token_log_probs_backward(
         softcap: options.softcap() as f32,
         reserved: 0,
     };
-    let softcap = if options.softcap() > 0.0 { "_softcap" } else { "" };
-    let entropy = if upstream.entropy_gradients == 0 { "" } else { "_entropy" };
-    let name = format!("token_log_prob_backward_{}{softcap}{entropy}", suffix(logits.dtype));
+    let kernel = BACKWARD[index(logits.dtype)][variant(options.softcap() > 0.0, upstream.entropy_gradients != 0)];
     let grid = (logits.rows as u32, logits.columns.div_ceil(tuning::SLICE) as u32);
     // SAFETY: the caller's promise.
-    unsafe { launch(cuda, "token_log_prob_backward", &name, grid, &arguments) }
+    unsafe { launch(cuda, kernel, grid, &arguments) }
 }
