@@ -1,5 +1,6 @@
 //! Launches of linear/fold.cu: a chunk of logits folded into softmax states.
 
+use crate::cuda::kernels::{KernelId, variants};
 use crate::cuda::memory::address;
 use crate::cuda::raw::linear::pass::{Pass, RowResults};
 use crate::cuda::raw::{MatrixAt, launch, passed_by_value, scale};
@@ -41,6 +42,9 @@ struct RowSums {
 /// The same in numbers of the buffer that they lie in.
 const WORDS_OF_ROW_SUMS: usize = size_of::<RowSums>() / size_of::<f64>();
 
+/// By [`Pass::variant`].
+const FOLD: [KernelId; 4] = variants!("linear/fold", "linear_log_prob");
+
 impl Pass<'_> {
     /// Folds a chunk of logits into the sums of its rows; writes their results if it is the last of their columns.
     ///
@@ -71,8 +75,8 @@ impl Pass<'_> {
             scale: scale(self.options),
             softcap: self.options.softcap() as f32,
         };
-        let name = format!("linear_log_prob{}", self.variant(results.entropies != 0));
+        let kernel = FOLD[self.variant(results.entropies != 0)];
         // SAFETY: the caller's promise.
-        unsafe { launch(self.cuda, "linear/fold", &name, (logits.rows as u32, 1), &fold) }
+        unsafe { launch(self.cuda, kernel, (logits.rows as u32, 1), &fold) }
     }
 }

@@ -1,9 +1,10 @@
 //! Launches of linear/gradient.cu: a chunk of logits overwritten with its gradient.
 
+use crate::cuda::kernels::{KernelId, kernel, variants};
 use crate::cuda::memory::{Address, address};
 use crate::cuda::raw::linear::pass::{Pass, padded};
 use crate::cuda::raw::token_log_prob::UpstreamOfRows;
-use crate::cuda::raw::{MatrixAt, bytes, launch, passed_by_value, scale, suffix};
+use crate::cuda::raw::{MatrixAt, bytes, index, launch, passed_by_value, scale};
 use crate::cuda::tuning;
 use crate::element::Dtype;
 use crate::error::Result;
@@ -65,6 +66,13 @@ struct GradientScale {
 
 passed_by_value!(GradientScale);
 
+/// By the head's type, then by [`Pass::variant`].
+const GRADIENT: [[KernelId; 4]; 3] = [
+    variants!("linear/gradient", "linear_log_prob_backward_f32"),
+    variants!("linear/gradient", "linear_log_prob_backward_f16"),
+    variants!("linear/gradient", "linear_log_prob_backward_bf16"),
+];
+
 impl Pass<'_> {
     /// Before gradients of the head that are added to: leaves out the rows of the chunk that would add NaN or an infinity.
     ///
@@ -84,7 +92,7 @@ impl Pass<'_> {
         };
         let grid = (self.taken_rows() as u32, 1);
         // SAFETY: the caller's promise; a gathered row is whole words of 16 bytes, see `padded`.
-        unsafe { launch(self.cuda, "linear/gradient", "linear_withhold_rows", grid, &withhold) }
+        unsafe { launch(self.cuda, kernel!("linear/gradient", "linear_withhold_rows"), grid, &withhold) }
     }
 
     /// For f16: the power of two that keeps the gradients of the chunk's rows in range, and its inverse. Else 0.
@@ -104,7 +112,7 @@ impl Pass<'_> {
             inverse_temperature: (1.0 / self.options.temperature()) as f32,
         };
         // SAFETY: the caller's promise.
-        unsafe { launch(self.cuda, "linear/gradient", "linear_gradient_scale", (1, 1), &scale)? };
+        unsafe { launch(self.cuda, kernel!("linear/gradient", "linear_gradient_scale"), (1, 1), &scale)? };
         Ok(factors)
     }
 
@@ -152,10 +160,10 @@ impl Pass<'_> {
             reserved: 0,
         };
         let entropy = upstream.entropy_gradients != 0;
-        let name = format!("linear_log_prob_backward_{}{}", suffix(dtype), self.variant(entropy));
+        let kernel = GRADIENT[index(dtype)][self.variant(entropy)];
         let grid = (logits.rows as u32, logits.columns.div_ceil(tuning::LINEAR_BLOCK_COLUMNS) as u32);
         // SAFETY: the caller's promise.
-        unsafe { launch(self.cuda, "linear/gradient", &name, grid, &backward)? };
+        unsafe { launch(self.cuda, kernel, grid, &backward)? };
         Ok(gradients)
     }
 }

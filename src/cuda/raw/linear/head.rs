@@ -1,9 +1,10 @@
 //! Launches of linear/head.cu: gradients of the head.
 
+use crate::cuda::kernels::{KernelId, kernel};
 use crate::cuda::memory::{Address, address};
 use crate::cuda::raw::linear::LinearGradientsAt;
 use crate::cuda::raw::linear::pass::Pass;
-use crate::cuda::raw::{MatrixAt, bytes, launch, passed_by_value, suffix};
+use crate::cuda::raw::{MatrixAt, bytes, index, launch, passed_by_value};
 use crate::element::Dtype;
 use crate::error::Result;
 
@@ -43,6 +44,20 @@ passed_by_value!(RoundWeight);
 
 /// Columns of a block of the bias's gradient. As in `kernels/linear/head.cu`.
 const BIAS_COLUMNS: usize = 32;
+
+/// A bias's gradient in f32, by the head's type.
+const BIAS_IN_F32: [KernelId; 3] = [
+    kernel!("linear/head", "linear_bias_gradient_f32_f32"),
+    kernel!("linear/head", "linear_bias_gradient_f16_f32"),
+    kernel!("linear/head", "linear_bias_gradient_bf16_f32"),
+];
+
+/// The same in the head's type.
+const BIAS: [KernelId; 3] = [
+    kernel!("linear/head", "linear_bias_gradient_f32_f32"),
+    kernel!("linear/head", "linear_bias_gradient_f16_f16"),
+    kernel!("linear/head", "linear_bias_gradient_bf16_bf16"),
+];
 
 /// The gradients of a head, as the chunks of a pass add to them.
 pub(super) struct HeadGradients {
@@ -139,10 +154,10 @@ impl Pass<'_> {
             accumulate: i32::from(target.accumulate),
             reserved: 0,
         };
-        let name = format!("linear_bias_gradient_{}_{}", suffix(self.dtype()), suffix(target.bias_dtype));
+        let kernels = if target.bias_dtype == Dtype::F32 { BIAS_IN_F32 } else { BIAS };
         let blocks = gradients.columns.div_ceil(BIAS_COLUMNS) as u32;
         // SAFETY: the caller's promise.
-        unsafe { launch(self.cuda, "linear/head", &name, (blocks, 1), &bias) }
+        unsafe { launch(self.cuda, kernels[index(self.dtype())], (blocks, 1), &bias) }
     }
 
     /// A weight's gradient that was summed up in f32, rounded to its buffer.
@@ -158,8 +173,12 @@ impl Pass<'_> {
             columns: gradient.columns as i32,
             accumulate: i32::from(accumulate),
         };
-        let name = format!("linear_round_weight_{}", suffix(gradient.dtype));
+        let kernel = match gradient.dtype {
+            Dtype::Bf16 => kernel!("linear/head", "linear_round_weight_bf16"),
+            // Sums for a buffer in f32 lie in the buffer.
+            Dtype::F16 | Dtype::F32 => kernel!("linear/head", "linear_round_weight_f16"),
+        };
         // SAFETY: the caller's promise.
-        unsafe { launch(self.cuda, "linear/head", &name, (gradient.rows as u32, 1), &round) }
+        unsafe { launch(self.cuda, kernel, (gradient.rows as u32, 1), &round) }
     }
 }

@@ -1,10 +1,11 @@
 //! Launches of linear/kept_logits.cu: the head's gradients from what the forward pass kept of the logits'.
 
+use crate::cuda::kernels::{KernelId, kernel};
 use crate::cuda::memory::{Address, address};
 use crate::cuda::raw::linear::SavedLinearAt;
 use crate::cuda::raw::linear::pass::Pass;
 use crate::cuda::raw::token_log_prob::UpstreamOfRows;
-use crate::cuda::raw::{MatrixAt, bytes, launch, passed_by_value, suffix};
+use crate::cuda::raw::{MatrixAt, bytes, index, launch, passed_by_value};
 use crate::element::Dtype;
 use crate::error::Result;
 use crate::stage::linear::kept_row_words;
@@ -42,6 +43,15 @@ struct ScaledRows {
 }
 
 passed_by_value!(ScaledRows);
+
+const COEFFICIENTS: KernelId = kernel!("linear/kept_logits", "linear_row_coefficients");
+
+/// By the head's type.
+const SCALED_ROWS: [KernelId; 3] = [
+    kernel!("linear/kept_logits", "linear_scaled_rows_f32"),
+    kernel!("linear/kept_logits", "linear_scaled_rows_f16"),
+    kernel!("linear/kept_logits", "linear_scaled_rows_bf16"),
+];
 
 /// Where the kept gradients of the logits of a chunk's rows lie.
 pub(super) struct KeptLogits {
@@ -100,7 +110,7 @@ impl Pass<'_> {
             inverse_temperature: (1.0 / self.options.temperature()) as f32,
         };
         // SAFETY: the caller's promise.
-        unsafe { launch(self.cuda, "linear/kept_logits", "linear_row_coefficients", (1, 1), &arguments)? };
+        unsafe { launch(self.cuda, COEFFICIENTS, (1, 1), &arguments)? };
         Ok((coefficients, factors))
     }
 
@@ -122,8 +132,8 @@ impl Pass<'_> {
             columns: hidden.columns as i32,
             reserved: 0,
         };
-        let name = format!("linear_scaled_rows_{}", suffix(hidden.dtype));
+        let kernel = SCALED_ROWS[index(hidden.dtype)];
         // SAFETY: the caller's promise; every row in the list is one of N, or none.
-        unsafe { launch(self.cuda, "linear/kept_logits", &name, (self.taken.len() as u32, 1), &arguments) }
+        unsafe { launch(self.cuda, kernel, (self.taken.len() as u32, 1), &arguments) }
     }
 }

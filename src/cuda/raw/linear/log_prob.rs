@@ -33,7 +33,7 @@ pub unsafe fn linear_token_log_probs(
     options: &LogitOptions,
     outputs: impl Into<LinearOutputsAt>,
 ) -> Result<()> {
-    let (_current, outputs) = (CurrentContext::keep()?, outputs.into());
+    let (_current, outputs) = (CurrentContext::enter(cuda.stream.context())?, outputs.into());
     // SAFETY: the caller's promise.
     cuda.with_linear_scratch(|work| unsafe { forward_with_scratch(cuda, work, inputs, options, &outputs) })
 }
@@ -91,7 +91,7 @@ pub unsafe fn linear_token_log_probs_backward(
     upstream: Upstream,
     gradients: &LinearGradientsAt,
 ) -> Result<()> {
-    let (_current, saved) = (CurrentContext::keep()?, saved.into());
+    let (_current, saved) = (CurrentContext::enter(cuda.stream.context())?, saved.into());
     // SAFETY: the caller's promise.
     cuda.with_linear_scratch(|work| unsafe {
         backward_with_scratch(cuda, work, inputs, options, saved, upstream, gradients)

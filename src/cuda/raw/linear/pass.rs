@@ -2,6 +2,7 @@
 
 use crate::cuda::Cuda;
 use crate::cuda::blas::Product;
+use crate::cuda::kernels::variant;
 use crate::cuda::linear::workspace::{Chunk, LinearScratch};
 use crate::cuda::memory::{Address, address};
 use crate::cuda::raw::linear::LinearInputs;
@@ -166,9 +167,9 @@ impl<'a> Pass<'a> {
         Ok(logits)
     }
 
-    pub(crate) fn variant(&self, entropy: bool) -> String {
-        let softcap = if self.options.softcap() > 0.0 { "_softcap" } else { "" };
-        format!("{softcap}{}", if entropy { "_entropy" } else { "" })
+    /// The index of a kernel among its variants.
+    pub(crate) fn variant(&self, entropy: bool) -> usize {
+        variant(self.options.softcap() > 0.0, entropy)
     }
 
     /// Adds a chunk's product with the weight's rows from `begin` on to the sums of its rows, `[R, H]` in f32; `is_first`:

@@ -3,6 +3,7 @@
 
 use crate::cuda::Cuda;
 use crate::cuda::context::CurrentContext;
+use crate::cuda::kernels::{KernelId, kernel};
 use crate::cuda::linear::workspace::LinearScratch;
 use crate::cuda::memory::{Address, address};
 use crate::cuda::raw::linear::head::HeadGradients;
@@ -41,7 +42,7 @@ pub unsafe fn linear_row_loss(
     outputs: RowLossesAt,
     gradients: &LinearGradientsAt,
 ) -> Result<()> {
-    let _current = CurrentContext::keep()?;
+    let _current = CurrentContext::enter(cuda.stream.context())?;
     // Before memory is taken for so many rows.
     inputs.check()?;
     loss.check(inputs.hidden.rows, |_| inputs.hidden.rows)?;
@@ -164,6 +165,8 @@ struct RowLossArguments {
 
 passed_by_value!(RowLossArguments);
 
+const ROW_LOSS: KernelId = kernel!("linear/row_loss", "row_loss");
+
 impl Pass<'_> {
     /// The row losses of the chunk's rows, and their gradients.
     ///
@@ -173,9 +176,9 @@ impl Pass<'_> {
         losses.rows = self.row_list();
         losses.count = self.taken.len() as i32;
         losses.status = self.status;
-        let threads = self.cuda.kernels.kernel("linear/row_loss", "row_loss")?.threads as usize;
+        let threads = self.cuda.kernels.kernel(ROW_LOSS)?.threads as usize;
         let blocks = self.taken.len().div_ceil(threads) as u32;
         // SAFETY: the caller's promise.
-        unsafe { launch(self.cuda, "linear/row_loss", "row_loss", (blocks, 1), &losses) }
+        unsafe { launch(self.cuda, ROW_LOSS, (blocks, 1), &losses) }
     }
 }

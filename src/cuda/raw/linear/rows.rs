@@ -1,7 +1,8 @@
 //! Launches of linear/rows.cu: scored rows found, gathered and scattered.
 
+use crate::cuda::kernels::{KernelId, kernel};
 use crate::cuda::raw::linear::pass::{Pass, RowResults};
-use crate::cuda::raw::{MatrixAt, bytes, launch, passed_by_value, suffix};
+use crate::cuda::raw::{MatrixAt, bytes, index, launch, passed_by_value};
 use crate::error::Result;
 use std::ops::Range;
 
@@ -69,6 +70,20 @@ struct WidenBias {
 
 passed_by_value!(WidenBias);
 
+/// By the head's type.
+const BIAS: [KernelId; 3] = [
+    kernel!("linear/rows", "linear_bias_f32"),
+    kernel!("linear/rows", "linear_bias_f16"),
+    kernel!("linear/rows", "linear_bias_bf16"),
+];
+
+/// The same.
+const SCATTER: [KernelId; 3] = [
+    kernel!("linear/rows", "linear_scatter_f32"),
+    kernel!("linear/rows", "linear_scatter_f16"),
+    kernel!("linear/rows", "linear_scatter_bf16"),
+];
+
 impl Pass<'_> {
     /// Finds the scored rows, and widens the bias to f32. The list of them is filled up to `filled`.
     ///
@@ -94,16 +109,16 @@ impl Pass<'_> {
             filled: filled as i32,
         };
         // SAFETY: the caller's promise, for the targets and results; ours have the sizes that the kernel takes.
-        unsafe { launch(self.cuda, "linear/rows", "linear_scored_rows", (1, 1), &scored)? };
+        unsafe { launch(self.cuda, kernel!("linear/rows", "linear_scored_rows"), (1, 1), &scored)? };
         if self.count == 0 || self.bias == 0 {
             return Ok(());
         }
         let vocab = self.vocab();
         let widen = WidenBias { bias: self.inputs.bias, wide: self.bias, columns: vocab as i32, reserved: 0 };
-        let name = format!("linear_bias_{}", suffix(self.dtype()));
-        let threads = self.cuda.kernels.kernel("linear/rows", &name)?.threads as usize;
+        let kernel = BIAS[index(self.dtype())];
+        let threads = self.cuda.kernels.kernel(kernel)?.threads as usize;
         // SAFETY: the caller's promise, for the bias.
-        unsafe { launch(self.cuda, "linear/rows", &name, (vocab.div_ceil(threads) as u32, 1), &widen) }
+        unsafe { launch(self.cuda, kernel, (vocab.div_ceil(threads) as u32, 1), &widen) }
     }
 
     /// Takes a chunk's rows: gathers their hidden states.
@@ -123,9 +138,13 @@ impl Pass<'_> {
             columns: hidden.columns as i32,
             reserved: 0,
         };
-        let name = if bytes(hidden.dtype) == 4 { "linear_gather_32" } else { "linear_gather_16" };
+        let kernel = if bytes(hidden.dtype) == 4 {
+            kernel!("linear/rows", "linear_gather_32")
+        } else {
+            kernel!("linear/rows", "linear_gather_16")
+        };
         // SAFETY: the caller's promise; every row in the list is one of N, or none.
-        unsafe { launch(self.cuda, "linear/rows", name, (self.taken.len() as u32, 1), &gather) }
+        unsafe { launch(self.cuda, kernel, (self.taken.len() as u32, 1), &gather) }
     }
 
     /// The gradient of the hidden states of the chunk's rows, rounded; with those of the first chunk that of rows that are in
@@ -149,8 +168,7 @@ impl Pass<'_> {
             count: self.taken.len() as i32,
             reserved: 0,
         };
-        let name = format!("linear_scatter_{}", suffix(gradient.dtype));
         // SAFETY: the caller's promise.
-        unsafe { launch(self.cuda, "linear/rows", &name, (gradient.rows as u32, 1), &scatter) }
+        unsafe { launch(self.cuda, SCATTER[index(gradient.dtype)], (gradient.rows as u32, 1), &scatter) }
     }
 }

@@ -1,12 +1,13 @@
 //! Launches of linear/unit_gradient.cu: gradients of hidden states for an upstream gradient of 1, formed and used.
 
 use crate::cuda::driver::called;
+use crate::cuda::kernels::{KernelId, kernel};
 use crate::cuda::memory::{Address, address};
 use crate::cuda::raw::linear::kept_logits::KeptLogits;
 use crate::cuda::raw::linear::pass::{Pass, RowResults};
 use crate::cuda::raw::linear::{LinearOutputsAt, SavedLinearAt};
 use crate::cuda::raw::token_log_prob::UpstreamOfRows;
-use crate::cuda::raw::{MatrixAt, bytes, launch, passed_by_value, scale, suffix};
+use crate::cuda::raw::{MatrixAt, bytes, index, launch, passed_by_value, scale};
 use crate::cuda::tuning;
 use crate::element::Dtype;
 use crate::error::Result;
@@ -83,6 +84,29 @@ struct HiddenGradient {
 }
 
 passed_by_value!(HiddenGradient);
+
+const FILE: &str = "linear/unit_gradient";
+
+/// By the head's type, without a softcap and with one.
+const EXPONENTIALS: [[KernelId; 2]; 3] = [
+    [kernel!(FILE, "linear_exponentials_f32"), kernel!(FILE, "linear_exponentials_f32_softcap")],
+    [kernel!(FILE, "linear_exponentials_f16"), kernel!(FILE, "linear_exponentials_f16_softcap")],
+    [kernel!(FILE, "linear_exponentials_bf16"), kernel!(FILE, "linear_exponentials_bf16_softcap")],
+];
+
+/// By the head's type.
+const UNIT_GRADIENT: [KernelId; 3] = [
+    kernel!(FILE, "linear_unit_gradient_f32"),
+    kernel!(FILE, "linear_unit_gradient_f16"),
+    kernel!(FILE, "linear_unit_gradient_bf16"),
+];
+
+/// The same.
+const HIDDEN_GRADIENT: [KernelId; 3] = [
+    kernel!(FILE, "linear_hidden_gradient_f32"),
+    kernel!(FILE, "linear_hidden_gradient_f16"),
+    kernel!(FILE, "linear_hidden_gradient_bf16"),
+];
 
 impl SavedLinearAt {
     /// The kept unit gradients of all rows.
@@ -182,10 +206,10 @@ impl Pass<'_> {
             softcap: self.options.softcap() as f32,
             reserved: 0,
         };
-        let name = format!("linear_exponentials_{}{}", suffix(self.dtype()), self.variant(false));
+        let kernel = EXPONENTIALS[index(self.dtype())][usize::from(self.options.softcap() > 0.0)];
         let grid = (logits.rows as u32, blocks as u32);
         // SAFETY: the caller's promise; the sums are ours.
-        unsafe { launch(self.cuda, "linear/unit_gradient", &name, grid, &arguments) }
+        unsafe { launch(self.cuda, kernel, grid, &arguments) }
     }
 
     /// # Safety
@@ -220,9 +244,9 @@ impl Pass<'_> {
             target_bytes,
             reserved: 0,
         };
-        let name = format!("linear_unit_gradient_{}", suffix(self.dtype()));
+        let kernel = UNIT_GRADIENT[index(self.dtype())];
         // SAFETY: the caller's promise; rows that fill a chunk up are left out.
-        unsafe { launch(self.cuda, "linear/unit_gradient", &name, (self.taken_rows() as u32, 1), &arguments) }
+        unsafe { launch(self.cuda, kernel, (self.taken_rows() as u32, 1), &arguments) }
     }
 
     /// The gradients of the hidden states of rows at these positions of the list, from their unit gradients; with position 0
@@ -254,9 +278,9 @@ impl Pass<'_> {
             count: positions.len() as i32,
             inverse_temperature: (1.0 / self.options.temperature()) as f32,
         };
-        let name = format!("linear_hidden_gradient_{}", suffix(gradient.dtype));
+        let kernel = HIDDEN_GRADIENT[index(gradient.dtype)];
         // SAFETY: the caller's promise.
-        unsafe { launch(self.cuda, "linear/unit_gradient", &name, (gradient.rows as u32, 1), &arguments) }
+        unsafe { launch(self.cuda, kernel, (gradient.rows as u32, 1), &arguments) }
     }
 
     /// Copies the chunk's rows without those that fill it up, in the stream's order. Rows of both are as far apart.
