@@ -25,6 +25,7 @@ struct LogRatio {
     double* entropy_sums;               // [S], or null; written where there are entropies
     int32_t* scored_rows;               // [S]
     int32_t* row_sequences;             // [N], or null: the sequence of each row, masked rows too
+    uint32_t* row_targets;              // [N], or null: the target of each row, masked rows too
     Status* status;
     int32_t target_bytes;               // 4 or 8
     int32_t mean;                       // 1: divide by the scored rows
@@ -44,6 +45,12 @@ struct Sums {
     int32_t non_finite_references = 0;
 };
 
+// An id in 32 bits, for the backward pass: what masks a row still does, and what is no column of any vocabulary stays none.
+__device__ __forceinline__ uint32_t narrowed(int64_t id) {
+    constexpr int64_t NO_COLUMN = 0x7fffffff;
+    return id < 0 ? 0xffffffffu : static_cast<uint32_t>(id < NO_COLUMN ? id : NO_COLUMN);
+}
+
 __device__ __forceinline__ bool is_finite(double value) {
     return fabs(value) < INFINITY;
 }
@@ -52,11 +59,14 @@ __device__ __forceinline__ Sums sums_of_thread(const LogRatio& a, int sequence, 
     Sums sums;
     for (int64_t base = begin + threadIdx.x; base < end; base += AHEAD * THREADS) {
         bool scored[AHEAD];
+        uint32_t target[AHEAD];
         float log_prob[AHEAD], reference[AHEAD], entropy[AHEAD];
 #pragma unroll
         for (int i = 0; i < AHEAD; ++i) {
             const int64_t row = base + i * THREADS;
-            scored[i] = row < end && target_id(a.targets, a.target_bytes, row) >= 0;
+            const int64_t id = row < end ? target_id(a.targets, a.target_bytes, row) : -1;
+            scored[i] = id >= 0;
+            target[i] = narrowed(id);
         }
 #pragma unroll
         for (int i = 0; i < AHEAD; ++i) {
@@ -71,6 +81,9 @@ __device__ __forceinline__ Sums sums_of_thread(const LogRatio& a, int sequence, 
             const int64_t row = base + i * THREADS;
             if (a.row_sequences != nullptr && row < end) {
                 a.row_sequences[row] = sequence;
+            }
+            if (a.row_targets != nullptr && row < end) {
+                a.row_targets[row] = target[i];
             }
             // In f64 before the subtraction: two f32 near -20 have a difference that f32 may not hold.
             sums.differences += static_cast<double>(log_prob[i]) - static_cast<double>(reference[i]);

@@ -57,12 +57,13 @@ pub use crate::data::reference::Reference;
 pub use crate::data::rewards::Rewards;
 pub use crate::data::targets::Targets;
 pub use crate::element::Number;
-pub use crate::report::{RowSummary, ScoredLogProbs};
+pub use crate::report::{ReadResults, RowSummary, ScoredLogProbs, StageResults};
 pub use crate::stage::linear::{LinearOutputs, SavedLinear, kept_logit_words};
 pub use crate::stage::log_ratio::{LogRatioOutputs, RowLogProbs};
 pub use crate::stage::objective::{ObjectiveOutputs, RowWeights};
 pub use crate::stage::row_loss::RowLosses;
 pub use crate::stage::token_log_prob::{RowGradients, SavedRows, TokenLogProbs};
+pub use crate::step_buffers::StepBuffers;
 
 /// Where the stages run.
 ///
@@ -79,6 +80,10 @@ pub trait Backend: Place + Clone + Debug + Send + Sync {
     type Rewards<'a>: From<Rewards<'a, Host>>;
     /// What rewards are brought to the backend's memory in.
     type RewardBuffers: Default + Debug + Send + Sync;
+    /// What keeps the use of a view in its order: see [`Backend::ordered`].
+    type Ordered<'a>
+    where
+        Self: 'a;
     /// Held while several calls are made: see [`Backend::enter`].
     type Entered;
 
@@ -88,6 +93,17 @@ pub trait Backend: Place + Clone + Debug + Send + Sync {
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda).
     fn enter(&self) -> Result<Self::Entered>;
+
+    /// A view for all stages of a sequence of calls: what each of them would do for the order of this backend's work and that of
+    /// others is done once, here and when the second value is dropped, which has to be after the last of them. The view has been
+    /// [checked](Place::check_place).
+    fn ordered<'a, T: Number>(&'a self, view: &'a View<'_, Self, T>) -> (View<'a, Self, T>, Self::Ordered<'a>);
+
+    /// The same of a view to write.
+    fn ordered_mut<'a, T: Number>(
+        &'a self,
+        view: &'a mut ViewMut<'_, Self, T>,
+    ) -> (ViewMut<'a, Self, T>, Self::Ordered<'a>);
 
     /// The same backend, with a count of its own of what it finds wrong in its inputs.
     #[must_use]
@@ -174,6 +190,30 @@ pub trait Backend: Place + Clone + Debug + Send + Sync {
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda).
     fn bring_rewards<'a>(
+        &self,
+        rewards: &'a Self::Rewards<'_>,
+        buffers: &'a mut Self::RewardBuffers,
+    ) -> Result<Rewards<'a, Self::Memory>>;
+
+    /// Makes room for the rewards and the results of a step, which a backend may lay together: then it brings and reads them
+    /// with fewer copies.
+    ///
+    /// # Errors
+    /// As [`Backend::reserve`].
+    fn reserve_step(
+        &self,
+        buffers: &mut StepBuffers<Self>,
+        sequences: usize,
+        groups: usize,
+        entropy: bool,
+    ) -> Result<()>;
+
+    /// Begins a step: [clears the counts](Backend::clear_counts) and [brings the rewards](Backend::bring_rewards), in the order
+    /// of the backend's calls.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda).
+    fn begin_step<'a>(
         &self,
         rewards: &'a Self::Rewards<'_>,
         buffers: &'a mut Self::RewardBuffers,
@@ -279,12 +319,17 @@ pub trait Backend: Place + Clone + Debug + Send + Sync {
         outputs: ObjectiveOutputs<'_, Self::Memory>,
     ) -> Result<()>;
 
-    /// What a forward pass has found in its rows: what a report says of them.
+    /// What a forward pass has found in its rows, and what the stages after it have left: what a report is made of.
     ///
     /// # Errors
     /// [`Error::Length`](crate::Error::Length) for numbers that do not fit the batch; what a device has found in inputs that
-    /// the host would have refused; [`Error::Cuda`](crate::Error::Cuda).
-    fn row_summary(&self, rows: &ScoredLogProbs<'_, Self::Memory>, batch: &Batch) -> Result<RowSummary>;
+    /// the host would have refused; [`Error::Device`](crate::Error::Device); [`Error::Cuda`](crate::Error::Cuda).
+    fn read_results<'a>(
+        &self,
+        rows: &ScoredLogProbs<'a, Self::Memory>,
+        results: &StageResults<'a, Self::Memory>,
+        batch: &Batch,
+    ) -> Result<ReadResults<'a>>;
 
     // The linear stage: hidden states and a head in place of logits.
 

@@ -7,6 +7,8 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::kept_rows::KeptRows;
 use crate::options::LogitOptions;
+use crate::ordered;
+use crate::stage::linear::check_places;
 use crate::stage::token_log_prob::check_gradient;
 use crate::step::Inputs;
 
@@ -85,10 +87,13 @@ impl<B: Backend> ForwardPass<B> {
         gradient: MatrixMut<'_, T, B::Memory>,
     ) -> Result<()> {
         let _entered = backend.enter()?;
-        self.check(backend, &Inputs::of_logits(logits))?;
-        check_gradient(backend, logits, &gradient)?;
+        backend.check_memory_of("forward pass", &self.backend)?;
+        backend.check_place("logits", &logits.data)?;
+        let (logits, _logits) = ordered::matrix(backend, logits);
+        self.check(&Inputs::of_logits(&logits))?;
+        check_gradient(backend, &logits, &gradient)?;
         let (targets, saved, upstream) = self.kept.for_backward(backend, self.inputs.rows, self.sequences, loss_scale);
-        backend.token_log_probs_backward(logits, targets, &self.options, &saved, &upstream, gradient)
+        backend.token_log_probs_backward(&logits, targets, &self.options, &saved, &upstream, gradient)
     }
 
     /// As [`ForwardPass::backward`], to the gradients of hidden states and head.
@@ -119,15 +124,19 @@ impl<B: Backend> ForwardPass<B> {
     ) -> Result<()> {
         let _entered = backend.enter()?;
         let hidden = hidden.into();
-        self.check(backend, &Inputs::of_hidden(&hidden, head))?;
+        backend.check_memory_of("forward pass", &self.backend)?;
+        check_places(backend, &hidden, head)?;
+        let (states, _states) = ordered::matrix(backend, hidden.states);
+        let hidden = Hidden { states: &states, scored_rows: hidden.scored_rows };
+        let (head, _head) = ordered::head(backend, head);
+        self.check(&Inputs::of_hidden(&hidden, &head))?;
         let (targets, saved, upstream) = self.kept.for_backward(backend, self.inputs.rows, self.sequences, loss_scale);
         let options = &self.options;
         let saved = self.kept.products.with_rows::<T, W>(backend, saved, &hidden, head.vocab());
-        backend.linear_token_log_probs_backward(hidden, head, targets, options, saved, &upstream, gradients)
+        backend.linear_token_log_probs_backward(hidden, &head, targets, options, saved, &upstream, gradients)
     }
 
-    fn check(&self, backend: &B, inputs: &Inputs) -> Result<()> {
-        backend.check_memory_of("forward pass", &self.backend)?;
+    fn check(&self, inputs: &Inputs) -> Result<()> {
         self.inputs.check_shape(inputs)?;
         self.inputs.check_kinds(inputs)
     }

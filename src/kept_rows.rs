@@ -16,8 +16,8 @@ pub(crate) type ForBackward<'a, M> = (Targets<'a, M>, SavedRows<'a, M>, RowGradi
 /// Targets and softmax state of each row, and what the loss passes on to each; from hidden states what [`LinearKept`] says.
 #[derive(Debug)]
 pub(crate) struct KeptRows<B: Backend> {
-    /// `[N]`
-    pub(crate) targets: KeptTargets<B>,
+    /// `[N]`, a copy: the caller's need not last so long.
+    pub(crate) targets: B::Buffer<u32>,
     /// `[N]`
     pub(crate) states: B::Buffer<SoftmaxState>,
     /// `[N]`
@@ -100,7 +100,7 @@ impl<B: Backend> KeptProducts<B> {
 impl<B: Backend> Default for KeptRows<B> {
     fn default() -> Self {
         Self {
-            targets: KeptTargets::default(),
+            targets: B::Buffer::default(),
             states: B::Buffer::default(),
             row_sequences: B::Buffer::default(),
             sequence_weights: B::Buffer::default(),
@@ -124,38 +124,6 @@ impl<B: Backend> KeptRows<B> {
             weights: backend.view(&self.sequence_weights, sequences),
             loss_scale,
         };
-        (self.targets.view(backend, rows), saved, upstream)
-    }
-}
-
-/// Copies of target ids, which the backward pass reads again: of one of the two types.
-#[derive(Debug)]
-pub(crate) struct KeptTargets<B: Backend> {
-    narrow: bool,
-    u32: B::Buffer<u32>,
-    i64: B::Buffer<i64>,
-}
-
-impl<B: Backend> Default for KeptTargets<B> {
-    fn default() -> Self {
-        Self { narrow: false, u32: B::Buffer::default(), i64: B::Buffer::default() }
-    }
-}
-
-impl<B: Backend> KeptTargets<B> {
-    pub(crate) fn keep(&mut self, backend: &B, targets: &Targets<'_, B::Memory>) -> Result<()> {
-        self.narrow = matches!(targets, Targets::U32(_));
-        match targets {
-            Targets::U32(ids) => backend.copy(ids, &mut self.u32),
-            Targets::I64(ids) => backend.copy(ids, &mut self.i64),
-        }
-    }
-
-    pub(crate) fn view(&self, backend: &B, rows: usize) -> Targets<'_, B::Memory> {
-        if self.narrow {
-            Targets::U32(backend.view(&self.u32, rows))
-        } else {
-            Targets::I64(backend.view(&self.i64, rows))
-        }
+        (Targets::U32(backend.view(&self.targets, rows)), saved, upstream)
     }
 }

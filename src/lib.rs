@@ -17,10 +17,13 @@ mod loss;
 pub mod objective;
 mod operand;
 mod options;
+mod ordered;
 pub mod reference;
 mod report;
 mod stage;
+mod stages;
 mod step;
+mod step_buffers;
 mod workspace;
 
 pub use crate::backend::Backend;

@@ -9,13 +9,14 @@ use crate::data::targets::Targets;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::forward_pass::ForwardPass;
-use crate::kept_rows::{ForBackward, KeptProducts};
-use crate::options::{LinearKept, LogRatio, LogitOptions, LossOptions, Reduction};
+use crate::kept_rows::ForBackward;
+use crate::options::{LinearKept, LogRatio, LossOptions, Reduction};
+use crate::ordered;
 use crate::report::{Report, ScoredLogProbs, StageResults};
-use crate::stage::linear::LinearOutputs;
-use crate::stage::log_ratio::{LogRatioOutputs, RowLogProbs, check_rows};
-use crate::stage::objective::{ObjectiveOutputs, RowWeights};
-use crate::stage::token_log_prob::{TokenLogProbs, check_gradient, check_logits};
+use crate::stage::linear::{LinearOutputs, check_places};
+use crate::stage::log_ratio::check_rows;
+use crate::stage::token_log_prob::{check_gradient, check_logits};
+use crate::stages::Stages;
 use crate::step::{Inputs, Step};
 use crate::workspace::Workspace;
 use std::mem::take;
@@ -155,18 +156,17 @@ impl<B: Backend> PreferenceLoss<B> {
     ) -> Result<Step> {
         let _entered = self.backend.enter()?;
         check_logits(&self.backend, logits)?;
-        let targets = targets.into();
-        self.forward_with(
-            Inputs::of_logits(logits),
-            &targets,
-            batch,
-            reference,
-            &rewards.into(),
-            |backend, options, outputs, products| {
-                products.keep_nothing();
-                backend.token_log_probs(logits, targets.clone(), options, outputs)
-            },
-        )
+        let (targets, rewards) = (targets.into(), rewards.into());
+        self.begin((logits.rows(), logits.columns()), &targets, batch, reference, &rewards)?;
+        let (logits, _logits) = ordered::matrix(&self.backend, logits);
+        let stages = Stages { backend: &self.backend, options: &self.options, batch };
+        stages.run(&mut self.workspace, &targets, reference, &rewards, |targets, outputs, products| {
+            products.keep_nothing();
+            self.backend.token_log_probs(&logits, targets, &self.options.logits, outputs)
+        })?;
+        let step = Step::new(Inputs::of_logits(&logits));
+        self.last_step = Some(step.number());
+        Ok(step)
     }
 
     /// As [`forward`](Self::forward), with hidden states `[N, H]` and a head in place of logits; see
@@ -186,38 +186,39 @@ impl<B: Backend> PreferenceLoss<B> {
         rewards: impl Into<B::Rewards<'r>>,
     ) -> Result<Step> {
         let _entered = self.backend.enter()?;
-        let (hidden, targets) = (hidden.into(), targets.into());
+        let (hidden, targets, rewards) = (hidden.into(), targets.into(), rewards.into());
         self.backend.check_linear(&hidden, head, &targets)?;
-        let (inputs, kept) = (Inputs::of_hidden(&hidden, head), self.options.linear_kept);
-        self.forward_with(inputs, &targets, batch, reference, &rewards.into(), |backend, options, rows, products| {
-            let (unit_gradients, logit_gradients) = products.reserve::<T, W>(backend, kept, &hidden, head.vocab())?;
+        self.begin((hidden.states.rows(), head.vocab()), &targets, batch, reference, &rewards)?;
+        let (states, _states) = ordered::matrix(&self.backend, hidden.states);
+        let hidden = Hidden { states: &states, scored_rows: hidden.scored_rows };
+        let (head, _head) = ordered::head(&self.backend, head);
+        let stages = Stages { backend: &self.backend, options: &self.options, batch };
+        let kept = self.options.linear_kept;
+        stages.run(&mut self.workspace, &targets, reference, &rewards, |targets, rows, products| {
+            let (unit_gradients, logit_gradients) =
+                products.reserve::<T, W>(&self.backend, kept, &hidden, head.vocab())?;
             let outputs = LinearOutputs { rows, unit_gradients, logit_gradients };
-            backend.linear_token_log_probs(hidden, head, targets.clone(), options, outputs)
-        })
+            self.backend.linear_token_log_probs(hidden, &head, targets, &self.options.logits, outputs)
+        })?;
+        let step = Step::new(Inputs::of_hidden(&hidden, &head));
+        self.last_step = Some(step.number());
+        Ok(step)
     }
 
-    /// The stages in order; `token_log_probs` is the first.
-    fn forward_with(
+    /// Checks what a forward pass reads besides its logits of so many rows and columns, and forgets the pass before.
+    fn begin(
         &mut self,
-        inputs: Inputs,
+        (rows, vocab): (usize, usize),
         targets: &Targets<'_, B::Memory>,
         batch: &Batch,
         reference: &Reference<'_, B::Memory>,
         rewards: &B::Rewards<'_>,
-        token_log_probs: impl for<'w> FnOnce(
-            &B,
-            &LogitOptions,
-            TokenLogProbs<'w, B::Memory>,
-            &'w mut KeptProducts<B>,
-        ) -> Result<()>,
-    ) -> Result<Step> {
-        let (backend, options) = (&self.backend, self.options);
-        let (rows, sequences, groups) = (inputs.rows, batch.sequences(), batch.groups());
-        backend.check_targets(targets, rows, inputs.vocab)?;
+    ) -> Result<()> {
+        let (backend, work) = (&self.backend, &mut self.workspace);
+        backend.check_targets(targets, rows, vocab)?;
         check_rows(batch, rows)?;
         backend.check_reference(reference, targets, batch)?;
-        backend.check_rewards(&options.objective, rewards, batch)?;
-        let work = &mut self.workspace;
+        backend.check_rewards(&self.options.objective, rewards, batch)?;
         backend.check_step(rewards, work.options.is_some() && work.batch.as_ref() == batch)?;
 
         // From here on the workspace is this pass's: a driver's error leaves no forward pass.
@@ -225,63 +226,9 @@ impl<B: Backend> PreferenceLoss<B> {
         if let Some(report) = self.report.take() {
             *self.spare_report.get_mut().unwrap_or_else(PoisonError::into_inner) = report;
         }
-        work.vocab = inputs.vocab;
-        work.options = Some(options);
-        backend.place_batch(batch, &mut work.batch)?;
-        backend.clear_counts()?;
-        work.reserve(backend, rows, sequences, groups, options.entropy)?;
-        work.kept.targets.keep(backend, targets)?;
-        let rewards = backend.bring_rewards(rewards, &mut work.rewards)?;
-
-        let entropy_count = if options.entropy { rows } else { 0 };
-        let entropy_sum_count = if options.entropy { sequences } else { 0 };
-        token_log_probs(
-            backend,
-            &options.logits,
-            TokenLogProbs {
-                log_probs: backend.view_mut(&mut work.log_probs, rows),
-                states: backend.view_mut(&mut work.kept.states, rows),
-                entropies: options.entropy.then(|| backend.view_mut(&mut work.entropies, entropy_count)),
-            },
-            &mut work.kept.products,
-        )?;
-        backend.log_ratios(
-            &RowLogProbs {
-                log_probs: backend.view(&work.log_probs, rows),
-                entropies: options.entropy.then(|| backend.view(&work.entropies, entropy_count)),
-                targets: work.kept.targets.view(backend, rows),
-            },
-            reference,
-            &work.batch,
-            options.log_ratio,
-            LogRatioOutputs {
-                log_ratios: backend.view_mut(&mut work.log_ratios, sequences),
-                log_prob_sums: backend.view_mut(&mut work.log_prob_sums, sequences),
-                entropy_sums: options.entropy.then(|| backend.view_mut(&mut work.entropy_sums, entropy_sum_count)),
-                scored_rows: backend.view_mut(&mut work.scored_rows, sequences),
-                row_sequences: backend.view_mut(&mut work.kept.row_sequences, rows),
-            },
-        )?;
-        backend.objective(
-            &options.objective,
-            &backend.view(&work.log_ratios, sequences),
-            &work.batch,
-            &rewards,
-            options.reduction,
-            ObjectiveOutputs {
-                group_losses: backend.view_mut(&mut work.group_losses, groups),
-                coefficients: backend.view_mut(&mut work.coefficients, sequences),
-                statistics: backend.view_mut(&mut work.statistics, groups),
-                row_weights: Some(RowWeights {
-                    log_ratio: options.log_ratio,
-                    scored_rows: backend.view(&work.scored_rows, sequences),
-                    weights: backend.view_mut(&mut work.kept.sequence_weights, sequences),
-                }),
-            },
-        )?;
-        let step = Step::new(inputs);
-        self.last_step = Some(step.number());
-        Ok(step)
+        work.vocab = vocab;
+        work.options = Some(self.options);
+        Ok(())
     }
 
     /// Writes loss scale × d loss / d logits, `[N, V]`, to `gradient`. `step` is what [`forward`](Self::forward) gave for
@@ -299,9 +246,10 @@ impl<B: Backend> PreferenceLoss<B> {
     ) -> Result<()> {
         let _entered = self.backend.enter()?;
         check_gradient(&self.backend, logits, &gradient)?;
-        step.check(self.last_step, &Inputs::of_logits(logits))?;
+        let (logits, _logits) = ordered::matrix(&self.backend, logits);
+        step.check(self.last_step, &Inputs::of_logits(&logits))?;
         let (targets, saved, upstream) = self.for_backward(logits.rows());
-        self.backend.token_log_probs_backward(logits, targets, &self.options.logits, &saved, &upstream, gradient)
+        self.backend.token_log_probs_backward(&logits, targets, &self.options.logits, &saved, &upstream, gradient)
     }
 
     /// Overwrites the logits with loss scale × d loss / d logits; the bits are those of [`backward`](Self::backward).
@@ -310,9 +258,10 @@ impl<B: Backend> PreferenceLoss<B> {
     /// # Errors
     /// As [`backward`](Self::backward).
     #[expect(clippy::needless_pass_by_value, reason = "no other backward pass can follow")]
-    pub fn backward_in_place<T: Element>(&mut self, step: Step, logits: MatrixMut<'_, T, B::Memory>) -> Result<()> {
+    pub fn backward_in_place<T: Element>(&mut self, step: Step, mut logits: MatrixMut<'_, T, B::Memory>) -> Result<()> {
         let _entered = self.backend.enter()?;
         check_logits(&self.backend, &logits.as_matrix())?;
+        let (logits, _logits) = ordered::matrix_mut(&self.backend, &mut logits);
         step.check(self.last_step, &Inputs::of_logits(&logits.as_matrix()))?;
         let (targets, saved, upstream) = self.for_backward(logits.rows());
         self.backend.token_log_probs_backward_in_place(logits, targets, &self.options.logits, &saved, &upstream)
@@ -335,11 +284,16 @@ impl<B: Backend> PreferenceLoss<B> {
     ) -> Result<()> {
         let _entered = self.backend.enter()?;
         let hidden = hidden.into();
-        step.check(self.last_step, &Inputs::of_hidden(&hidden, head))?;
+        step.check_number(self.last_step)?;
+        check_places(&self.backend, &hidden, head)?;
+        let (states, _states) = ordered::matrix(&self.backend, hidden.states);
+        let hidden = Hidden { states: &states, scored_rows: hidden.scored_rows };
+        let (head, _head) = ordered::head(&self.backend, head);
+        step.check(self.last_step, &Inputs::of_hidden(&hidden, &head))?;
         let (targets, saved, upstream) = self.for_backward(hidden.states.rows());
         let (options, products) = (&self.options.logits, &self.workspace.kept.products);
         let saved = products.with_rows::<T, W>(&self.backend, saved, &hidden, head.vocab());
-        self.backend.linear_token_log_probs_backward(hidden, head, targets, options, saved, &upstream, gradients)
+        self.backend.linear_token_log_probs_backward(hidden, &head, targets, options, saved, &upstream, gradients)
     }
 
     /// What the forward pass has left for the gradient of its rows.
@@ -397,23 +351,18 @@ impl<B: Backend> PreferenceLoss<B> {
         let found = ScoredLogProbs {
             log_probs: backend.view(&work.log_probs, rows),
             entropies: options.entropy.then(|| backend.view(&work.entropies, rows)),
-            entropy_sums: options.entropy.then(|| backend.view(&work.entropy_sums, sequences)),
-            scored_rows: backend.view(&work.scored_rows, sequences),
-            targets: work.kept.targets.view(backend, rows),
+            entropy_sums: options.entropy.then(|| backend.view(&work.step.entropy_sums, sequences)),
+            scored_rows: backend.view(&work.step.scored_rows, sequences),
+            targets: Targets::U32(backend.view(&work.kept.targets, rows)),
             vocab: work.vocab,
         };
-        let found = backend.row_summary(&found, work.batch.as_ref())?;
-        report.fill(
-            work.batch.as_ref(),
-            &found,
-            &StageResults {
-                log_ratios: &backend.read(&backend.view(&work.log_ratios, sequences))?,
-                group_losses: &backend.read(&backend.view(&work.group_losses, groups))?,
-                statistics: &backend.read(&backend.view(&work.statistics, groups))?,
-                beta_policy: options.objective.beta_policy(),
-                weight: options.reduction.weight(groups),
-            },
-        );
+        let results = StageResults {
+            log_ratios: backend.view(&work.step.log_ratios, sequences),
+            group_losses: backend.view(&work.step.group_losses, groups),
+            statistics: backend.view(&work.step.statistics, groups),
+        };
+        let read = backend.read_results(&found, &results, work.batch.as_ref())?;
+        report.fill(work.batch.as_ref(), &read, options.objective.beta_policy(), options.reduction.weight(groups));
         Ok(report)
     }
 

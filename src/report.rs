@@ -6,6 +6,7 @@ use crate::data::targets::Targets;
 use crate::error::{Error, Result};
 use crate::stage::log_ratio::check_targets;
 use crate::stage::objective::GroupStatistics;
+use std::borrow::Cow;
 
 /// Rows, sequences and groups that are legal but odd. A trainer should know of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,15 +53,37 @@ pub struct Report {
     pub oddities: Oddities,
 }
 
-/// What the stages behind the token log-probs wrote.
-pub(crate) struct StageResults<'a> {
-    pub(crate) log_ratios: &'a [f64],
-    pub(crate) group_losses: &'a [f64],
-    pub(crate) statistics: &'a [GroupStatistics],
-    /// β_π.
-    pub(crate) beta_policy: f64,
-    /// What the reduction multiplies each group's loss with.
-    pub(crate) weight: f64,
+/// What the stages after the token log-probs have left.
+#[derive(Debug)]
+pub struct StageResults<'a, M: Memory> {
+    /// Log-ratios, S.
+    pub log_ratios: M::View<'a, f64>,
+    /// Loss of each group, G, before the reduction.
+    pub group_losses: M::View<'a, f64>,
+    /// What a trainer logs of each group, G.
+    pub statistics: M::View<'a, GroupStatistics>,
+}
+
+impl<M: Memory> StageResults<'_, M> {
+    /// Checks that there is a number per sequence and group, in the backend's memory.
+    pub(crate) fn check<P: Place<Memory = M>>(&self, place: &P, batch: &Batch) -> Result<()> {
+        check_view(place, "log-ratios", &self.log_ratios, batch.sequences())?;
+        check_view(place, "group losses", &self.group_losses, batch.groups())?;
+        check_view(place, "group statistics", &self.statistics, batch.groups())
+    }
+}
+
+/// The same on the host, and the rows added up: all that a report is made of.
+#[derive(Debug, Clone)]
+pub struct ReadResults<'a> {
+    /// The rows.
+    pub rows: RowSummary,
+    /// Log-ratios, S.
+    pub log_ratios: Cow<'a, [f64]>,
+    /// Loss of each group, G, before the reduction.
+    pub group_losses: Cow<'a, [f64]>,
+    /// What a trainer logs of each group, G.
+    pub statistics: Cow<'a, [GroupStatistics]>,
 }
 
 /// What a forward pass knows of its rows.
@@ -147,9 +170,9 @@ impl Report {
         }
     }
 
-    /// Fills the report.
-    pub(crate) fn fill(&mut self, batch: &Batch, rows: &RowSummary, results: &StageResults<'_>) {
-        let &StageResults { log_ratios, group_losses, statistics, beta_policy, weight } = results;
+    /// Fills the report. `weight`: what the reduction multiplies each group's loss with.
+    pub(crate) fn fill(&mut self, batch: &Batch, results: &ReadResults<'_>, beta_policy: f64, weight: f64) {
+        let ReadResults { rows, log_ratios, group_losses, statistics } = results;
         let mut oddities = Oddities {
             non_finite_rows: rows.non_finite_rows,
             first_non_finite_row: rows.first_non_finite_row,
@@ -159,7 +182,7 @@ impl Report {
         };
 
         let (mut agreement, mut ranked, mut effective) = (0.0, 0, 0.0);
-        for (group, statistics) in batch.group_ranges().zip(statistics) {
+        for (group, statistics) in batch.group_ranges().zip(statistics.iter()) {
             effective += statistics.effective_sample_size;
             if group.len() == 1 {
                 oddities.single_groups += 1;

@@ -4,7 +4,7 @@ use crate::backend::Backend;
 use crate::error::Result;
 use crate::kept_rows::KeptRows;
 use crate::options::LossOptions;
-use crate::stage::objective::GroupStatistics;
+use crate::step_buffers::StepBuffers;
 
 /// Buffers that are kept between steps: per row (N), per sequence (S) and per group (G), never anything of the size of the
 /// logits.
@@ -12,17 +12,12 @@ use crate::stage::objective::GroupStatistics;
 pub(crate) struct Workspace<B: Backend> {
     /// The batch of the last forward pass.
     pub(crate) batch: B::Batch,
-    pub(crate) rewards: B::RewardBuffers,
+    pub(crate) step: StepBuffers<B>,
     pub(crate) kept: KeptRows<B>,
     pub(crate) log_probs: B::Buffer<f32>,
     pub(crate) entropies: B::Buffer<f32>,
-    pub(crate) log_ratios: B::Buffer<f64>,
     pub(crate) log_prob_sums: B::Buffer<f64>,
-    pub(crate) entropy_sums: B::Buffer<f64>,
-    pub(crate) scored_rows: B::Buffer<i32>,
-    pub(crate) group_losses: B::Buffer<f64>,
     pub(crate) coefficients: B::Buffer<f64>,
-    pub(crate) statistics: B::Buffer<GroupStatistics>,
     /// V of the last forward pass.
     pub(crate) vocab: usize,
     /// The options of the last forward pass.
@@ -33,17 +28,12 @@ impl<B: Backend> Default for Workspace<B> {
     fn default() -> Self {
         Self {
             batch: B::Batch::default(),
-            rewards: B::RewardBuffers::default(),
+            step: StepBuffers::default(),
             kept: KeptRows::default(),
             log_probs: B::Buffer::default(),
             entropies: B::Buffer::default(),
-            log_ratios: B::Buffer::default(),
             log_prob_sums: B::Buffer::default(),
-            entropy_sums: B::Buffer::default(),
-            scored_rows: B::Buffer::default(),
-            group_losses: B::Buffer::default(),
             coefficients: B::Buffer::default(),
-            statistics: B::Buffer::default(),
             vocab: 0,
             options: None,
         }
@@ -63,18 +53,13 @@ impl<B: Backend> Workspace<B> {
         backend.reserve(&mut self.log_probs, rows)?;
         backend.reserve(&mut self.kept.states, rows)?;
         backend.reserve(&mut self.kept.row_sequences, rows)?;
-        for buffer in
-            [&mut self.log_ratios, &mut self.log_prob_sums, &mut self.coefficients, &mut self.kept.sequence_weights]
-        {
+        backend.reserve(&mut self.kept.targets, rows)?;
+        for buffer in [&mut self.log_prob_sums, &mut self.coefficients, &mut self.kept.sequence_weights] {
             backend.reserve(buffer, sequences)?;
         }
-        backend.reserve(&mut self.scored_rows, sequences)?;
-        backend.reserve(&mut self.group_losses, groups)?;
-        backend.reserve(&mut self.statistics, groups)?;
         if entropy {
             backend.reserve(&mut self.entropies, rows)?;
-            backend.reserve(&mut self.entropy_sums, sequences)?;
         }
-        Ok(())
+        backend.reserve_step(&mut self.step, sequences, groups, entropy)
     }
 }

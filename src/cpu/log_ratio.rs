@@ -5,6 +5,7 @@
 
 use crate::cpu::Cpu;
 use crate::data::batch::Batch;
+use crate::data::targets::narrowed;
 use crate::error::Result;
 use crate::host::{LogRatioOutputs, Reference, RowLogProbs};
 use crate::options::LogRatio;
@@ -28,6 +29,7 @@ pub(super) fn log_ratios(
     for (sequence, rows) in batch.sequence_ranges().enumerate() {
         let (mut sum, mut log_prob_sum, mut entropy_sum, mut count) = (0.0, 0.0, 0.0, 0usize);
         outputs.row_sequences[rows.clone()].fill(sequence as i32);
+        rows.clone().for_each(|row| outputs.row_targets[row] = narrowed(targets.id(row)));
         for row in rows.filter(|row| targets.is_scored(*row)) {
             let reference = match reference {
                 Reference::PerToken(reference) => f64::from(reference[row]),

@@ -1,14 +1,13 @@
 //! CUDA as a [`Backend`]: which function does which verb.
 
-use crate::backend::{Backend, Number, Place, RowSummary, ScoredLogProbs};
+use crate::backend::{Backend, Number, Place, ReadResults, ScoredLogProbs, StageResults, StepBuffers};
 use crate::cuda::context::CurrentContext;
 use crate::cuda::driver::called;
-use crate::cuda::memory::{copy_on_device, download};
+use crate::cuda::memory::{Use, copy_on_device, download};
 use crate::cuda::{
     Cuda, Device, DeviceBatch, DeviceRewards, Grown, Head, Hidden, LinearGradients, LinearOutputs, LogRatioOutputs,
     Matrix, MatrixMut, ObjectiveOutputs, Reference, RewardBuffers, Rewards, RowGradients, RowLogProbs, RowLosses,
-    SavedLinear, SavedRows, Status, Targets, TokenLogProbs, View, ViewMut, linear, log_ratio, objective,
-    token_log_prob,
+    SavedLinear, SavedRows, Targets, TokenLogProbs, View, ViewMut, linear, log_ratio, objective, step, token_log_prob,
 };
 use crate::data::batch::Batch;
 use crate::element::Element;
@@ -40,10 +39,19 @@ impl Backend for Cuda {
     type Batch = DeviceBatch;
     type Rewards<'a> = Rewards<'a>;
     type RewardBuffers = RewardBuffers;
+    type Ordered<'a> = Option<Use<'a>>;
     type Entered = CurrentContext;
 
     fn enter(&self) -> Result<CurrentContext> {
         CurrentContext::enter(self.stream.context())
+    }
+
+    fn ordered<'a, T: Number>(&'a self, view: &'a View<'_, T>) -> (View<'a, T>, Self::Ordered<'a>) {
+        view.ordered(&self.stream)
+    }
+
+    fn ordered_mut<'a, T: Number>(&'a self, view: &'a mut ViewMut<'_, T>) -> (ViewMut<'a, T>, Self::Ordered<'a>) {
+        view.ordered(&self.stream)
     }
 
     fn counting_apart(self) -> Self {
@@ -120,6 +128,22 @@ impl Backend for Cuda {
         rewards.on_device(&self.stream, buffers)
     }
 
+    fn reserve_step(
+        &self,
+        buffers: &mut StepBuffers<Self>,
+        sequences: usize,
+        groups: usize,
+        entropy: bool,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        step::reserve(self, buffers, sequences, groups, entropy)
+    }
+
+    fn begin_step<'a>(&self, rewards: &'a Rewards<'_>, buffers: &'a mut RewardBuffers) -> Result<DeviceRewards<'a>> {
+        let _current = self.enter()?;
+        step::begin(self, rewards, buffers)
+    }
+
     fn check_targets(&self, targets: &Targets<'_>, rows: usize, _: usize) -> Result<()> {
         check_targets(self, targets, rows)
     }
@@ -189,22 +213,14 @@ impl Backend for Cuda {
         objective::objective(self, objective, log_ratios, batch, rewards, reduction, outputs)
     }
 
-    fn row_summary(&self, rows: &ScoredLogProbs<'_, Device>, batch: &Batch) -> Result<RowSummary> {
-        rows.check(self, batch)?;
+    fn read_results<'a>(
+        &self,
+        rows: &ScoredLogProbs<'a, Device>,
+        results: &StageResults<'a, Device>,
+        batch: &Batch,
+    ) -> Result<ReadResults<'a>> {
         let _current = self.enter()?;
-        let scored_rows = download(&self.stream, &rows.scored_rows)?;
-        let entropy_sums = rows.entropy_sums.as_ref().map(|sums| download(&self.stream, sums)).transpose()?;
-        let status = self.unchecked_status()?;
-        check_status(&status, rows.vocab)?;
-        let scored: usize = scored_rows.iter().map(|rows| usize::try_from(*rows).unwrap_or(0)).sum();
-        Ok(RowSummary {
-            scored_rows: scored,
-            non_finite_rows: status.non_finite_rows(),
-            first_non_finite_row: status.first_non_finite_row(),
-            impossible_targets: status.minus_infinite_targets(),
-            empty_sequences: scored_rows.iter().filter(|rows| **rows == 0).count(),
-            entropy: entropy_sums.filter(|_| scored > 0).map(|sums| sums.iter().sum()),
-        })
+        step::read(self, rows, results, batch)
     }
 
     fn check_linear<T: Element, W: Element>(
@@ -263,21 +279,4 @@ impl Backend for Cuda {
         let (hidden, targets) = (hidden.into(), targets.into());
         linear::row_loss::row_loss(self, hidden, head, &targets, options, loss, outputs, gradients)
     }
-}
-
-/// Inputs that were on the device, and that the host would have refused.
-fn check_status(status: &Status, vocab: usize) -> Result<()> {
-    if let Some(row) = status.first_bad_target_row() {
-        return Err(Error::DeviceTarget { row, count: status.bad_targets(), vocab });
-    }
-    if status.unplaced_rows() > 0 {
-        return Err(Error::ScoredRows { beyond: status.unplaced_rows() });
-    }
-    if let Some(sequence) = status.first_non_finite_reference_sequence() {
-        return Err(Error::NotFinite { what: "reference log-prob", sequence, value: f64::NAN });
-    }
-    if let Some(sequence) = status.first_bad_reward_sequence() {
-        return Err(Error::NotFinite { what: "reward", sequence, value: f64::NAN });
-    }
-    Ok(())
 }

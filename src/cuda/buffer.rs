@@ -36,9 +36,13 @@ impl Block {
         self.address..self.address + self.bytes as Address
     }
 
-    /// The stream that it is used on.
-    pub(super) fn stream(&self) -> Option<&Arc<CudaStream>> {
-        self.slice.as_ref().map(CudaSlice::stream)
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it is used on this stream.
+    pub(super) fn is_of(&self, stream: &Arc<CudaStream>) -> bool {
+        self.slice.as_ref().is_some_and(|slice| Arc::ptr_eq(slice.stream(), stream))
     }
 }
 
@@ -69,7 +73,7 @@ impl<T> std::fmt::Debug for Grown<T> {
 impl<T> Grown<T> {
     /// The context that it lies in, if there is one.
     pub(super) fn context(&self) -> Option<&Arc<CudaContext>> {
-        self.block.as_ref()?.stream().map(|stream| stream.context())
+        self.block.as_ref()?.slice.as_ref().map(|slice| slice.stream().context())
     }
 
     /// The first `length` numbers; all, if there are fewer.
@@ -86,6 +90,16 @@ impl<T> Grown<T> {
     pub(super) fn slices(&self) -> usize {
         usize::from(self.block.is_some())
     }
+
+    /// What it is part of.
+    pub(super) fn block(&self) -> Option<&Arc<Block>> {
+        self.block.as_ref()
+    }
+
+    /// Where it begins, or 0.
+    pub(super) fn address(&self) -> Address {
+        self.address
+    }
 }
 
 impl<T: Number> Grown<T> {
@@ -93,14 +107,18 @@ impl<T: Number> Grown<T> {
     /// what still uses it.
     pub(super) fn reserve(&mut self, stream: &Arc<CudaStream>, length: usize) -> Result<()> {
         // One of another stream is let go of: nothing would order what uses it there and here.
-        let is_of_stream = |block: &Arc<Block>| block.stream().is_some_and(|own| Arc::ptr_eq(own, stream));
-        if self.length >= length && self.block.as_ref().is_some_and(is_of_stream) {
+        if self.fits(stream, length) {
             return Ok(());
         }
         *self = Self::default();
         let block = Block::new(stream, length.saturating_mul(size_of::<T>()))?;
         self.become_part(&block, 0, length);
         Ok(())
+    }
+
+    /// Whether it is so long already, and of this stream.
+    pub(super) fn fits(&self, stream: &Arc<CudaStream>, length: usize) -> bool {
+        self.length >= length && self.block.as_ref().is_some_and(|block| block.is_of(stream))
     }
 
     /// Lets go of what it is, and becomes the part of a block that begins `offset` bytes after its start.

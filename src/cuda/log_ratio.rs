@@ -66,6 +66,7 @@ pub(super) fn log_ratios(
     let (entropy_sums, _write_entropy_sums) = optional_mut(outputs.entropy_sums.as_mut(), stream);
     let (scored_rows, _write_scored) = outputs.scored_rows.address(stream);
     let (row_sequences, _write_rows) = outputs.row_sequences.address(stream);
+    let (row_targets, _write_targets) = outputs.row_targets.address(stream);
     let (per_token, per_sequence) = match reference {
         Reference::PerToken(reference) => (Some(reference), None),
         Reference::PerSequence(reference) => (None, Some(reference)),
@@ -83,7 +84,8 @@ pub(super) fn log_ratios(
         sequences,
         mean: log_ratio == LogRatio::Mean,
     };
-    let outputs = raw::LogRatioOutputs { log_ratios, log_prob_sums, entropy_sums, scored_rows, row_sequences };
+    let outputs =
+        raw::LogRatioOutputs { log_ratios, log_prob_sums, entropy_sums, scored_rows, row_sequences, row_targets };
     // SAFETY: the lengths were checked, the offsets are a valid batch's, and the views are borrowed until the
     // launch is in the stream.
     unsafe { raw::log_ratios(cuda, inputs, outputs) }

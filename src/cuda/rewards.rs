@@ -1,6 +1,8 @@
 //! Rewards on the host or on the device.
 
-use crate::cuda::memory::{Address, Grown, Held};
+use crate::cuda::buffer::{Grown, copy_to_device};
+use crate::cuda::memory::{Address, Held};
+use crate::cuda::status_word::STATUS_BYTES;
 use crate::cuda::{Cuda, Device, raw};
 use crate::data::batch::Batch;
 use crate::data::memory::check_view;
@@ -33,13 +35,50 @@ pub type DeviceRewards<'a> = rewards::Rewards<'a, Device>;
 /// What rewards of the host are copied to.
 #[derive(Debug, Default)]
 pub struct RewardBuffers {
-    values: Grown<f64>,
-    proposal_offsets: Grown<f64>,
+    pub(super) values: Grown<f64>,
+    pub(super) proposal_offsets: Grown<f64>,
+    /// On the host: what one copy brings, proposal offsets, values and the zeros of a status word.
+    staging: Vec<f64>,
+}
+
+impl RewardBuffers {
+    /// Brings rewards and clears the status word in one copy, where the three lie one after the other: as
+    /// [`Backend::reserve_step`](crate::Backend::reserve_step) lays them. Whether they do.
+    pub(super) fn bring_with_status(
+        &mut self,
+        rewards: &crate::host::Rewards<'_>,
+        stream: &Arc<CudaStream>,
+        status: Address,
+    ) -> Result<bool> {
+        let Self { values, proposal_offsets, staging } = self;
+        let (sequences, of_values) = (rewards.len(), values.address());
+        let offsets = rewards.proposal.unwrap_or_default();
+        let bytes = |count: usize| (count * size_of::<f64>()) as Address;
+        let with_room =
+            values.fits(stream, sequences) && (offsets.is_empty() || proposal_offsets.fits(stream, sequences));
+        let together = of_values + bytes(sequences) == status
+            && (offsets.is_empty() || proposal_offsets.address() + bytes(offsets.len()) == of_values);
+        if !with_room || !together {
+            return Ok(false);
+        }
+        staging.clear();
+        staging.extend_from_slice(offsets);
+        staging.extend((0..sequences).map(|sequence| rewards.value(sequence)));
+        staging.resize(staging.len() + STATUS_BYTES / size_of::<f64>(), 0.0);
+        copy_to_device(stream, of_values - bytes(offsets.len()), staging)?;
+        Ok(true)
+    }
+
+    /// Rewards that have been brought.
+    pub(super) fn view(&self, rewards: &crate::host::Rewards<'_>) -> DeviceRewards<'_> {
+        let proposal = rewards.proposal.map(|offsets| self.proposal_offsets.view(offsets.len()));
+        DeviceRewards { values: Values::F64(self.values.view(rewards.len())), proposal }
+    }
 }
 
 impl DeviceRewards<'_> {
     /// The same, borrowed for less long.
-    fn borrowed(&self) -> DeviceRewards<'_> {
+    pub(super) fn borrowed(&self) -> DeviceRewards<'_> {
         let values = match &self.values {
             Values::F32(view) => Values::F32(view.clone()),
             Values::F64(view) => Values::F64(view.clone()),
@@ -96,15 +135,12 @@ impl Rewards<'_> {
             Self::Device(rewards) => return Ok(rewards.borrowed()),
             Self::Host(rewards) => rewards,
         };
-        let sequences = rewards.len();
-        let values: Vec<f64> = (0..sequences).map(|sequence| rewards.value(sequence)).collect();
+        let values: Vec<f64> = (0..rewards.len()).map(|sequence| rewards.value(sequence)).collect();
         buffers.values.upload(stream, &values)?;
-        let mut proposal = None;
         if let Some(offsets) = rewards.proposal {
             buffers.proposal_offsets.upload(stream, offsets)?;
-            proposal = Some(buffers.proposal_offsets.view(offsets.len()));
         }
-        Ok(DeviceRewards { values: Values::F64(buffers.values.view(sequences)), proposal })
+        Ok(buffers.view(rewards))
     }
 }
 

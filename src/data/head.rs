@@ -11,8 +11,8 @@ use crate::error::{Result, check_length};
 /// The last layer of a language model: weight `[V, H]`, row stride ≥ H, and bias `[V]` or none.
 #[derive(Debug, Clone)]
 pub struct Head<'a, T: Number, M: Memory> {
-    weight: Matrix<'a, T, M>,
-    bias: Option<M::View<'a, T>>,
+    pub(crate) weight: Matrix<'a, T, M>,
+    pub(crate) bias: Option<M::View<'a, T>>,
 }
 
 impl<T: Number> Copy for Head<'_, T, Host> {}

@@ -25,10 +25,19 @@ macro_rules! host_memory {
         type Batch = Batch;
         type Rewards<'a> = Rewards<'a>;
         type RewardBuffers = ();
+        type Ordered<'a> = ();
         type Entered = ();
 
         fn enter(&self) -> Result<()> {
             Ok(())
+        }
+
+        fn ordered<'a, T: Number>(&'a self, view: &'a &[T]) -> (&'a [T], ()) {
+            (*view, ())
+        }
+
+        fn ordered_mut<'a, T: Number>(&'a self, view: &'a mut &mut [T]) -> (&'a mut [T], ()) {
+            (&mut **view, ())
         }
 
         fn counting_apart(self) -> Self {
@@ -90,6 +99,24 @@ macro_rules! host_memory {
             Ok(rewards.borrowed())
         }
 
+        fn reserve_step(
+            &self,
+            buffers: &mut crate::backend::StepBuffers<Self>,
+            sequences: usize,
+            groups: usize,
+            entropy: bool,
+        ) -> Result<()> {
+            self.reserve(&mut buffers.group_losses, groups)?;
+            self.reserve(&mut buffers.log_ratios, sequences)?;
+            self.reserve(&mut buffers.statistics, groups)?;
+            self.reserve(&mut buffers.entropy_sums, if entropy { sequences } else { 0 })?;
+            self.reserve(&mut buffers.scored_rows, sequences)
+        }
+
+        fn begin_step<'a>(&self, rewards: &'a Rewards<'_>, (): &'a mut ()) -> Result<Rewards<'a>> {
+            Ok(rewards.borrowed())
+        }
+
         fn check_targets(&self, targets: &Targets<'_>, rows: usize, vocab: usize) -> Result<()> {
             targets.check(rows, vocab)
         }
@@ -100,13 +127,20 @@ macro_rules! host_memory {
             crate::stage::log_ratio::check_finite_reference(reference, targets, batch)
         }
 
-        fn row_summary(
+        fn read_results<'a>(
             &self,
-            rows: &crate::backend::ScoredLogProbs<'_, Host>,
+            rows: &crate::backend::ScoredLogProbs<'a, Host>,
+            results: &crate::backend::StageResults<'a, Host>,
             batch: &Batch,
-        ) -> Result<crate::backend::RowSummary> {
+        ) -> Result<crate::backend::ReadResults<'a>> {
             rows.check(self, batch)?;
-            Ok(crate::backend::RowSummary::of(rows, batch))
+            results.check(self, batch)?;
+            Ok(crate::backend::ReadResults {
+                rows: crate::backend::RowSummary::of(rows, batch),
+                log_ratios: results.log_ratios.into(),
+                group_losses: results.group_losses.into(),
+                statistics: results.statistics.into(),
+            })
         }
     };
 }

@@ -26,6 +26,11 @@ pub trait TokenId: sealed::Sealed + Number {
     fn id(self) -> i64;
 }
 
+/// An id in 32 bits, for a backward pass: what masks a row still does, and what is no column of any vocabulary stays none.
+pub(crate) fn narrowed(id: i64) -> u32 {
+    if id < 0 { u32::MAX } else { id.min(i64::from(i32::MAX)) as u32 }
+}
+
 impl TokenId for u32 {
     const IGNORE: Self = IGNORE_INDEX as i32 as u32;
 

@@ -4,6 +4,7 @@
 use crate::backend::{Backend, Host, Number};
 use crate::data::batch::Batch;
 use crate::data::host_memory::{host_memory, host_place};
+use crate::data::targets::narrowed;
 use crate::element::Element;
 use crate::error::{Result, check_length};
 use crate::host::{
@@ -107,6 +108,7 @@ impl Backend for ReferenceBackend {
         for (sequence, range) in batch.sequence_ranges().enumerate() {
             for row in range.clone() {
                 outputs.row_sequences[row] = sequence as i32;
+                outputs.row_targets[row] = narrowed(rows.targets.id(row));
             }
             let scored: Vec<usize> = range.filter(|row| rows.targets.is_scored(*row)).collect();
             let log_probs: Vec<f64> = scored.iter().map(|row| f64::from(rows.log_probs[*row])).collect();

@@ -110,6 +110,15 @@ pub(crate) fn check_operands<P: Place, T: Number, W: Number>(
     head: &Head<'_, W, P::Memory>,
 ) -> Result<()> {
     check_length("hidden size", hidden.states.columns(), head.weight().columns())?;
+    check_places(place, hidden, head)
+}
+
+/// Checks where hidden states and head lie.
+pub(crate) fn check_places<P: Place, T: Number, W: Number>(
+    place: &P,
+    hidden: &Hidden<'_, '_, T, P::Memory>,
+    head: &Head<'_, W, P::Memory>,
+) -> Result<()> {
     place.check_place("hidden states", &hidden.states.data)?;
     place.check_place("weight", &head.weight().data)?;
     head.bias().map_or(Ok(()), |bias| place.check_place("bias", bias))

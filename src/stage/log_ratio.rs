@@ -32,6 +32,8 @@ pub struct LogRatioOutputs<'a, M: Memory> {
     pub scored_rows: M::ViewMut<'a, i32>,
     /// The sequence of each row, N.
     pub row_sequences: M::ViewMut<'a, i32>,
+    /// The target of each row, N, as a backward pass takes it: a copy, in case the targets do not last so long.
+    pub row_targets: M::ViewMut<'a, u32>,
 }
 
 impl Copy for RowLogProbs<'_, Host> {}
@@ -55,6 +57,7 @@ impl<M: Memory> LogRatioOutputs<'_, M> {
     ) -> Result<()> {
         let sequences = batch.sequences();
         check_view_mut(place, "row sequences", &self.row_sequences, batch.rows())?;
+        check_view_mut(place, "row targets", &self.row_targets, batch.rows())?;
         check_view_mut(place, "log-ratios", &self.log_ratios, sequences)?;
         check_view_mut(place, "log-prob sums", &self.log_prob_sums, sequences)?;
         check_view_mut(place, "scored rows", &self.scored_rows, sequences)?;

@@ -255,7 +255,9 @@ fn check_sequences(framework: &Framework, cuda: &Cuda, around: CUcontext) {
         sequences: 2,
         mean: false,
     };
-    let outputs = LogRatioOutputs { log_ratios, log_prob_sums, entropy_sums: 0, scored_rows, row_sequences };
+    let row_targets = framework.upload(&[7_u32; ROWS]);
+    let outputs =
+        LogRatioOutputs { log_ratios, log_prob_sums, entropy_sums: 0, scored_rows, row_sequences, row_targets };
     // SAFETY: as in `check_logits`.
     within(around, || unsafe { raw::log_ratios(cuda, inputs, outputs) }).expect("log-ratios");
     let inputs = ObjectiveInputs {
@@ -273,11 +275,13 @@ fn check_sequences(framework: &Framework, cuda: &Cuda, around: CUcontext) {
     within(around, || unsafe { raw::objective(cuda, &objective, inputs, outputs) }).expect("objective");
 
     assert_eq!(framework.download::<f64>(log_ratios, 2), [-1.0, -2.75], "the third row is masked");
+    let kept = framework.download::<u32>(row_targets, ROWS);
+    assert!(kept.iter().zip(TARGETS).all(|(kept, id)| i64::from(*kept as i32) == id.max(-1)), "{kept:?}");
     let exact = group_loss(&objective, &[-1.0, -2.75], &rewards, &[0.0; 2]);
     let loss = framework.download::<f64>(group_losses, 1)[0];
     assert!((loss - exact.loss).abs() < 1e-12, "{loss} for {}", exact.loss);
     framework.free(&[log_probs, ids, sequence_offsets, group_offsets, log_ratios, log_prob_sums, scored_rows]);
-    framework.free(&[row_sequences, group_losses, coefficients, of_rewards]);
+    framework.free(&[row_sequences, row_targets, group_losses, coefficients, of_rewards]);
 }
 
 /// The linear stage, whose products are cuBLAS's, held to the reference.

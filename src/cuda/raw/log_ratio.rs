@@ -41,6 +41,8 @@ pub struct LogRatioOutputs {
     pub scored_rows: Address,
     /// `[N]` i32: the sequence of each row, for the backward pass.
     pub row_sequences: Address,
+    /// `[N]` u32: the target of each row, for the backward pass; or 0.
+    pub row_targets: Address,
 }
 
 /// Log-probs and the reference's to log-ratios, per token first, in f64, in a fixed order.
@@ -72,6 +74,7 @@ pub unsafe fn log_ratios(cuda: &Cuda, inputs: LogRatioInputs, outputs: LogRatioO
         entropy_sums: outputs.entropy_sums,
         scored_rows: outputs.scored_rows,
         row_sequences: outputs.row_sequences,
+        row_targets: outputs.row_targets,
         status,
         target_bytes,
         mean: i32::from(inputs.mean),
@@ -95,6 +98,7 @@ pub(crate) struct LogRatio {
     pub(crate) entropy_sums: u64,
     pub(crate) scored_rows: u64,
     pub(crate) row_sequences: u64,
+    pub(crate) row_targets: u64,
     pub(crate) status: u64,
     pub(crate) target_bytes: i32,
     pub(crate) mean: i32,

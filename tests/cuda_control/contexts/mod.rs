@@ -145,6 +145,7 @@ fn log_ratios() {
             let mut log_prob_sums = run.put("log-prob sums", &[f64::MAX; 3]);
             let mut scored_rows = run.put("scored rows", &[-1; 3]);
             let mut row_sequences = run.put("row sequences", &[-1; ROWS]);
+            let mut row_targets = run.put("row targets", &[0_u32; ROWS]);
             let entropies = run.put("entropies", &[2.0_f32; ROWS]);
             let mut entropy_sums = run.put("entropy sums", &[f64::MAX; 3]);
             let outputs = LogRatioOutputs {
@@ -153,6 +154,7 @@ fn log_ratios() {
                 entropy_sums: Some(entropy_sums.as_view_mut().into()),
                 scored_rows: scored_rows.as_view_mut().into(),
                 row_sequences: row_sequences.as_view_mut().into(),
+                row_targets: row_targets.as_view_mut().into(),
             };
             let rows = RowLogProbs {
                 log_probs: log_probs.as_view().into(),
@@ -163,7 +165,7 @@ fn log_ratios() {
         };
         let reference = if per_token { "reference log-probs per token" } else { "reference log-probs per sequence" };
         let inputs = ["batch", "log-probs", "targets", reference];
-        let outputs = ["log-ratios", "log-prob sums", "scored rows", "row sequences"];
+        let outputs = ["log-ratios", "log-prob sums", "scored rows", "row sequences", "row targets"];
         let entropies = ["entropies", "entropy sums"];
         check_everywhere(scenario, &[&inputs[..], &outputs, &entropies].concat());
     }

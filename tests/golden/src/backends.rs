@@ -152,6 +152,7 @@ impl<B: Backend> Stages<B> {
         let reference = self.upload(&fixture.reference);
         let (mut ratios, mut sums) = (self.upload(&vec![f64::MAX; sequences]), self.upload(&vec![0.0; sequences]));
         let (mut scored_rows, mut row_sequences) = (self.upload(&vec![-1; sequences]), self.upload(&vec![-1; rows]));
+        let mut row_targets = self.upload(&vec![0_u32; rows]);
         let inputs = RowLogProbs {
             log_probs: backend.view(&log_probs, rows),
             entropies: None,
@@ -163,6 +164,7 @@ impl<B: Backend> Stages<B> {
             entropy_sums: None,
             scored_rows: backend.view_mut(&mut scored_rows, sequences),
             row_sequences: backend.view_mut(&mut row_sequences, rows),
+            row_targets: backend.view_mut(&mut row_targets, rows),
         };
         let placed = backend.upload_batch(&fixture.batch).expect("offsets");
         let reference = Reference::PerToken(backend.view(&reference, rows));

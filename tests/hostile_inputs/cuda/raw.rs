@@ -172,6 +172,7 @@ pub(super) fn log_ratios(choices: &mut Choices<'_>) {
         entropy_sums: 0,
         scored_rows: memory.write(2),
         row_sequences: memory.write(3),
+        row_targets: if choices.yes() { 0 } else { memory.write(4) },
     };
     // SAFETY: there is room for the one sequence that is not refused.
     let result = unsafe { raw::log_ratios(&memory.cuda, inputs, outputs) };

@@ -346,12 +346,14 @@ pub(super) fn log_ratios(choices: &mut Choices<'_>) {
     let mut entropy_sums = outputs.entropy_sums.map(|sums| Placed::of(&cuda, sums));
     let mut scored_rows = Placed::of(&cuda, outputs.scored_rows);
     let mut row_sequences = Placed::of(&cuda, outputs.row_sequences);
+    let mut row_targets = Placed::of(&cuda, outputs.row_targets);
     let views = LogRatioOutputs {
         log_ratios: log_ratios.view_mut(),
         log_prob_sums: log_prob_sums.view_mut(),
         entropy_sums: entropy_sums.as_mut().map(Placed::view_mut),
         scored_rows: scored_rows.view_mut(),
         row_sequences: row_sequences.view_mut(),
+        row_targets: row_targets.view_mut(),
     };
     cuda.clear_status().expect("no fault");
     let inputs = RowLogProbs {
@@ -366,6 +368,7 @@ pub(super) fn log_ratios(choices: &mut Choices<'_>) {
         entropy_sums: entropy_sums.map(|sums| sums.fetch(&cuda)),
         scored_rows: scored_rows.fetch(&cuda),
         row_sequences: row_sequences.fetch(&cuda),
+        row_targets: row_targets.fetch(&cuda),
     };
     if let Err(error) = result {
         assert!(refused, "refused: {error:?}");

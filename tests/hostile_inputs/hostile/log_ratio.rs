@@ -69,6 +69,7 @@ pub(crate) struct Outputs {
     pub(crate) entropy_sums: Option<Guarded<f64>>,
     pub(crate) scored_rows: Guarded<i32>,
     pub(crate) row_sequences: Guarded<i32>,
+    pub(crate) row_targets: Guarded<u32>,
 }
 
 impl Outputs {
@@ -80,6 +81,7 @@ impl Outputs {
             entropy_sums: (!choices.yes()).then(|| Guarded::new(choices.length(sequences))),
             scored_rows: Guarded::new(choices.length(sequences)),
             row_sequences: Guarded::new(choices.length(batch.rows())),
+            row_targets: Guarded::new(choices.length(batch.rows())),
         }
     }
 
@@ -88,6 +90,7 @@ impl Outputs {
         [self.log_ratios.get().len(), self.log_prob_sums.get().len(), self.scored_rows.get().len()] == [sequences; 3]
             && self.entropy_sums.as_ref().is_none_or(|sums| sums.get().len() == sequences)
             && self.row_sequences.get().len() == batch.rows()
+            && self.row_targets.get().len() == batch.rows()
     }
 
     fn views(&mut self) -> LogRatioOutputs<'_> {
@@ -97,11 +100,12 @@ impl Outputs {
             entropy_sums: self.entropy_sums.as_mut().map(Guarded::get_mut),
             scored_rows: self.scored_rows.get_mut(),
             row_sequences: self.row_sequences.get_mut(),
+            row_targets: self.row_targets.get_mut(),
         }
     }
 
     pub(crate) fn untouched(&self) {
-        untouched!(self.log_ratios, self.log_prob_sums, self.scored_rows, self.row_sequences);
+        untouched!(self.log_ratios, self.log_prob_sums, self.scored_rows, self.row_sequences, self.row_targets);
         if let Some(sums) = &self.entropy_sums {
             sums.untouched("entropy sums");
         }
@@ -113,6 +117,11 @@ impl Outputs {
         self.log_prob_sums.untouched_but("log-prob sums", |_| true);
         self.scored_rows.untouched_but("scored rows", |_| true);
         self.row_sequences.untouched_but("row sequences", |_| true);
+        self.row_targets.untouched_but("row targets", |_| true);
+        for (kept, target) in self.row_targets.get().iter().zip(targets) {
+            let kept = i64::from(*kept as i32);
+            assert!(kept == (*target).min(i64::from(i32::MAX)) || (kept < 0 && *target < 0), "{kept} for {target}");
+        }
         for (sequence, range) in batch.sequence_offsets().windows(2).enumerate() {
             let rows = || (range[0]..range[1]).filter(|row| targets[*row] >= 0);
             let sum = |numbers: &[f32]| rows().map(|row| f64::from(numbers[row])).sum::<f64>();

@@ -3,8 +3,8 @@
 use super::choices::Choices;
 use super::rows;
 use super::settings::HostBackend;
-use exo_kernels::backend::{Backend, Memory, Reference, ScoredLogProbs, Targets};
-use exo_kernels::{Batch, Betas, Objective, Rewards};
+use exo_kernels::backend::{Backend, Memory, Reference, ScoredLogProbs, StageResults, StepBuffers, Targets};
+use exo_kernels::{Batch, Betas, GroupStatistics, Objective, Rewards};
 use std::ops::Range;
 
 /// What tells one backend's memory from another's.
@@ -43,7 +43,7 @@ fn uploaded<B: Backend, T: exo_kernels::backend::Number>(backend: &B, numbers: &
 fn buffers<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
     let verbs = ["reserve", "view", "view_mut", "upload", "copy", "read", "check_place", "check_place_mut"];
     choices.calls_of(kind.verbs, &verbs);
-    choices.calls_of(kind.verbs, &["check_memory_of"]);
+    choices.calls_of(kind.verbs, &["check_memory_of", "ordered", "ordered_mut"]);
     backend.check_memory_of("numbers", backend).expect("its own");
     let of_memory = ["length", "length_mut", "part", "part_mut", "as_view", "address"];
     choices.calls_of(kind.memory, &of_memory);
@@ -67,6 +67,12 @@ fn buffers<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
     let found = read_parts(backend, &buffer, asked, &numbers, start..end);
     let mut view = backend.view_mut(&mut buffer, asked);
     backend.check_place_mut("numbers", &view).expect("its own");
+    {
+        let (ordered, _until_read) = backend.ordered_mut(&mut view);
+        let as_view = B::Memory::as_view(&ordered);
+        let (again, _until_read_again) = backend.ordered(&as_view);
+        assert_eq!(*backend.read(&again).expect("no fault"), found);
+    }
     assert_eq!(B::Memory::length_mut(&view), found.len());
     assert_eq!(*backend.read(&B::Memory::as_view(&view)).expect("no fault"), found);
     let part = B::Memory::part_mut(&mut view, start..end);
@@ -147,7 +153,7 @@ fn checks<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
 
 /// Rewards that do not fit the batch, or their proposal's offsets do not.
 fn rewards<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
-    choices.calls_of(kind.verbs, &["check_rewards", "check_step", "bring_rewards"]);
+    choices.calls_of(kind.verbs, &["check_rewards", "check_step", "bring_rewards", "reserve_step", "begin_step"]);
     let batch = rows::batch(choices);
     let sequences = batch.sequences();
     let values = vec![0.5; choices.length(sequences)];
@@ -162,11 +168,19 @@ fn rewards<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
     backend.check_step(&rewards, choices.yes()).expect("no capture");
     let mut buffers = B::RewardBuffers::default();
     backend.bring_rewards(&rewards, &mut buffers).expect("whatever they are");
+    backend.begin_step(&rewards, &mut buffers).expect("whatever they are");
+
+    // The last one's bytes wrap to a few.
+    let reserved = choices.of(sequences, &[0, usize::MAX, usize::MAX / 8 + 2]);
+    let result = backend.reserve_step(&mut StepBuffers::default(), reserved, batch.groups(), choices.yes());
+    assert_eq!(result.is_ok(), reserved <= sequences, "{reserved} sequences: {result:?}");
+    let result = backend.reserve_step(&mut StepBuffers::default(), sequences, usize::MAX / 2, choices.yes());
+    assert!(result.is_err(), "so many groups");
 }
 
 /// What a report is made of, of lengths that are not the batch's and numbers that no forward pass leaves.
 fn summaries<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
-    choices.calls_of(kind.verbs, &["row_summary"]);
+    choices.calls_of(kind.verbs, &["read_results"]);
     let batch: Batch = rows::batch(choices);
     let (rows, sequences) = (batch.rows(), batch.sequences());
     let lengths: [usize; 5] = [rows, rows, sequences, sequences, rows].map(|length| choices.length(length));
@@ -190,11 +204,25 @@ fn summaries<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
         targets: Targets::U32(backend.view(&targets, lengths[4])),
         vocab: choices.size(3),
     };
-    let fit = lengths[0] == rows && lengths[3] == sequences && lengths[4] == rows;
+    let of_stages: [usize; 3] = [sequences, batch.groups(), batch.groups()].map(|length| choices.length(length));
+    let (ratios, losses) = (uploaded(backend, &vec![0.25; of_stages[0]]), uploaded(backend, &vec![0.5; of_stages[1]]));
+    let statistics = uploaded(backend, &vec![GroupStatistics::default(); of_stages[2]]);
+    let results = StageResults {
+        log_ratios: backend.view(&ratios, of_stages[0]),
+        group_losses: backend.view(&losses, of_stages[1]),
+        statistics: backend.view(&statistics, of_stages[2]),
+    };
+    let stages_fit = of_stages == [sequences, batch.groups(), batch.groups()];
+    let fit = lengths[0] == rows && lengths[3] == sequences && lengths[4] == rows && stages_fit;
     let of_entropies = !with_entropies || (lengths[1] == rows && lengths[2] == sequences);
     backend.clear_counts().expect("no fault");
-    match backend.row_summary(&found, &batch) {
-        Ok(_) => assert!(fit && of_entropies, "accepted: {lengths:?}"),
-        Err(error) => assert!(!(fit && of_entropies), "{lengths:?} refused: {error:?}"),
+    match backend.read_results(&found, &results, &batch) {
+        Ok(read) => {
+            assert!(fit && of_entropies, "accepted: {lengths:?}, {of_stages:?}");
+            assert_eq!((read.log_ratios.len(), read.group_losses.len()), (of_stages[0], of_stages[1]));
+            assert!(read.log_ratios.iter().all(|ratio| *ratio == 0.25) && read.group_losses.iter().all(|l| *l == 0.5));
+            assert_eq!(*read.statistics, vec![GroupStatistics::default(); of_stages[2]]);
+        }
+        Err(error) => assert!(!(fit && of_entropies), "{lengths:?}, {of_stages:?} refused: {error:?}"),
     }
 }

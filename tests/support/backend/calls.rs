@@ -242,6 +242,7 @@ pub(crate) fn log_ratios<B: TestBackend>(
     let (mut ratios, mut sums) =
         (upload(backend, &vec![f64::MAX; sequences]), upload(backend, &vec![f64::MAX; sequences]));
     let (mut scored, mut of_rows) = (upload(backend, &vec![-1; sequences]), upload(backend, &vec![-1; rows]));
+    let mut kept_targets = upload(backend, &vec![77_u32; rows]);
     let inputs =
         RowLogProbs { log_probs: backend.view(&policy, log_probs.len()), entropies: None, targets: ids.view(backend) };
     let outputs = LogRatioOutputs {
@@ -250,6 +251,7 @@ pub(crate) fn log_ratios<B: TestBackend>(
         entropy_sums: None,
         scored_rows: backend.view_mut(&mut scored, sequences),
         row_sequences: backend.view_mut(&mut of_rows, rows),
+        row_targets: backend.view_mut(&mut kept_targets, rows),
     };
     let placed = backend.upload_batch(batch).expect("offsets");
     backend.log_ratios(&inputs, &reference.view(backend), &placed, log_ratio, outputs).expect("log-ratios");
@@ -260,7 +262,17 @@ pub(crate) fn log_ratios<B: TestBackend>(
         &download(backend, &scored, sequences),
         &download(backend, &of_rows, rows),
     );
+    check_kept_targets(targets, &download(backend, &kept_targets, rows));
     download(backend, &ratios, sequences)
+}
+
+/// Checks the targets that a backward pass takes: masked, or the same column, or none of any vocabulary.
+fn check_kept_targets(targets: &[i64], kept: &[u32]) {
+    for (row, (target, kept)) in targets.iter().zip(kept).enumerate() {
+        let kept = i64::from(*kept as i32);
+        let same = if *target < 0 { kept < 0 } else { kept == (*target).min(i64::from(i32::MAX)) };
+        assert!(same, "row {row}: {kept} for {target}");
+    }
 }
 
 /// Checks what goes with log-ratios: sums of the policy's log-probs, scored rows, and the sequence of each row.
