@@ -3,6 +3,7 @@
 
 mod contexts;
 mod determinism;
+mod driver_calls;
 mod from_raw;
 mod linear_counts;
 mod linear_order;
