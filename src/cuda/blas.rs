@@ -11,6 +11,7 @@ use cudarc::cublas::sys::{
 };
 use cudarc::cublas::{CudaBlas, result, sys};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtrMut};
+use std::cell::Cell;
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
@@ -72,6 +73,8 @@ pub(super) struct Product {
 pub(crate) struct Blas {
     stream: Arc<CudaStream>,
     handle: CudaBlas,
+    /// Where it takes factors from, if that has been said.
+    pointer_mode: Cell<Option<cublasPointerMode_t>>,
     /// Freed behind the handle, since fields are dropped in their order.
     _workspace: CudaSlice<u8>,
 }
@@ -98,7 +101,7 @@ impl Blas {
         let mode = cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
         // SAFETY: a live handle.
         called("cublasSetMathMode", unsafe { sys::cublasSetMathMode(*handle.handle(), mode) }.result())?;
-        Ok(Self { stream: stream.clone(), handle, _workspace: workspace })
+        Ok(Self { stream: stream.clone(), handle, pointer_mode: Cell::new(None), _workspace: workspace })
     }
 
     /// Launches a product. Sums are in f32; without atomics, so that it gives the same bits again.
@@ -125,7 +128,10 @@ impl Blas {
         };
         // The handle's context must be that of the calling thread, whichever made it.
         bind(self.stream.context())?;
-        called("cublasSetPointerMode_v2", self.handle.set_pointer_mode(mode))?;
+        if self.pointer_mode.get() != Some(mode) {
+            called("cublasSetPointerMode_v2", self.handle.set_pointer_mode(mode))?;
+            self.pointer_mode.set(Some(mode));
+        }
         let (m, n, k) = (length(m)?, length(n)?, length(k)?);
         let (a_stride, b_stride, c_stride) = (length(a.stride)?, length(b.stride)?, length(c.stride)?);
         // SAFETY: the caller's promise; the factors are read by the call, or lie on the device.
