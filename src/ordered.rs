@@ -38,11 +38,14 @@ pub(crate) fn targets<'a, B: Backend>(
     }
 }
 
+/// What keeps the order of a weight and of a bias.
+type OfHead<'a, B> = (<B as Backend>::Ordered<'a>, Option<<B as Backend>::Ordered<'a>>);
+
 /// Weight and bias.
 pub(crate) fn head<'a, B: Backend, T: Number>(
     backend: &'a B,
     head: &'a Head<'_, T, B::Memory>,
-) -> (Head<'a, T, B::Memory>, (B::Ordered<'a>, Option<B::Ordered<'a>>)) {
+) -> (Head<'a, T, B::Memory>, OfHead<'a, B>) {
     let (weight, of_weight) = matrix(backend, &head.weight);
     let (bias, of_bias) = head.bias.as_ref().map(|bias| backend.ordered(bias)).unzip();
     (Head { weight, bias }, (of_weight, of_bias))

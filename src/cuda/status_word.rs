@@ -55,8 +55,8 @@ impl StatusWord {
     /// Reads it. Waits for the stream.
     pub(super) fn read(&self, stream: &Arc<CudaStream>) -> Result<Status> {
         let address = self.address(stream)?;
-        let size = size_of::<Status>() as Address;
-        self.read_with(stream, &[address..address + size], |parts| bytemuck::pod_read_unaligned(parts[0]))
+        let word = address..address + size_of::<Status>() as Address;
+        self.read_with(stream, std::slice::from_ref(&word), |parts| bytemuck::pod_read_unaligned(parts[0]))
     }
 
     /// Reads ranges of device memory, each as bytes: in one copy where they lie in the block of the word. Waits for the stream.

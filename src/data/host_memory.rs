@@ -36,8 +36,11 @@ macro_rules! host_memory {
             (*view, ())
         }
 
-        fn ordered_mut<'a, T: Number>(&'a self, view: &'a mut &mut [T]) -> (&'a mut [T], ()) {
-            (&mut **view, ())
+        fn ordered_mut<'a, T: Number>(
+            &'a self,
+            view: &'a mut crate::backend::ViewMut<'_, Self, T>,
+        ) -> (&'a mut [T], ()) {
+            (view, ())
         }
 
         fn counting_apart(self) -> Self {

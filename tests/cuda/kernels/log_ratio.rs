@@ -27,6 +27,7 @@ struct Arguments {
     entropy_sums: u64,
     scored_rows: u64,
     row_sequences: u64,
+    row_targets: u64,
     status: u64,
     target_bytes: i32,
     mean: i32,
@@ -52,6 +53,7 @@ struct Outputs {
     entropy_sums: Option<Vec<f64>>,
     scored_rows: Vec<i32>,
     row_sequences: Vec<i32>,
+    row_targets: Vec<u32>,
     status: Status,
 }
 
@@ -81,6 +83,7 @@ fn run(inputs: &Inputs) -> Outputs {
         entropy_sums: kernel.output::<f64>(sequences),
         scored_rows: kernel.output::<i32>(sequences),
         row_sequences: kernel.output::<i32>(count),
+        row_targets: kernel.output::<u32>(count),
         status: kernel.input(Some(&[Status::CLEAR])),
         target_bytes: if inputs.targets_in_32_bits { 4 } else { 8 },
         mean: i32::from(inputs.mean),
@@ -92,6 +95,7 @@ fn run(inputs: &Inputs) -> Outputs {
         entropy_sums: inputs.entropies.as_ref().map(|_| kernel.read(arguments.entropy_sums, sequences)),
         scored_rows: kernel.read(arguments.scored_rows, sequences),
         row_sequences: kernel.read(arguments.row_sequences, count),
+        row_targets: kernel.read(arguments.row_targets, count),
         status: kernel.read(arguments.status, 1)[0],
     }
 }
@@ -148,6 +152,26 @@ impl Sequences {
     }
 }
 
+/// Ids of 64 bits in 32: the low bits of an id that is no column, or of one that masks its row, may be those of a column.
+#[test]
+fn targets_are_kept_in_32_bits() {
+    let columns = [0, 5, i64::from(i32::MAX) - 1];
+    let none = [i64::from(i32::MAX), i64::from(u32::MAX), 1 << 32, (1 << 32) + 5, i64::MAX];
+    let masked = [-1, -100, i64::from(i32::MIN), -(1 << 32), 5 - (1 << 33), i64::MIN];
+    let targets = [&columns[..], &none, &masked].concat();
+    let inputs = Inputs {
+        log_probs: vec![-1.0; targets.len()],
+        offsets: vec![0, targets.len() as i64],
+        targets,
+        ..Inputs::default()
+    };
+    let kept = run(&inputs).row_targets;
+    for (row, (kept, id)) in kept.iter().zip(&inputs.targets).enumerate() {
+        let expected = if *id < 0 { None } else { Some((*id).min(i64::from(i32::MAX))) };
+        assert_eq!((*kept as i32 >= 0).then_some(i64::from(*kept)), expected, "row {row}: {kept:#x} for {id:#x}");
+    }
+}
+
 #[test]
 fn differences_first_then_exact_sums() {
     let sequences = sequences();
@@ -167,6 +191,10 @@ fn differences_first_then_exact_sums() {
         });
         let rows: Vec<i32> = LENGTHS.iter().enumerate().flat_map(|(i, &length)| vec![i as i32; length]).collect();
         assert_eq!(outputs.row_sequences, rows);
+        assert!(outputs.row_targets.iter().zip(&sequences.targets).all(|(kept, id)| match *id {
+            ..0 => (*kept as i32) < 0,
+            id => i64::from(*kept) == id,
+        }));
         assert_eq!(outputs.status, Status::CLEAR);
         for (i, &(scored, sum)) in expected.iter().enumerate() {
             assert_eq!(outputs.log_ratios[i], if mean { sum / scored.max(1) as f64 } else { sum }, "sequence {i}");

@@ -27,15 +27,21 @@ macro_rules! floats {
 
 floats!(f32 => 0x7fc5_a5a5, f64 => 0x7ff8_5a5a_5a5a_5a5a, f16 => 0x7e5a, bf16 => 0x7fda);
 
-impl Sentinel for i32 {
-    fn sentinel() -> Self {
-        -777_777_777
-    }
+macro_rules! integers {
+    ($($number:ty => $value:literal),*) => {$(
+        impl Sentinel for $number {
+            fn sentinel() -> Self {
+                $value
+            }
 
-    fn same(&self, other: &Self) -> bool {
-        self == other
-    }
+            fn same(&self, other: &Self) -> bool {
+                self == other
+            }
+        }
+    )*};
 }
+
+integers!(i32 => -777_777_777, u32 => 0xd1a4_1c0f);
 
 impl Sentinel for SoftmaxState {
     fn sentinel() -> Self {

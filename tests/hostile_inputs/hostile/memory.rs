@@ -196,6 +196,9 @@ fn summaries<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
     let (sums, scored_rows) = (uploaded(backend, &vec![0.5f64; lengths[2]]), uploaded(backend, &scored));
     let targets = uploaded(backend, &vec![0u32; lengths[4]]);
     let with_entropies = choices.yes();
+    let of_stages: [usize; 3] = [sequences, batch.groups(), batch.groups()].map(|length| choices.length(length));
+    let (ratios, losses) = (uploaded(backend, &vec![0.25; of_stages[0]]), uploaded(backend, &vec![0.5; of_stages[1]]));
+    let statistics = uploaded(backend, &vec![GroupStatistics::default(); of_stages[2]]);
     let found = ScoredLogProbs {
         log_probs: backend.view(&log_probs, lengths[0]),
         entropies: with_entropies.then(|| backend.view(&entropies, lengths[1])),
@@ -204,9 +207,6 @@ fn summaries<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
         targets: Targets::U32(backend.view(&targets, lengths[4])),
         vocab: choices.size(3),
     };
-    let of_stages: [usize; 3] = [sequences, batch.groups(), batch.groups()].map(|length| choices.length(length));
-    let (ratios, losses) = (uploaded(backend, &vec![0.25; of_stages[0]]), uploaded(backend, &vec![0.5; of_stages[1]]));
-    let statistics = uploaded(backend, &vec![GroupStatistics::default(); of_stages[2]]);
     let results = StageResults {
         log_ratios: backend.view(&ratios, of_stages[0]),
         group_losses: backend.view(&losses, of_stages[1]),
