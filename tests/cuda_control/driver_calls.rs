@@ -176,8 +176,7 @@ fn a_chunk_of_the_linear_stage_is_its_products_and_a_launch() {
         let vocab = chunks * columns;
         let (hidden, weight) = (upload(&cuda, &numbers(rows * size)), upload(&cuda, &numbers(vocab * size)));
         let targets = upload(&cuda, &[5_i64, 39, -1, 0]);
-        let (mut of_hidden, mut of_weight) =
-            (upload(&cuda, &vec![f32::MAX; 32]), upload(&cuda, &numbers(vocab * size)));
+        let (mut of_hidden, mut of_weight) = (upload(&cuda, &[f32::MAX; 32]), upload(&cuda, &numbers(vocab * size)));
         let mut loss = PreferenceLoss::new(cuda.clone(), objective());
         let hidden = Matrix::new(hidden.as_view().into(), size).expect("rows");
         let head = Head::new(Matrix::new(weight.as_view().into(), size).expect("rows")).expect("head");
