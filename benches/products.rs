@@ -4,15 +4,22 @@
 //! by the crate `gemm` with AVX-512 where the processor has it. `peak` is the most that the processor can do: independent
 //! multiply-adds in registers, of f32 and of bf16 pairs. Bytes stand for operations. Nothing is asserted of times.
 
-// The module is private to the crate: it is compiled into this bench, with the two paths that it uses.
+// The module is private to the crate: it is compiled into this bench, with the paths that it uses; its tests, too, where a bench
+// is compiled as a test.
 #[path = "../src/cpu/linear/product/mod.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 mod product;
 #[path = "support/stopwatch.rs"]
 mod stopwatch;
 
 mod cpu {
     pub(crate) use exo_kernels::cpu::InstructionSet;
+}
+
+#[cfg(test)]
+mod reference {
+    #[allow(unused_imports)]
+    pub(crate) use exo_kernels::reference::bounds;
 }
 
 mod element {

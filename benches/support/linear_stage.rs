@@ -94,7 +94,7 @@ impl<T: Element> LinearStage<T> {
         let gradients = gradients(&mut self.grad_hidden, &mut self.grad_weight, self.hidden_size);
         let options = LogitOptions::default();
         self.cpu
-            .linear_token_log_probs_backward(&hidden, &head, &self.targets, &options, &saved, &upstream, gradients)
+            .linear_token_log_probs_backward(&hidden, &head, &self.targets, &options, saved, &upstream, gradients)
             .expect("buffers that fit");
     }
 

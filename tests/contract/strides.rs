@@ -71,9 +71,7 @@ fn a_row_of_a_matrix() {
                 } else {
                     let saved = SavedRows { states: &states, entropies: None };
                     let upstream = RowGradients::PerRow { log_probs: &g, entropies: None };
-                    cpu.linear_token_log_probs_backward(
-                        &matrix, &head, &targets, &options, &saved, &upstream, gradients,
-                    )
+                    cpu.linear_token_log_probs_backward(&matrix, &head, &targets, &options, saved, &upstream, gradients)
                 }
                 .expect("backward");
                 all.extend(of_hidden.iter().map(|number| number.to_f32()));

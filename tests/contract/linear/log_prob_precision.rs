@@ -89,7 +89,7 @@ pub(super) trait Products: TestBackend {
 }
 
 /// Whether the processor multiplies pairs of these types.
-fn multiplies_pairs<T: Element, W: Element>(cpu: &Cpu) -> bool {
+fn multiplies_pairs<T: Element, W: Element>(cpu: Cpu) -> bool {
     cpu.instruction_set() == InstructionSet::Avx512Bf16 && (T::DTYPE, W::DTYPE) == (Dtype::Bf16, Dtype::Bf16)
 }
 
@@ -102,7 +102,7 @@ impl Products for Cpu {
     const OF_REST: f64 = 21.0;
 
     fn rounding<T: Element, W: Element>(&self, _: f64) -> (f64, f64) {
-        if multiplies_pairs::<T, W>(self) {
+        if multiplies_pairs::<T, W>(*self) {
             return (f32::UNIT_ROUNDOFF + bf16::UNIT_ROUNDOFF, 2.0 * f64::from(f32::MIN_POSITIVE));
         }
         (f32::UNIT_ROUNDOFF, f32::SMALLEST)
@@ -122,7 +122,7 @@ impl Products for Cpu {
     }
 
     fn lost<T: Element, W: Element>(&self, terms: usize, largest: f64) -> f64 {
-        if multiplies_pairs::<T, W>(self) { linear_bounds::flushed(terms, largest) } else { 0.0 }
+        if multiplies_pairs::<T, W>(*self) { linear_bounds::flushed(terms, largest) } else { 0.0 }
     }
 }
 
@@ -159,7 +159,7 @@ impl Products for Cuda {
     /// with some room for the exponential that rest is made with.
     fn unit_rounding<T: Element, W: Element>(&self, rest: f64, factor: f64) -> (f64, f64) {
         let is_f16 = T::DTYPE == Dtype::F16;
-        let of_one = if is_f16 { (rest + 2.0 / 1048576.0) / 8192.0 * factor.abs() } else { 1.0 + factor.abs() };
+        let of_one = if is_f16 { (rest + 2.0 / 1_048_576.0) / 8192.0 * factor.abs() } else { 1.0 + factor.abs() };
         (T::UNIT_ROUNDOFF, T::SMALLEST * of_one)
     }
 }
