@@ -69,6 +69,51 @@ pub(super) struct Product {
     pub(super) factors: Address,
 }
 
+/// In what the linear stage multiplies numbers of f32 on CUDA. Sums are in f32 always, and products of 16-bit numbers are exact
+/// whatever this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LinearPrecision {
+    /// f32, as it is written. The default, as in PyTorch.
+    #[default]
+    F32,
+    /// Operands are rounded to TF32, which has 11 significant bits: each is off by up to 2⁻¹¹ of itself. Several times as fast
+    /// on tensor cores.
+    Tf32,
+    /// By products of bf16 parts, which keep f32's digits and are faster on Blackwell: cuBLAS's, from 12.9 on. Where it has none
+    /// for a shape or a device it multiplies in f32.
+    Bf16x9,
+}
+
+impl LinearPrecision {
+    /// As cuBLAS is asked for it.
+    fn compute_type(self) -> Result<cublasComputeType_t> {
+        match self {
+            Self::F32 => Ok(cublasComputeType_t::CUBLAS_COMPUTE_32F),
+            Self::Tf32 => Ok(cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32),
+            Self::Bf16x9 => emulated(),
+        }
+    }
+
+    /// Checks that this build knows how to ask for it.
+    pub(super) fn check(self) -> Result<()> {
+        self.compute_type().map(drop)
+    }
+}
+
+/// `CUBLAS_COMPUTE_32F_EMULATED_16BFX9`, which cudarc has a name for where it is built for CUDA 12.9 or later.
+fn emulated() -> Result<cublasComputeType_t> {
+    const EMULATED: u32 = 78;
+    if cudarc::driver::sys::CUDA_VERSION < 12_090 {
+        return Err(Error::Cuda {
+            call: "cublasGemmEx",
+            code: sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED as i32,
+            message: "this build is for a CUDA before 12.9, whose cuBLAS has no BF16x9 products".to_owned(),
+        });
+    }
+    // SAFETY: a name of the enumeration in each version of cudarc's bindings from 12.9 on, which has just been asked for.
+    Ok(unsafe { std::mem::transmute::<u32, cublasComputeType_t>(EMULATED) })
+}
+
 /// A handle on a stream, with its memory.
 pub(crate) struct Blas {
     stream: Arc<CudaStream>,
@@ -109,7 +154,7 @@ impl Blas {
     /// # Safety
     /// The addresses are of matrices of these shapes and types, which nothing else touches until the stream has run it;
     /// C overlaps neither A nor B.
-    pub(super) unsafe fn product(&self, product: &Product) -> Result<()> {
+    pub(super) unsafe fn product(&self, product: &Product, precision: LinearPrecision) -> Result<()> {
         let Product { a, b, c, m, n, k, accumulate, factors } = *product;
         let length = |length: usize| {
             i32::try_from(length).map_err(|_| Error::Parameter {
@@ -154,7 +199,7 @@ impl Blas {
                 c.address as *mut c_void,
                 data_type(c.dtype),
                 c_stride,
-                cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                precision.compute_type()?,
                 cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         };

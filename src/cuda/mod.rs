@@ -51,7 +51,7 @@ use cudarc::driver::sys::{CUcontext, CUdevice_attribute, CUresult, CUstream};
 use cudarc::driver::{CudaStream, DriverError};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use crate::cuda::blas::cublas_present;
+pub use crate::cuda::blas::{LinearPrecision, cublas_present};
 pub use crate::cuda::driver::driver_present;
 pub use crate::cuda::linear::workspace::LinearChunks;
 pub use crate::cuda::log_ratio::DeviceBatch;
@@ -113,7 +113,7 @@ pub struct Cuda {
     status: Arc<StatusWord>,
     /// What the linear stage keeps.
     linear: Arc<Lender<LinearScratch>>,
-    linear_chunks: Arc<Mutex<LinearChunks>>,
+    linear_settings: Arc<Mutex<(LinearChunks, LinearPrecision)>>,
     /// Multiprocessors of the device.
     multiprocessors: usize,
     /// Its compute capability.
@@ -150,7 +150,7 @@ impl Cuda {
             scratch: Arc::default(),
             status: Arc::default(),
             linear: Arc::default(),
-            linear_chunks: Arc::default(),
+            linear_settings: Arc::default(),
             multiprocessors: multiprocessors.max(1) as usize,
             capability,
             token_log_prob_tuning: &tuning::TOKEN_LOG_PROB,
@@ -241,9 +241,10 @@ impl Cuda {
 
     /// Runs `call` with what the linear stage keeps.
     fn with_linear_scratch<R>(&self, call: impl FnOnce(&mut LinearScratch) -> R) -> R {
-        let chunks = *self.linear_chunks.lock().unwrap_or_else(PoisonError::into_inner);
+        let (chunks, precision) = *self.linear_settings.lock().unwrap_or_else(PoisonError::into_inner);
         self.linear.with(LinearScratch::default, |work| {
             work.chunks = chunks;
+            work.precision = precision;
             call(work)
         })
     }

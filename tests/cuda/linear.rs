@@ -1,7 +1,8 @@
 //! The linear stage on CUDA, what is its own beside the contracts that all backends share: the size of its chunks, what the
 //! device counts of rows, and the types that cuBLAS does not multiply.
 
-use exo_kernels::cuda::{LinearChunks, Status};
+use exo_kernels::cuda::{LinearChunks, LinearPrecision, Status};
+use exo_kernels::reference::linear_log_prob;
 use exo_kernels::{Batch, Betas, Dtype, Element, Error, LogitOptions, Objective, Reference, Rewards, RowLoss};
 use half::{bf16, f16};
 use support::backend::{self, Forward, Placed, TestBackend};
@@ -43,6 +44,39 @@ fn the_size_of_a_chunk_changes_no_bit_of_the_forward_pass() {
     for vocab in [511, 512, 513, 4096, 4097, 9 * 1024 + 5] {
         check::<f32>(vocab);
         check::<bf16>(vocab);
+    }
+}
+
+/// f32 is multiplied as f32 unless something else is allowed. TF32 moves a logit by up to 2^-10 of the sum of its terms' sizes,
+/// and nothing else; products by bf16 parts are as exact as f32's; 16-bit heads are not touched.
+#[test]
+fn f32_is_f32_unless_tf32_is_allowed() {
+    let cuda = backend::cuda();
+    let options = LogitOptions::default();
+    let case = Case::<f32, f32>::random(9, 33, 700, true, 5);
+    let placed = Placed::new(&cuda, &case);
+    let exact = placed.forward(&options, true);
+    cuda.set_linear_precision(LinearPrecision::Tf32).expect("TF32");
+    let rounded = placed.forward(&options, true);
+    assert!(bits(&rounded.log_probs) != bits(&exact.log_probs) || softcuda::control().is_none(), "no TF32");
+    for row in (0..case.rows).filter(|row| case.targets[*row] >= 0) {
+        let sizes = linear_log_prob::magnitudes(case.hidden().row(row), &case.head());
+        let largest = sizes.into_iter().fold(0.0, f64::max);
+        // A log-prob moves by twice what each of its logits does.
+        let bound = 2.0 * largest / 1024.0 + 1e-5;
+        let distance = f64::from((rounded.log_probs[row] - exact.log_probs[row]).abs());
+        assert!(distance <= bound, "row {row}: {distance:e} of {bound:e}");
+    }
+    cuda.set_linear_precision(LinearPrecision::Bf16x9).expect("built for CUDA 13");
+    let emulated = placed.forward(&options, true);
+    let of_16_bits = Case::<bf16, bf16>::random(9, 33, 700, true, 5);
+    let placed_16 = Placed::new(&cuda, &of_16_bits);
+    let narrow = placed_16.forward(&options, true);
+    cuda.set_linear_precision(LinearPrecision::F32).expect("f32");
+    if cuda.products_are_elementwise() {
+        assert_eq!(forward_bits(&emulated), forward_bits(&exact), "on this emulator they are f32");
+        assert_eq!(forward_bits(&placed.forward(&options, true)), forward_bits(&exact));
+        assert_eq!(forward_bits(&placed_16.forward(&options, true)), forward_bits(&narrow));
     }
 }
 

@@ -6,7 +6,7 @@
 
 use cudarc::driver::CudaSlice;
 use exo_kernels::cuda::{Cuda, Head, LinearChunks, LinearGradients, Matrix, MatrixMut, Reference, Rewards};
-use exo_kernels::{Batch, Betas, Objective, PreferenceLoss};
+use exo_kernels::{Batch, Betas, LinearKept, Objective, PreferenceLoss};
 use softcuda::Control;
 use std::collections::BTreeMap;
 use support::device::upload;
@@ -166,7 +166,45 @@ fn another_current_context_costs_two_calls() {
     cuda.stream().context().bind_to_thread().expect("a context");
 }
 
-/// Of the linear stage: two calls a chunk forward (a product and a launch), four backward (three products and a launch).
+/// Of the linear stage that keeps unit gradients, by chunks of whole rows: gather, product, fold, exponentials, product, unit
+/// gradients. Its backward pass under a frozen head finds the scored rows and multiplies by a number, whatever the chunks.
+#[test]
+fn a_chunk_that_keeps_unit_gradients_is_six_calls() {
+    let Some((_turn, control, cuda)) = counted() else { return };
+    let (rows, size, vocab) = (4, 8, 600);
+    let (hidden, weight) = (upload(&cuda, &numbers(rows * size)), upload(&cuda, &numbers(vocab * size)));
+    let targets = upload(&cuda, &[5_i64, 39, -1, 0]);
+    let mut of_hidden = upload(&cuda, &[f32::MAX; 32]);
+    let hidden = Matrix::new(hidden.as_view().into(), size).expect("rows");
+    let head = Head::new(Matrix::new(weight.as_view().into(), size).expect("rows")).expect("head");
+    for chunks in [1, 2, 4] {
+        cuda.set_linear_chunks(LinearChunks::default().with_logits(rows / chunks * vocab));
+        let mut loss = PreferenceLoss::new(cuda.clone(), objective());
+        let mut calls = [Calls::new(), Calls::new()];
+        for _ in 0..2 {
+            control.take_calls();
+            let step = loss.forward_linear(&hidden, &head, &targets, &batch(), &Reference::None, &ON_HOST);
+            let step = step.expect("forward");
+            let forward = control.take_calls();
+            let of_hidden = MatrixMut::new(of_hidden.as_view_mut().into(), size).expect("rows");
+            let gradients = LinearGradients::<f32, f32>::new(Some(of_hidden), None);
+            loss.backward_linear(&step, &hidden, &head, gradients).expect("backward");
+            calls = [forward, control.take_calls()];
+        }
+        // Rows are found; log-ratios and objective.
+        let own = [
+            ("cuLaunchKernel", (1 + 4 * chunks + 2) as u64),
+            ("softcuda_product", 2 * chunks as u64),
+            ("cuMemcpyHtoDAsync_v2", 1),
+            ("cuStreamIsCapturing", 1),
+        ];
+        assert_eq!(calls[0], planned(Tracked { read: 3, written: 0 }, &own), "{chunks} chunks");
+        let own = [("cuLaunchKernel", 2)];
+        assert_eq!(calls[1], planned(Tracked { read: 2, written: 1 }, &own), "{chunks} chunks");
+    }
+}
+
+/// Of the linear stage that keeps nothing: two calls a chunk forward (a product and a launch), four backward (three products and a launch).
 #[test]
 fn a_chunk_of_the_linear_stage_is_its_products_and_a_launch() {
     let Some((_turn, control, cuda)) = counted() else { return };
@@ -177,7 +215,7 @@ fn a_chunk_of_the_linear_stage_is_its_products_and_a_launch() {
         let (hidden, weight) = (upload(&cuda, &numbers(rows * size)), upload(&cuda, &numbers(vocab * size)));
         let targets = upload(&cuda, &[5_i64, 39, -1, 0]);
         let (mut of_hidden, mut of_weight) = (upload(&cuda, &[f32::MAX; 32]), upload(&cuda, &numbers(vocab * size)));
-        let mut loss = PreferenceLoss::new(cuda.clone(), objective());
+        let mut loss = PreferenceLoss::new(cuda.clone(), objective()).with_linear_kept(LinearKept::Nothing);
         let hidden = Matrix::new(hidden.as_view().into(), size).expect("rows");
         let head = Head::new(Matrix::new(weight.as_view().into(), size).expect("rows")).expect("head");
         let mut calls = [Calls::new(), Calls::new()];

@@ -19,10 +19,13 @@ pub(crate) const NOT_SUPPORTED: Status = 15;
 /// `cublasComputeType_t`: f32, and f32 as it is written.
 const COMPUTE_32F: c_int = 68;
 const COMPUTE_32F_PEDANTIC: c_int = 69;
+/// f32 by way of TF32; and f32 by nine products of bf16 parts, which is as exact as f32: here it is f32.
+const COMPUTE_32F_FAST_TF32: c_int = 77;
+const COMPUTE_32F_EMULATED_16BFX9: c_int = 78;
 /// `cublasPointerMode_t`: scalars in memory of the device.
 const POINTER_MODE_DEVICE: c_int = 1;
-/// `cublasMath_t`: default, pedantic, and no reduction in less than the type that was asked for. TF32 is left out: what
-/// is not implemented must not look as if it were.
+/// `cublasMath_t`: default, pedantic, and no reduction in less than the type that was asked for. TF32 is there as a compute
+/// type only: what is not implemented must not look as if it were.
 const MATH_MODES: [c_int; 4] = [0, 2, 16, 18];
 
 /// A handle's settings.
@@ -196,7 +199,8 @@ pub(crate) unsafe extern "C" fn cublasGemmEx(
         let length = |length: c_int| u64::try_from(length).map_err(|_| INVALID_VALUE);
         let (m, n, k) = (length(m)?, length(n)?, length(k)?);
         let (transpose_a, transpose_b) = (transposed(operation_a)?, transposed(operation_b)?);
-        if ![COMPUTE_32F, COMPUTE_32F_PEDANTIC].contains(&compute_type) {
+        let known = [COMPUTE_32F, COMPUTE_32F_PEDANTIC, COMPUTE_32F_FAST_TF32, COMPUTE_32F_EMULATED_16BFX9];
+        if !known.contains(&compute_type) {
             return Err(unsupported("compute type", compute_type));
         }
         // The table of cublasGemmEx for f32 sums of real numbers: C has the operands' type, or is f32.
@@ -217,6 +221,7 @@ pub(crate) unsafe extern "C" fn cublasGemmEx(
             alpha: unsafe { scalar(alpha, settings.device_scalars)? },
             // SAFETY: the caller's promise.
             beta: unsafe { scalar(beta, settings.device_scalars)? },
+            tf32: u32::from(compute_type == COMPUTE_32F_FAST_TF32),
         };
         if m == 0 || n == 0 {
             return Ok(());

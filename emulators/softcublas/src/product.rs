@@ -28,6 +28,8 @@ pub struct Product {
     pub alpha: Scalar,
     /// beta. Where it is 0, C is not read.
     pub beta: Scalar,
+    /// 1 if operands of f32 are rounded to TF32, which has 11 significant bits.
+    pub tf32: u32,
 }
 
 /// A matrix in device memory.

@@ -111,6 +111,17 @@ fn product<T: Number, C: Number>(
     stream: &Arc<CudaStream>,
     case: Case,
     factors: Factors<'_>,
+    matrices: (&CudaSlice<T>, &CudaSlice<T>, &mut CudaSlice<C>),
+) -> Result<(), CublasError> {
+    product_in(cublasComputeType_t::CUBLAS_COMPUTE_32F, blas, stream, case, factors, matrices)
+}
+
+fn product_in<T: Number, C: Number>(
+    compute_type: cublasComputeType_t,
+    blas: &CudaBlas,
+    stream: &Arc<CudaStream>,
+    case: Case,
+    factors: Factors<'_>,
     (a, b, c): (&CudaSlice<T>, &CudaSlice<T>, &mut CudaSlice<C>),
 ) -> Result<(), CublasError> {
     let leading = case.leading().map(|leading| leading as i32);
@@ -146,10 +157,34 @@ fn product<T: Number, C: Number>(
             c.device_ptr_mut(stream).0 as *mut c_void,
             C::TYPE,
             leading[2],
-            cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            compute_type,
             cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )
     }
+}
+
+/// Operands of f32 are rounded to 11 significant bits where that is asked for, and 16-bit ones are not touched: a product with
+/// one shows them.
+#[test]
+fn tf32_rounds_operands_of_f32() {
+    fn of_ones<T: Number>(compute_type: cublasComputeType_t, a: &[T]) -> Vec<f32> {
+        let (_alone, stream, blas) = blas(&Settings::default());
+        let case = Case { m: a.len(), n: 1, k: 1, transpose_a: false, transpose_b: false, padding: 0 };
+        let (device_a, ones) = (stream.clone_htod(a).expect("a"), stream.clone_htod(&[T::of(1.0)]).expect("b"));
+        let mut c = stream.clone_htod(&vec![0.0_f32; a.len()]).expect("c");
+        let matrices = (&device_a, &ones, &mut c);
+        product_in(compute_type, &blas, &stream, case, Factors::Values(1.0, 0.0), matrices).expect("a product");
+        stream.clone_dtoh(&c).expect("c")
+    }
+    let unit = 1.0 / 1024.0;
+    let numbers = [1.0, 1.0 + unit, 1.0 + 0.49 * unit, 1.0 + 0.51 * unit, -1.0 - 0.75 * unit, 0.0, 3e-5, f32::INFINITY];
+    let rounded = of_ones(cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32, &numbers);
+    assert_eq!(rounded[..6], [1.0, 1.0 + unit, 1.0, 1.0 + unit, -1.0 - unit, 0.0]);
+    assert!((rounded[6] / 3e-5 - 1.0).abs() <= 0.5 * unit && rounded[7] == f32::INFINITY, "{rounded:?}");
+    assert_eq!(of_ones(cublasComputeType_t::CUBLAS_COMPUTE_32F, &numbers), numbers);
+    let narrow = [bf16::ONE, bf16::from_f32(1.0078125)];
+    let wide = narrow.map(bf16::to_f32);
+    assert_eq!(of_ones(cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32, &narrow), wide);
 }
 
 /// Every element within γ(k + 2) of the terms' sizes, what a sum in f32 in any order keeps, and one rounding.

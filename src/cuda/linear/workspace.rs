@@ -1,6 +1,6 @@
 //! How much the linear stage does at once, and the memory it keeps between calls.
 
-use crate::cuda::blas::Blas;
+use crate::cuda::blas::{Blas, LinearPrecision};
 use crate::cuda::context::{Kept, bind};
 use crate::cuda::driver::called;
 use crate::cuda::memory::Grown;
@@ -125,6 +125,7 @@ impl LinearChunks {
 pub(crate) struct LinearScratch {
     blas: Kept<Option<Blas>>,
     pub(crate) chunks: LinearChunks,
+    pub(crate) precision: LinearPrecision,
     /// `[M]`, `[N]`.
     pub(crate) rows: Grown<i32>,
     pub(crate) positions: Grown<i32>,
@@ -172,6 +173,7 @@ impl LinearScratch {
         let Self {
             blas,
             chunks: _,
+            precision: _,
             rows,
             positions,
             gathered,
@@ -223,7 +225,21 @@ pub(crate) unsafe fn clear(
 impl Cuda {
     /// How much the linear stage does at once, from now on.
     pub fn set_linear_chunks(&self, chunks: LinearChunks) {
-        *self.linear_chunks.lock().unwrap_or_else(PoisonError::into_inner) = chunks;
+        self.linear_settings.lock().unwrap_or_else(PoisonError::into_inner).0 = chunks;
+    }
+
+    /// In what the linear stage multiplies numbers of f32, from now on.
+    ///
+    /// The environment can change it: `NVIDIA_TF32_OVERRIDE=0` forbids TF32 where it is asked for here, and
+    /// `CUBLAS_EMULATE_SINGLE_PRECISION=1` makes cuBLAS 13 multiply f32 by bf16 parts where f32 is
+    /// (`CUBLAS_EMULATION_STRATEGY` says how eagerly).
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] for [`LinearPrecision::Bf16x9`] in a build for a CUDA before 12.9.
+    pub fn set_linear_precision(&self, precision: LinearPrecision) -> Result<()> {
+        precision.check()?;
+        self.linear_settings.lock().unwrap_or_else(PoisonError::into_inner).1 = precision;
+        Ok(())
     }
 }
 

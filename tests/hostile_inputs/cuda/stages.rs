@@ -11,8 +11,8 @@ use crate::hostile::token_log_prob::{Outputs, PerSequence, Upstream, check_gradi
 use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
 use exo_kernels::backend::Memory;
 use exo_kernels::cuda::{
-    Cuda, Device, DeviceRewards, LinearChunks, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs, Reference,
-    RewardBuffers, Rewards, RowGradients, RowLogProbs, RowWeights, SavedRows, TokenLogProbs, View, ViewMut,
+    Cuda, Device, DeviceRewards, LinearChunks, LinearPrecision, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs,
+    Reference, RewardBuffers, Rewards, RowGradients, RowLogProbs, RowWeights, SavedRows, TokenLogProbs, View, ViewMut,
 };
 use exo_kernels::{Backend, Batch, Element, Error, LogRatio, LogitOptions, SoftmaxState, Target};
 use half::{bf16, f16};
@@ -29,6 +29,7 @@ pub(super) fn views(choices: &mut Choices<'_>) {
         "cuda/linear/workspace::LinearChunks::with_columns",
         "cuda/linear/workspace::LinearChunks::with_row_bytes",
         "cuda/linear/workspace::Cuda::set_linear_chunks",
+        "cuda/linear/workspace::Cuda::set_linear_precision",
         "cuda/mod::Cuda::device",
     ]);
     let cuda = cuda();
@@ -74,6 +75,9 @@ pub(super) fn views(choices: &mut Choices<'_>) {
         }
         Err(error) => assert!(of_columns == 0 || !of_columns.is_multiple_of(512), "{error:?}"),
     }
+    let precision = choices.of(LinearPrecision::F32, &[LinearPrecision::Tf32, LinearPrecision::Bf16x9]);
+    cuda.set_linear_precision(precision).expect("built for CUDA 13");
+    cuda.set_linear_precision(LinearPrecision::default()).expect("f32 is what there always is");
     let ordinal = choices.size(0);
     let count = cudarc::driver::CudaContext::device_count().expect("a driver") as usize;
     assert_eq!(Cuda::device(ordinal).is_ok(), ordinal < count, "device {ordinal} of {count}");

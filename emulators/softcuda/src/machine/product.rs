@@ -111,6 +111,15 @@ fn scalar(memory: &GlobalMemory, scalar: &Scalar, name: &'static str, checked: b
     Ok(f32::from_le_bytes(bytes))
 }
 
+/// The nearest number of TF32, ties away from zero; infinities and NaN as they are.
+fn to_tf32(number: f32) -> f32 {
+    const BELOW: u32 = 13;
+    if !number.is_finite() {
+        return number;
+    }
+    f32::from_bits((number.to_bits() + (1 << (BELOW - 1))) & !((1 << BELOW) - 1))
+}
+
 /// Σ a·b for every element of C, m after one another.
 fn sums(a: &[f32], b: &[f32], (m, n, k): (usize, usize, usize)) -> Vec<f32> {
     let mut sums = vec![0.0_f32; m * n];
@@ -132,9 +141,12 @@ fn perform(memory: &GlobalMemory, product: &Product, checked: bool) -> Result<Gl
     let (m, n, k) = (product.m as usize, product.n as usize, product.k as usize);
     let alpha = scalar(memory, &product.alpha, "alpha", checked)?;
     let beta = scalar(memory, &product.beta, "beta", checked)?;
-    let a = load(memory, &product.a, (m, k), product.transpose_a != 0, "A", checked)?;
+    let mut a = load(memory, &product.a, (m, k), product.transpose_a != 0, "A", checked)?;
     // Stored k after one another: columns of B.
-    let b = load(memory, &product.b, (k, n), product.transpose_b != 0, "B", checked)?;
+    let mut b = load(memory, &product.b, (k, n), product.transpose_b != 0, "B", checked)?;
+    if product.tf32 != 0 && product.a.data_type == F32 {
+        a.iter_mut().chain(&mut b).for_each(|number| *number = to_tf32(*number));
+    }
     let size = |matrix: &Operand| width(matrix.data_type).map_err(|refusal| Trouble(refusal, "C", matrix.address));
     let c_size = size(&product.c)?;
     let mut loaded = m * k * size(&product.a)? + k * n * size(&product.b)?;

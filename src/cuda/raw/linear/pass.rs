@@ -139,9 +139,10 @@ impl<'a> Pass<'a> {
     /// # Safety
     /// As [`Blas::product`](crate::cuda::blas::Blas::product).
     unsafe fn product(&mut self, product: &Product) -> Result<()> {
+        let precision = self.work.precision;
         let blas = self.work.blas(&self.cuda.stream)?;
         // SAFETY: the caller's promise.
-        unsafe { blas.product(product) }
+        unsafe { blas.product(product, precision) }
     }
 
     /// The logits of the chunk's rows and some columns, without the bias, in f32.
