@@ -100,13 +100,13 @@ __device__ __forceinline__ void rescale(Sums<float>& sums, float r) {
     sums.r = r;
 }
 
-// Takes in one iteration's columns.
-template <typename T, bool SOFTCAP, bool ENTROPY>
-__device__ __forceinline__ void absorb(const Vector<T> (&v)[LOADS], const Scale& scale, Sums<float>& sums) {
+// Takes in one iteration's columns. NEAR as in Scale.
+template <typename T, bool SOFTCAP, bool ENTROPY, bool NEAR>
+__device__ __forceinline__ void add_columns(const Vector<T> (&v)[LOADS], const Scale& scale, Sums<float>& sums) {
     typename T::Word largest = v[0].word[0];
 #pragma unroll
     for (int i = 1; i < 4 * LOADS; i++) largest = T::larger(largest, v[i / 4].word[i % 4]);
-    const float exponent = scale.exponent<SOFTCAP>(T::largest(largest), 0.0f);
+    const float exponent = scale.exponent<SOFTCAP, NEAR>(T::largest(largest), 0.0f);
     // Rare after a slice's first iteration. False for NaN, which then shows in s.
     if (__builtin_expect(exponent > sums.r, 0)) rescale<ENTROPY>(sums, round_up(exponent));
 
@@ -118,7 +118,7 @@ __device__ __forceinline__ void absorb(const Vector<T> (&v)[LOADS], const Scale&
             const typename T::Word word = v[i / 4].word[i % 4];
             const int lane = (T::PER_WORD * i + half) % 4;
             const bool first = T::PER_WORD * i + half < 4;
-            const float t = scale.exponent<SOFTCAP>(half == 0 ? T::low(word) : T::high(word), sums.r);
+            const float t = scale.exponent<SOFTCAP, NEAR>(half == 0 ? T::low(word) : T::high(word), sums.r);
             const float power = exp2_approximate(t);
             accumulators[lane] = first ? power : accumulators[lane] + power;
             if constexpr (ENTROPY) {
@@ -130,6 +130,17 @@ __device__ __forceinline__ void absorb(const Vector<T> (&v)[LOADS], const Scale&
     }
     sums.s += (accumulators[0] + accumulators[1]) + (accumulators[2] + accumulators[3]);
     if constexpr (ENTROPY) sums.weighted += (weighted[0] + weighted[1]) + (weighted[2] + weighted[3]);
+}
+
+// The same. All lanes of a warp call it.
+template <typename T, bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ void absorb(const Vector<T> (&v)[LOADS], const Scale& scale, Sums<float>& sums) {
+    // A vote, so that no lane takes the long way alone while the others wait.
+    if (SOFTCAP && __builtin_expect(__any_sync(0xffffffffu, !all_near<T>(v, scale)), 0)) {
+        add_columns<T, SOFTCAP, ENTROPY, false>(v, scale, sums);
+    } else {
+        add_columns<T, SOFTCAP, ENTROPY, true>(v, scale, sums);
+    }
 }
 
 // Brings a warp's sums to their largest r and adds them up.

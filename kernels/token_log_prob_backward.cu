@@ -133,12 +133,12 @@ __device__ __forceinline__ bool fold(RowFactors& factors) {
     return true;
 }
 
-template <typename T, bool SOFTCAP, bool ENTROPY, bool FOLD>
+template <typename T, bool SOFTCAP, bool ENTROPY, bool FOLD, bool NEAR = false>
 __device__ __forceinline__ typename T::Word word_of_gradients(typename T::Word word, const Scale& scale,
                                                               const RowFactors& factors) {
-    const float low = gradient<SOFTCAP, ENTROPY, FOLD>(T::low(word), scale, factors);
+    const float low = gradient<SOFTCAP, ENTROPY, FOLD, NEAR>(T::low(word), scale, factors);
     float high = 0.0f;
-    if constexpr (T::PER_WORD == 2) high = gradient<SOFTCAP, ENTROPY, FOLD>(T::high(word), scale, factors);
+    if constexpr (T::PER_WORD == 2) high = gradient<SOFTCAP, ENTROPY, FOLD, NEAR>(T::high(word), scale, factors);
     if constexpr (FOLD) {
         return T::pack(low, high) ^ factors.sign;
     } else {
@@ -146,12 +146,35 @@ __device__ __forceinline__ typename T::Word word_of_gradients(typename T::Word w
     }
 }
 
-template <typename T, bool SOFTCAP, bool ENTROPY, bool FOLD>
-__device__ __forceinline__ Vector<T> gradients_of(const Vector<T>& v, const Scale& scale, const RowFactors& factors) {
-    Vector<T> out;
+// A vector of logits becomes their gradients. NEAR as in Scale.
+template <typename T, bool SOFTCAP, bool ENTROPY, bool FOLD, bool NEAR>
+__device__ __forceinline__ void to_gradients(Vector<T>& v, const Scale& scale, const RowFactors& factors) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) out.word[i] = word_of_gradients<T, SOFTCAP, ENTROPY, FOLD>(v.word[i], scale, factors);
-    return out;
+    for (auto& word : v.word) word = word_of_gradients<T, SOFTCAP, ENTROPY, FOLD, NEAR>(word, scale, factors);
+}
+
+// Vectors of logits become their gradients. WARP: all lanes of a warp call it.
+template <typename T, bool SOFTCAP, bool ENTROPY, bool FOLD, bool WARP, int COUNT>
+__device__ __forceinline__ void all_to_gradients(Vector<T> (&v)[COUNT], const Scale& scale, const RowFactors& factors) {
+    if constexpr (SOFTCAP) {
+        bool near = all_near<T>(v, scale);
+        // A vote, so that no lane takes the long way alone while the others wait.
+        if constexpr (WARP) near = __all_sync(0xffffffffu, near);
+        if (__builtin_expect(!near, 0)) {
+            // One after the other, in turn at the front: all at once take more registers than there are.
+#pragma unroll 1
+            for (int turn = 0; turn < COUNT; turn++) {
+                Vector<T> first = v[0];
+                to_gradients<T, SOFTCAP, ENTROPY, FOLD, false>(first, scale, factors);
+#pragma unroll
+                for (int i = 1; i < COUNT; i++) v[i - 1] = v[i];
+                v[COUNT - 1] = first;
+            }
+            return;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) to_gradients<T, SOFTCAP, ENTROPY, FOLD, true>(v[i], scale, factors);
 }
 
 // A block's columns, as if none were the target.
@@ -163,13 +186,14 @@ __device__ __forceinline__ void write_columns(const typename T::Bits* logits, ty
     const auto* from = logits + division.head + thread * COLUMNS<T>;
     auto* to = gradients + division.head + thread * COLUMNS<T>;
     int32_t left = division.vectors - thread;
+    // Under a softcap whole warps, because they vote.
+    const int32_t to_last_lane = SOFTCAP ? 31 - thread % 32 : 0;
 #pragma unroll 1
-    for (; left > (LOADS - 1) * THREADS; left -= LOADS * THREADS) {
+    for (; left - to_last_lane > (LOADS - 1) * THREADS; left -= LOADS * THREADS) {
         Vector<T> v[LOADS];
 #pragma unroll
         for (int i = 0; i < LOADS; i++) v[i] = load_vector<T>(from + i * THREADS * COLUMNS<T>);
-#pragma unroll
-        for (int i = 0; i < LOADS; i++) v[i] = gradients_of<T, SOFTCAP, ENTROPY, FOLD>(v[i], scale, factors);
+        all_to_gradients<T, SOFTCAP, ENTROPY, FOLD, true>(v, scale, factors);
 #pragma unroll
         for (int i = 0; i < LOADS; i++) store_vector<T>(to + i * THREADS * COLUMNS<T>, v[i]);
         from += LOADS * THREADS * COLUMNS<T>;
@@ -177,7 +201,9 @@ __device__ __forceinline__ void write_columns(const typename T::Bits* logits, ty
     }
 #pragma unroll 1
     for (; left > 0; left -= THREADS) {
-        store_vector<T>(to, gradients_of<T, SOFTCAP, ENTROPY, FOLD>(load_vector<T>(from), scale, factors));
+        Vector<T> v[1] = {load_vector<T>(from)};
+        all_to_gradients<T, SOFTCAP, ENTROPY, FOLD, false>(v, scale, factors);
+        store_vector<T>(to, v[0]);
         from += THREADS * COLUMNS<T>;
         to += THREADS * COLUMNS<T>;
     }
@@ -188,6 +214,25 @@ __device__ __forceinline__ void write_columns(const typename T::Bits* logits, ty
         gradients[column] =
             static_cast<typename T::Bits>(word_of_gradients<T, SOFTCAP, ENTROPY, FOLD>(logit, scale, factors));
     }
+}
+
+// What a row's gradient is made of besides its logits.
+struct RowInputs {
+    float2 state;
+    float g;
+    float e;
+    float entropy;
+};
+
+template <bool ENTROPY>
+__device__ __forceinline__ RowInputs read_row(const TokenLogProbBackward& arguments, uint32_t row) {
+    RowInputs inputs{arguments.states[row], arguments.upstream.of_log_prob(row), 0.0f, 0.0f};
+    if constexpr (ENTROPY) {
+        inputs.e = arguments.upstream.entropy_gradients[row];
+        // Without a gradient of its entropy a row's entropy is not looked at: 0 times a NaN is a NaN.
+        if (inputs.e != 0.0f) inputs.entropy = arguments.upstream.entropies[row];
+    }
+    return inputs;
 }
 
 template <typename T, bool SOFTCAP, bool ENTROPY>
@@ -202,14 +247,7 @@ __device__ __forceinline__ void token_log_prob_backward(const TokenLogProbBackwa
 
     const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
     if (target < 0) return fill<T>(gradients, division, 0);
-    const float2 state = arguments.states[row];
-    const float g = arguments.upstream.of_log_prob(row);
-    float e = 0.0f, entropy = 0.0f;
-    if constexpr (ENTROPY) {
-        e = arguments.upstream.entropy_gradients[row];
-        // Without a gradient of its entropy a row's entropy is not looked at: 0 times a NaN is a NaN.
-        if (e != 0.0f) entropy = arguments.upstream.entropies[row];
-    }
+    const auto [state, g, e, entropy] = read_row<ENTROPY>(arguments, row);
     // Rows without a softmax or whose gradient does not fit, and those whose target is no column.
     if (!has_gradient(state, g, e, entropy, arguments.largest_upstream) || target >= arguments.vocab) {
         return fill<T>(gradients, division, T::not_a_number());
@@ -224,7 +262,8 @@ __device__ __forceinline__ void token_log_prob_backward(const TokenLogProbBackwa
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
     const int32_t target_column = static_cast<int32_t>(target) - begin;
     const bool owns_target = target_column >= 0 && target_column < columns && division.owner(target_column) == thread;
-    float target_logit = 0.0f;
+    // In shared memory it costs the loop no register.
+    __shared__ float target_logit;
     if (owns_target) target_logit = load<T>(logits + target_column);
 
     // One condition for the whole row, so that all of its columns are rounded alike.
@@ -237,6 +276,12 @@ __device__ __forceinline__ void token_log_prob_backward(const TokenLogProbBackwa
     }
 
     if (owns_target) {
+        // Read and made anew, so that they cost the loop no register; nor do their addresses, which the compiler would keep
+        // if it knew that the row is the same.
+        uint32_t same_row = row;
+        asm volatile("" : "+r"(same_row));
+        const auto [state, g, e, entropy] = read_row<ENTROPY>(arguments, same_row);
+        const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
         const float value = target_gradient<SOFTCAP, ENTROPY>(target_logit, scale, arguments.inverse_temperature, state,
                                                               g, e, entropy);
         gradients[target_column] = static_cast<Bits>(T::pack(value, 0.0f));

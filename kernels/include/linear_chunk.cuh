@@ -59,8 +59,15 @@ __device__ __forceinline__ void fill(typename T::Bits* to, int32_t columns, type
 template <typename T, typename Value>
 __device__ __forceinline__ Four<T> four_of(const Vector<F32>& v, Value& value) {
     float x[4];
+    const Vector<F32> one[1] = {v};
+    // Without a vote: where the columns end, not all lanes of a warp are here.
+    if (__builtin_expect(value.are_near(one), 1)) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) x[i] = value(v.word[i]);
+        for (int i = 0; i < 4; i++) x[i] = value.template at<true>(v.word[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[i] = value.template at<false>(v.word[i]);
+    }
     Four<T> four;
     if constexpr (T::PER_WORD == 1) {
 #pragma unroll
@@ -72,7 +79,8 @@ __device__ __forceinline__ Four<T> four_of(const Vector<F32>& v, Value& value) {
     return four;
 }
 
-// Writes value(x) for each logit x of a block's columns, bias included.
+// Writes the value of each logit x of a block's columns, bias included: value.at<NEAR>(x), NEAR as in Scale where
+// value.are_near(x) of four logits.
 template <int THREADS, int LOADS, typename T, bool BIAS, typename Value>
 __device__ __forceinline__ void rewrite(const float* logits, const float* bias, typename T::Bits* to, int32_t columns,
                                         Value& value) {
@@ -114,7 +122,7 @@ __device__ __forceinline__ void rewrite(const float* logits, const float* bias, 
     const int32_t single = columns / 4 * 4 + thread;
     if (single < columns) {
         const float x = load<F32>(logits + single) + (BIAS ? __ldg(bias + single) : 0.0f);
-        to[single] = static_cast<typename T::Bits>(T::pack(value(x), 0.0f));
+        to[single] = static_cast<typename T::Bits>(T::pack(value.template at<false>(x), 0.0f));
     }
 }
 

@@ -22,6 +22,8 @@ struct F32 {
     // The larger, number by number; a NaN loses against a number.
     static __device__ __forceinline__ Word larger(Word a, Word b) { return fmaxf(a, b); }
     static __device__ __forceinline__ float largest(Word word) { return word; }
+    static __device__ __forceinline__ Word smaller(Word a, Word b) { return fminf(a, b); }
+    static __device__ __forceinline__ float smallest(Word word) { return word; }
     static __device__ __forceinline__ Word pack(float low, float) { return low; }
 };
 
@@ -49,6 +51,12 @@ struct Bf16 {
         return larger;
     }
     static __device__ __forceinline__ float largest(Word word) { return fmaxf(low(word), high(word)); }
+    static __device__ __forceinline__ Word smaller(Word a, Word b) {
+        Word smaller;
+        asm("min.bf16x2 %0, %1, %2;" : "=r"(smaller) : "r"(a), "r"(b));
+        return smaller;
+    }
+    static __device__ __forceinline__ float smallest(Word word) { return fminf(low(word), high(word)); }
     static __device__ __forceinline__ Word pack(float low, float high) {
         Word word;
         asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
@@ -81,6 +89,12 @@ struct F16 {
         return larger;
     }
     static __device__ __forceinline__ float largest(Word word) { return fmaxf(low(word), high(word)); }
+    static __device__ __forceinline__ Word smaller(Word a, Word b) {
+        Word smaller;
+        asm("min.f16x2 %0, %1, %2;" : "=r"(smaller) : "r"(a), "r"(b));
+        return smaller;
+    }
+    static __device__ __forceinline__ float smallest(Word word) { return fminf(low(word), high(word)); }
     static __device__ __forceinline__ Word pack(float low, float high) {
         Word word;
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
@@ -124,51 +138,95 @@ __device__ __forceinline__ float round_up(float x) {
     return fabsf(x) < 8388608.0f ? rounded : x;
 }
 
-// tanh(y) and 1 - tanh(y)^2, each without cancellation: near 0 an odd polynomial, farther out (1 - e)/(1 + e) and
-// 4e/(1 + e)^2 with e = exp(-2|y|). NaN for NaN.
-__device__ __forceinline__ float tanh_and_slope(float y, float& slope) {
-    const float a = fabsf(y);
-    const float square = y * y;
-    float p = -5.895159e-3f;
-    p = fmaf(p, square, 2.0795973e-2f);
-    p = fmaf(p, square, -5.378383e-2f);
-    p = fmaf(p, square, 1.3331924e-1f);
-    p = fmaf(p, square, -3.33333e-1f);
-    const float near = fmaf(p * square, y, y);
+// factor * tanh(y)/y for |y| <= 1, as a polynomial in y^2.
+//
+// Minimax in the absolute error of tanh, then rounded to f32: off by at most 0.45 u (u = 2^-24), and by 2 u relative to
+// tanh, next to 0 (tests/softcap_coefficients.rs). Horner's scheme adds one rounding of the result, at most 0.55 u each from the
+// steps before it and from the coefficients (the sum of them without the first), and 0.34 u from the rounding of y^2:
+// together 2.5 u of a tanh(y)/y that is at least 0.76.
+struct TanhPolynomial {
+    float coefficients[7];
 
-    const float e = exp2_approximate(a * -2.8853900817779268f);
+    static __device__ __forceinline__ TanhPolynomial times(float factor) {
+        return {{factor, factor * -3.33327532e-1f, factor * 1.33237362e-1f, factor * -5.33918627e-2f,
+                 factor * 2.01657098e-2f, factor * -6.0953428e-3f, factor * 1.00584747e-3f}};
+    }
+
+    __device__ __forceinline__ float at(float square) const {
+        float sum = coefficients[6];
+#pragma unroll
+        for (int i = 5; i >= 0; i--) sum = fmaf(sum, square, coefficients[i]);
+        return sum;
+    }
+};
+
+// tanh(y) and 1 - tanh(y)^2 for |y| <= 1: the slope is at least 0.41 there, so the difference keeps its digits.
+__device__ __forceinline__ float tanh_near(float y, float& slope) {
+    const float tanh = TanhPolynomial::times(1.0f).at(y * y) * y;
+    slope = fmaf(-tanh, tanh, 1.0f);
+    return tanh;
+}
+
+// The same for |y| >= 1, without cancellation: (1 - e)/(1 + e) and 4e/(1 + e)^2 with e = exp(-2|y|). NaN for NaN.
+__device__ __forceinline__ float tanh_far(float y, float& slope) {
+    const float e = exp2_approximate(fabsf(y) * -2.8853900817779268f);
     const float sum = 1.0f + e;
     float reciprocal;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(sum));
+    float tanh = (1.0f - e) * reciprocal;
     // One correction, since the reciprocal is off by a unit in the last place.
-    float far = (1.0f - e) * reciprocal;
-    far = fmaf(fmaf(-far, sum, 1.0f - e), reciprocal, far);
-    const bool is_near = a < 0.6f;
-    slope = is_near ? fmaf(-near, near, 1.0f) : 4.0f * e * reciprocal * reciprocal;
-    return is_near ? near : copysignf(far, y);
+    tanh = fmaf(fmaf(-tanh, sum, 1.0f - e), reciprocal, tanh);
+    slope = 4.0f * e * reciprocal * reciprocal;
+    return copysignf(tanh, y);
 }
 
 // From a logit to its exponent in base 2.
+//
+// Under a softcap, logits up to it in size (near ones) take a polynomial, and all others an exponential. Which of the two a
+// logit takes depends on the logit alone, so its bits do too. A warp all of whose logits are near may say so (NEAR): then
+// the exponential is not computed only to be dropped.
 struct Scale {
     // log2(e)/T, or softcap * log2(e)/T under a softcap.
     float factor;
+    float softcap;
     // 1/softcap.
     float inverse_softcap;
+    TanhPolynomial tanh_times_factor;
 
     // `scale`: log2(e)/T.
     template <bool SOFTCAP>
     static __device__ __forceinline__ Scale make(float scale, float softcap) {
-        return SOFTCAP ? Scale{scale * softcap, 1.0f / softcap} : Scale{scale, 0.0f};
+        if constexpr (!SOFTCAP) return {scale, 0.0f, 0.0f, {}};
+        return {scale * softcap, softcap, 1.0f / softcap, TanhPolynomial::times(scale * softcap)};
+    }
+
+    // True for NaN, which either way stays NaN.
+    __device__ __forceinline__ bool is_near(float largest) const { return !(fabsf(largest) > softcap); }
+
+    // tanh(x/softcap) and its slope.
+    template <bool NEAR>
+    __device__ __forceinline__ float tanh(float x, float& slope) const {
+        const float y = x * inverse_softcap;
+        float near_slope, far_slope;
+        const float near = tanh_near(y, near_slope);
+        if constexpr (NEAR) {
+            slope = near_slope;
+            return near;
+        }
+        const float far = tanh_far(y, far_slope);
+        slope = is_near(x) ? near_slope : far_slope;
+        return is_near(x) ? near : far;
     }
 
     // t = z * log2(e) - r for the scaled logit z, and d capped logit / d logit.
-    template <bool SOFTCAP>
+    template <bool SOFTCAP, bool NEAR = false>
     __device__ __forceinline__ float exponent(float x, float r, float& slope) const {
         slope = 1.0f;
         if constexpr (!SOFTCAP) {
             return fmaf(x, factor, -r);
         } else {
-            const float t = fmaf(tanh_and_slope(x * inverse_softcap, slope), factor, -r);
+            const float t = fmaf(tanh<NEAR>(x, slope), factor, -r);
+            if constexpr (NEAR) return t;
             // Infinities stay what they are: a capped -inf would have the probability of a logit of -softcap.
             const bool finite = fabsf(x) < INFINITY;
             slope = finite ? slope : 0.0f;
@@ -176,10 +234,19 @@ struct Scale {
         }
     }
 
-    template <bool SOFTCAP>
+    // t without the slope: of near logits with the factor in the polynomial, which saves the product tanh.
+    template <bool SOFTCAP, bool NEAR = false>
     __device__ __forceinline__ float exponent(float x, float r) const {
-        float slope;
-        return exponent<SOFTCAP>(x, r, slope);
+        if constexpr (!SOFTCAP) {
+            return fmaf(x, factor, -r);
+        } else {
+            const float y = x * inverse_softcap;
+            const float near = fmaf(tanh_times_factor.at(y * y), y, -r);
+            if constexpr (NEAR) return near;
+            float slope;
+            const float far = fmaf(tanh_far(y, slope), factor, -r);
+            return is_near(x) ? near : fabsf(x) < INFINITY ? far : x;
+        }
     }
 
     // The same in f64, for the one column per row that is the target.
@@ -189,8 +256,20 @@ struct Scale {
             return fma(double{x}, double{factor}, -double{r});
         } else {
             float slope;
-            const float capped = tanh_and_slope(x * inverse_softcap, slope);
+            const float capped = tanh<false>(x, slope);
             return fabsf(x) < INFINITY ? fma(double{capped}, double{factor}, -double{r}) : double{x};
         }
     }
 };
+
+// Whether all logits of some vectors are near.
+template <typename T, int COUNT>
+__device__ __forceinline__ bool all_near(const Vector<T> (&vectors)[COUNT], const Scale& scale) {
+    typename T::Word largest = vectors[0].word[0], smallest = largest;
+#pragma unroll
+    for (int i = 1; i < 4 * COUNT; i++) {
+        largest = T::larger(largest, vectors[i / 4].word[i % 4]);
+        smallest = T::smaller(smallest, vectors[i / 4].word[i % 4]);
+    }
+    return scale.is_near(fmaxf(fabsf(T::largest(largest)), fabsf(T::smallest(smallest))));
+}

@@ -67,11 +67,11 @@ __device__ __forceinline__ RowFactors row_factors(float2 state, float g, float e
     return factors;
 }
 
-// A column that is not the target.
-template <bool SOFTCAP, bool ENTROPY, bool FOLD>
+// A column that is not the target. NEAR as in Scale.
+template <bool SOFTCAP, bool ENTROPY, bool FOLD, bool NEAR = false>
 __device__ __forceinline__ float gradient(float x, const Scale& scale, const RowFactors& factors) {
     float softcap_slope;
-    const float t = scale.exponent<SOFTCAP>(x, factors.r, softcap_slope);
+    const float t = scale.exponent<SOFTCAP, NEAR>(x, factors.r, softcap_slope);
     const float power = exp2_approximate(t);
     if constexpr (FOLD) return power;
     float factor = factors.constant;

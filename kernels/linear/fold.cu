@@ -91,19 +91,16 @@ __device__ __forceinline__ void load_part(float (&x)[4 * LOADS], const float* fr
     }
 }
 
-// The sums of a unit; every lane gets them.
-template <bool SOFTCAP, bool ENTROPY>
-__device__ __forceinline__ Sums<float> sum_unit(const float (&x)[4 * LOADS], const Scale& scale) {
-    float largest = x[0];
-#pragma unroll
-    for (int i = 1; i < 4 * LOADS; i++) largest = fmaxf(largest, x[i]);
+// The sums of a unit, whose largest logit of this lane is given; every lane gets them. NEAR as in Scale.
+template <bool SOFTCAP, bool ENTROPY, bool NEAR>
+__device__ __forceinline__ Sums<float> sum_unit(const float (&x)[4 * LOADS], float largest, const Scale& scale) {
     // Beyond the range of i32 there is no softmax anyway. A NaN, which no maximum shows, is in the sum.
-    const int32_t exponent = __float2int_rn(round_up(scale.exponent<SOFTCAP>(largest, 0.0f)));
+    const int32_t exponent = __float2int_rn(round_up(scale.exponent<SOFTCAP, NEAR>(largest, 0.0f)));
     const float r = static_cast<float>(__reduce_max_sync(0xffffffffu, exponent));
     float accumulators[4], weighted[4];
 #pragma unroll
     for (int i = 0; i < 4 * LOADS; i++) {
-        const float t = scale.exponent<SOFTCAP>(x[i], r);
+        const float t = scale.exponent<SOFTCAP, NEAR>(x[i], r);
         const float power = exp2_approximate(t);
         accumulators[i % 4] = i < 4 ? power : accumulators[i % 4] + power;
         if constexpr (ENTROPY) {
@@ -115,6 +112,21 @@ __device__ __forceinline__ Sums<float> sum_unit(const float (&x)[4 * LOADS], con
     Sums<float> sums{r, warp_sum((accumulators[0] + accumulators[1]) + (accumulators[2] + accumulators[3])), 0.0f};
     if constexpr (ENTROPY) sums.weighted = warp_sum((weighted[0] + weighted[1]) + (weighted[2] + weighted[3]));
     return sums;
+}
+
+// The same. All lanes of a warp call it.
+template <bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ Sums<float> sum_unit(const float (&x)[4 * LOADS], const Scale& scale) {
+    float largest = x[0], smallest = x[0];
+#pragma unroll
+    for (int i = 1; i < 4 * LOADS; i++) {
+        largest = fmaxf(largest, x[i]);
+        smallest = fminf(smallest, x[i]);
+    }
+    // A vote, so that no lane takes the long way alone while the others wait.
+    const bool near = !SOFTCAP || __all_sync(0xffffffffu, scale.is_near(fmaxf(fabsf(largest), fabsf(smallest))));
+    if (__builtin_expect(near, 1)) return sum_unit<SOFTCAP, ENTROPY, true>(x, largest, scale);
+    return sum_unit<SOFTCAP, ENTROPY, false>(x, largest, scale);
 }
 
 // Where a block leaves units for thread 0, and what that has of the row: so they cost the loop no register.

@@ -46,8 +46,13 @@ struct Gradient {
     Scale scale;
     RowFactors factors;
 
-    __device__ __forceinline__ float operator()(float x) const {
-        return gradient<SOFTCAP, ENTROPY, false>(x, scale, factors);
+    __device__ __forceinline__ bool are_near(const Vector<F32> (&v)[1]) const {
+        return !SOFTCAP || all_near<F32>(v, scale);
+    }
+
+    template <bool NEAR>
+    __device__ __forceinline__ float at(float x) const {
+        return gradient<SOFTCAP, ENTROPY, false, NEAR>(x, scale, factors);
     }
 };
 

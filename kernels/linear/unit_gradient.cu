@@ -59,9 +59,14 @@ struct Exponential {
     float r;
     float sum;
 
-    __device__ __forceinline__ float operator()(float x) {
+    __device__ __forceinline__ bool are_near(const Vector<F32> (&v)[1]) const {
+        return !SOFTCAP || all_near<F32>(v, scale);
+    }
+
+    template <bool NEAR>
+    __device__ __forceinline__ float at(float x) {
         float slope;
-        const float power = exp2_approximate(scale.exponent<SOFTCAP>(x, r, slope));
+        const float power = exp2_approximate(scale.exponent<SOFTCAP, NEAR>(x, r, slope));
         sum += power;
         return SOFTCAP ? power * slope : power;
     }

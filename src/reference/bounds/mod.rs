@@ -55,9 +55,10 @@ impl Arithmetic {
     /// The CUDA backend.
     ///
     /// - `exp2`: ex2.approx is good to 2 units in the last place of its result (PTX ISA), which is up to 4 u of it.
-    /// - `tanh`: from 0.6 on (1 − e)/(1 + e) with e = 2^(−2|y| log2 e): e is off by 4 u and by 2|y| u from its rounded
-    ///   exponent, of which the quotient sees 2e/(1 − e²) ≤ 0.66 of each, together 3.4 u, and five roundings of half a
-    ///   unit or less; below, a polynomial that is off by 2 u and two roundings.
+    /// - `tanh`: |x| ≤ c: a polynomial that is off by 2 u, its roundings of 2.9 u and one of the product with x/c
+    ///   (`kernels/include/logits.cuh`). Beyond, (1 − e)/(1 + e) with e = 2^(−2|y| log2 e): e is off by 4 u and by 2.5 |y| u
+    ///   from its exponent and the constant in it, of which the quotient sees 2e/(1 − e²) ≤ 0.28 of each, at most 1.9 u, and
+    ///   three roundings of 2.3 u together. Two more u: 1/c and log2 e·c/T are each rounded more than once.
     /// - `additions`: `kernels/token_log_prob.cu` counts 20.
     /// - `folded`: gradients of 16-bit logits, whose own rounding is 2^15 u: the exponent's constant is at most 64 in size,
     ///   so its rounding is ½ · 64 · ln 2 u.
