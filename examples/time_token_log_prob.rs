@@ -7,8 +7,8 @@
 //! Commands, one a line; each is answered by one line of JSON:
 //!
 //! - `PASS DTYPE N V REPEATS` times PASS over N rows of V logits and answers `{"seconds": [...]}`, one number per
-//!   repeat. DTYPE is f32, f16 or bf16. PASS is `forward`, `backward`, `forward_backward`, each also with `_entropy`;
-//!   `backward_in_place`, `forward_backward_in_place`; and over the same bytes a plain `read`, `copy` or `change` (in
+//!   repeat. DTYPE is f32, f16 or bf16. PASS is `forward`, `backward`, `forward_backward`, each also with `_entropy` or, under
+//!   a softcap of 30, `_softcap`; `backward_in_place`, `forward_backward_in_place`; and over the same bytes a plain `read`, `copy` or `change` (in
 //!   place). The buffers are kept until another DTYPE, N or V is asked for.
 //! - `check DTYPE N V FOLDER` reads FOLDER/logits (`[N, V]` of DTYPE), targets (`[N]` i64) and upstream (`[N]` f32),
 //!   and writes FOLDER/log_probs (`[N]` f32) and gradient (`[N, V]` of DTYPE): raw, in the machine's byte order.
@@ -30,7 +30,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use exo_kernels::cpu::InstructionSet;
-use exo_kernels::{Cpu, Element};
+use exo_kernels::{Cpu, Element, LogitOptions};
 use half::{bf16, f16};
 
 use raw_numbers::read;
@@ -50,7 +50,12 @@ impl<T: Element> Timed for Stage<T> {
     }
 
     fn time(&mut self, pass: &str, repeats: usize) -> Result<Vec<f64>> {
-        let run: fn(&mut Self) = match pass {
+        let without = pass.strip_suffix("_softcap");
+        self.options = LogitOptions::default();
+        if without.is_some() {
+            self.options = self.options.with_softcap(30.0)?;
+        }
+        let run: fn(&mut Self) = match without.unwrap_or(pass) {
             "forward" => |stage| stage.forward(false),
             "forward_entropy" => |stage| stage.forward(true),
             "backward" => |stage| stage.backward(false),

@@ -141,9 +141,9 @@ __device__ __forceinline__ float round_up(float x) {
 // factor * tanh(y)/y for |y| <= 1, as a polynomial in y^2.
 //
 // Minimax in the absolute error of tanh, then rounded to f32: off by at most 0.45 u (u = 2^-24), and by 2 u relative to
-// tanh, next to 0 (tests/softcap_coefficients.rs). Horner's scheme adds one rounding of the result, at most 0.55 u each from the
-// steps before it and from the coefficients (the sum of them without the first), and 0.34 u from the rounding of y^2:
-// together 2.5 u of a tanh(y)/y that is at least 0.76.
+// tanh, next to 0 (tests/softcap_polynomial.rs). In Horner's scheme the steps before the last and the coefficients are off by
+// at most 0.55 u each (the sum of the coefficients without the first), the rounding of y^2 moves it by 0.34 u: 1.5 u of a
+// tanh(y)/y that is at least 0.76. With the last step's rounding that is 2.9 u of it.
 struct TanhPolynomial {
     float coefficients[7];
 

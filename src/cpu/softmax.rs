@@ -1,11 +1,14 @@
 //! The softmax of a row, folded in base 2 from partial sums.
 
 use crate::cpu::dispatch::{Available, Kernel};
-use crate::cpu::elementary::{clamp_exponent, exp2, fused_multiply_add, tanh};
-use crate::cpu::token_log_prob::START;
+use crate::cpu::elementary::{clamp_exponent, exp2, fused_multiply_add, tanh_far, tanh_near};
+use crate::cpu::token_log_prob::{LANES, START};
 use crate::options::LogitOptions;
 
 /// From logit x to exponent: t = factor·x − r, or factor·tanh(x/c) − r under a softcap c.
+///
+/// Logits with (x/c)² ≤ 1 are near: their tanh is a polynomial, that of others has an exponential and a division. Which of the
+/// two a logit takes depends on it alone, and so do its bits; a group of lanes that are all near is spared the other.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scale {
     /// log2 e/T, or c·log2 e/T under a softcap.
@@ -23,7 +26,8 @@ impl Scale {
         if options.softcap() == 0.0 {
             // Rounded to f32 here too: the target must be scaled by exactly what the sum was.
             let factor = factor as f32;
-            return Scale { factor, inverse_cap: 0.0, exact_factor: f64::from(factor), exact_inverse_cap: 0.0 };
+            let exact_factor = f64::from(factor);
+            return Scale { factor, inverse_cap: 0.0, exact_factor, exact_inverse_cap: 0.0 };
         }
         let (factor, inverse_cap) = (factor * options.softcap(), 1.0 / options.softcap());
         Scale {
@@ -38,13 +42,43 @@ impl Scale {
         self.inverse_cap != 0.0
     }
 
-    /// The exponent t of a logit, and d capped logit / d logit.
+    /// The exponents t of a group of logits, and d capped logit / d logit of each.
+    #[inline(always)]
+    pub(super) fn exponents<const FMA: bool, const SOFTCAP: bool>(
+        &self,
+        group: &[f32; LANES],
+        r: f32,
+    ) -> ([f32; LANES], [f32; LANES]) {
+        let (mut exponents, mut slopes) = ([0.0; LANES], [1.0; LANES]);
+        if SOFTCAP {
+            // As if all were near, and again if one is not: to look first would take longer.
+            let mut all_near = true;
+            for lane in 0..LANES {
+                let y = group[lane] * self.inverse_cap;
+                all_near &= y * y <= 1.0;
+                let (capped, slope) = tanh_near::<FMA>(y);
+                slopes[lane] = slope;
+                exponents[lane] = fused_multiply_add::<FMA>(capped, self.factor, -r);
+            }
+            if all_near {
+                return (exponents, slopes);
+            }
+        }
+        for lane in 0..LANES {
+            (exponents[lane], slopes[lane]) = self.exponent::<FMA, SOFTCAP>(group[lane], r);
+        }
+        (exponents, slopes)
+    }
+
+    /// The same of one logit: with the bits that it has in a group.
     #[inline(always)]
     pub(super) fn exponent<const FMA: bool, const SOFTCAP: bool>(&self, x: f32, r: f32) -> (f32, f32) {
         if !SOFTCAP {
             return (fused_multiply_add::<FMA>(x, self.factor, -r), 1.0);
         }
-        let (capped, slope) = tanh::<FMA>(x * self.inverse_cap);
+        let y = x * self.inverse_cap;
+        let (near, far) = (tanh_near::<FMA>(y), tanh_far::<FMA>(y));
+        let (capped, slope) = if y * y <= 1.0 { near } else { far };
         let t = fused_multiply_add::<FMA>(capped, self.factor, -r);
         // Infinities stay what they are: a capped −inf would have the probability of a logit of −c.
         if x.abs() < f32::INFINITY { (t, slope) } else { (x, 0.0) }

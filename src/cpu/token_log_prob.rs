@@ -101,8 +101,9 @@ fn add<const FMA: bool, const SOFTCAP: bool, const ENTROPY: bool>(
     sum: &mut [f32; LANES],
     weighted: &mut [f32; LANES],
 ) {
+    let (exponents, _) = scale.exponents::<FMA, SOFTCAP>(group, r);
     for lane in 0..LANES {
-        let t = clamp_exponent(scale.exponent::<FMA, SOFTCAP>(group[lane], r).0);
+        let t = clamp_exponent(exponents[lane]);
         let (p, power) = exp2_factors::<FMA>(t);
         sum[lane] = multiply_add::<FMA>(p, power, sum[lane]);
         if ENTROPY {

@@ -126,15 +126,15 @@ fn gradients<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bo
     scale: &Scale,
     factors: &RowFactors,
 ) -> [T; LANES] {
-    // Three loops: widening, arithmetic and rounding in one is more than the compiler makes vectors of for every type.
+    // Loops of their own: widening, arithmetic and rounding in one are more than the compiler makes vectors of for every type.
     let (wide, mut values) = (widen::<T, FMA, LANES>(group), [0.0; LANES]);
+    let (exponents, slopes) = scale.exponents::<FMA, SOFTCAP>(&wide, factors.r);
     for lane in 0..LANES {
-        let (t, slope) = scale.exponent::<FMA, SOFTCAP>(wide[lane], factors.r);
-        let t = clamp_exponent(t);
+        let t = clamp_exponent(exponents[lane]);
         let power = exp2::<FMA>(t);
         let factor = if ENTROPY { multiply_add::<FMA>(t, factors.slope, factors.constant) } else { factors.constant };
         let value = power * factor;
-        values[lane] = if SOFTCAP { value * slope } else { value };
+        values[lane] = if SOFTCAP { value * slopes[lane] } else { value };
     }
     narrow::<T, FMA, LANES>(&values)
 }

@@ -48,7 +48,7 @@ fn together<T: Element>(rows: &[Row<T>]) -> Rows<T> {
 
 /// Largest shares of the bounds, printed so that a reader sees how tight they are.
 #[derive(Debug, Default)]
-struct Shares {
+pub(crate) struct Shares {
     log_prob: f64,
     log_sum_exp: f64,
     entropy: f64,
@@ -65,8 +65,18 @@ fn share(computed: f64, expected: f64, bound: f64) -> f64 {
 }
 
 fn check<B: TestBackend, T: Element>(backend: &B, vocab: usize, options: &LogitOptions, shares: &mut Shares) {
-    let rows = adversarial::<T>(vocab, vocab as u64);
-    let packed = together(&rows);
+    check_rows(backend, &adversarial::<T>(vocab, vocab as u64), options, shares);
+}
+
+/// That log-probs, states, entropies and gradients of rows of one length are within their bounds.
+pub(crate) fn check_rows<B: TestBackend, T: Element>(
+    backend: &B,
+    rows: &[Row<T>],
+    options: &LogitOptions,
+    shares: &mut Shares,
+) {
+    let vocab = rows[0].logits.len();
+    let packed = together(rows);
     let forward = backend.forward(&packed, options, true);
     // d loss / d log-prob alone: the bound of the gradient has no entropy term.
     let g = -0.37f32;

@@ -76,11 +76,11 @@ impl<const SOFTCAP: bool> Kernel for Exponentials<'_, SOFTCAP> {
     fn run<const FMA: bool>(self) -> f64 {
         let mut sum = [0.0f32; LANES];
         let mut overwrite = |group: &mut [f32; LANES]| {
+            let (exponents, slopes) = self.scale.exponents::<FMA, SOFTCAP>(group, self.r);
             for lane in 0..LANES {
-                let (t, slope) = self.scale.exponent::<FMA, SOFTCAP>(group[lane], self.r);
-                let power = exp2::<FMA>(clamp_exponent(t));
+                let power = exp2::<FMA>(clamp_exponent(exponents[lane]));
                 sum[lane] += power;
-                group[lane] = if SOFTCAP { power * slope } else { power };
+                group[lane] = if SOFTCAP { power * slopes[lane] } else { power };
             }
         };
         let (groups, rest) = self.logits.as_chunks_mut::<LANES>();
