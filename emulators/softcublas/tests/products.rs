@@ -182,7 +182,7 @@ fn tf32_rounds_operands_of_f32() {
     assert_eq!(rounded[..6], [1.0, 1.0 + unit, 1.0, 1.0 + unit, -1.0 - unit, 0.0]);
     assert!((rounded[6] / 3e-5 - 1.0).abs() <= 0.5 * unit && rounded[7] == f32::INFINITY, "{rounded:?}");
     assert_eq!(of_ones(cublasComputeType_t::CUBLAS_COMPUTE_32F, &numbers), numbers);
-    let narrow = [bf16::ONE, bf16::from_f32(1.0078125)];
+    let narrow = [bf16::ONE, bf16::from_f32(1.007_812_5)];
     let wide = narrow.map(bf16::to_f32);
     assert_eq!(of_ones(cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32, &narrow), wide);
 }

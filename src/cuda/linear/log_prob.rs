@@ -1,33 +1,52 @@
-//! Log-probs straight from hidden states: launches `kernels/linear/fold.cu` and
-//! `kernels/linear/gradient.cu` between matrix products of cuBLAS.
+//! Log-probs straight from hidden states: launches of `kernels/linear/` between matrix products of cuBLAS.
 //!
 //! # What is launched, and what it moves
 //!
-//! N rows, M of them gathered (the number of scored rows if it was given, else N), vocabulary V in chunks of C columns
-//! (8192), b bytes a hidden state's element:
+//! N rows, M of them gathered (the number of scored rows if it was given, else N), R at a time, vocabulary V in chunks of C
+//! columns, b bytes a hidden state's element. R is up to 8192, and R·C about 2²⁶: few rows take all of their columns at once.
+//! For each R rows:
 //!
 //! | launch | times | bytes read | bytes written |
 //! |---|---|---|---|
-//! | scored rows | 1 | N ids | 4(N + M) |
-//! | gather | 1 | b·M·H | b·M·H |
-//! | bias in f32, if there is one | 1 | b·V | 4·V |
-//! | **forward**: product, logits in f32 | V/C | b(C·H + M·H) | 4·M·C |
-//! | fold | V/C | 4·M·C | 24·M |
-//! | **backward**: product, logits in f32 | V/C | b(C·H + M·H) | 4·M·C |
-//! | rows to leave out, where gradients of the head are added to | 1 | 16·M | |
-//! | logits to gradients | V/C | 4·M·C | b·M·C |
-//! | product, hidden gradient in f32 | V/C | b(C·H + M·C) + 4·M·H | 4·M·H |
-//! | product, weight gradient of a chunk | V/C | b(M·H + M·C) | C·H |
-//! | scatter, one rounding | 1 | 4·M·H | b·N·H |
+//! | scored rows (once) | 1 | N ids | 4(N + M) |
+//! | bias in f32, if there is one (once) | 1 | b·V | 4·V |
+//! | gather | 1 | b·R·H | b·R·H |
+//! | **forward**: product, logits in f32 | V/C | b(C·H + R·H) | 4·R·C |
+//! | fold | V/C | 4·R·C | 24·R |
+//! | **backward**: product, logits in f32 | V/C | b(C·H + R·H) | 4·R·C |
+//! | rows to leave out, where gradients of the head are added to | 1 | 16·R | |
+//! | logits to gradients | V/C | 4·R·C | b·R·C |
+//! | product, hidden gradient in f32 | V/C | b(C·H + R·C) + 4·R·H | 4·R·H |
+//! | product, weight gradient of a chunk | V/C | b(R·H + R·C) | C·H |
+//! | scatter, one rounding | 1 | 4·R·H | b·N·H |
+//!
+//! A forward pass that keeps something takes whole rows, C = V and R about 2²⁶/V:
+//!
+//! | launch | times | bytes read | bytes written |
+//! |---|---|---|---|
+//! | gather, product, fold | 1 | as above | |
+//! | exponentials | 1 | 4·R·V | b·R·V |
+//! | product, their sum with the weight | 1 | b(V·H + R·V) | 4·R·H |
+//! | unit gradients | 1 | (4 + b)·R·H | 4·R·H |
+//!
+//! Its backward pass has in place of hidden gradient and scatter:
+//!
+//! | launch | times | bytes read | bytes written |
+//! |---|---|---|---|
+//! | hidden gradient | 1 | 4·M·H | b·N·H |
+//!
+//! and where the gradients of the logits were kept, in place of gather, logits and gradients, the coefficients of the rows, 4·R
+//! bytes, and their hidden states times these, b·R·H.
 //!
 //! f16 has one more: the power of two that keeps gradients below 6e-8 from vanishing. A frozen weight or frozen hidden
 //! states leave out their product. A bias's gradient reads the chunk once more.
 //!
 //! # Memory
 //!
-//! Besides the operands and results: 4·M·C bytes of logits, b·M·C of their gradient (backward; none for f32, which takes
-//! the logits' place), b·M·H of gathered states, 4·M·H of their gradient (backward), 24·M of sums, 4(N + M) of row
-//! numbers, 4·V for a bias, and 32 MiB for cuBLAS. It is kept between calls, and nothing grows after the first of a shape.
+//! Besides the operands and results, and what is kept: 4·R·C bytes of logits, b·R·C of what they become (none for f32, which
+//! takes the logits' place), b·R·H of gathered states, 4·R·H of their gradient or unit gradients, 24·R of sums, 4·R·V/8192 + 8·R of
+//! what is kept, 4(N + M) of row numbers, 4·V for a bias, 4·V·H of the weight's gradient where that is not f32 and M is above
+//! 8192, and 32 MiB for cuBLAS. It stays between calls, and nothing grows after the first of a shape.
 
 use crate::cuda::linear::{gradients_at, operands_at};
 use crate::cuda::raw::token_log_prob::ForwardOutputs;

@@ -1,10 +1,12 @@
-//! A loss that is a sum over rows, forward and backward in one pass of three matrix products instead of four.
+//! A loss that is a sum over rows, forward and backward in one pass: two matrix products under a frozen head, and three under a
+//! trained one.
 //!
-//! Rows are taken some at a time ([`LinearChunks::with_row_bytes`](super::LinearChunks::with_row_bytes)), with all of
-//! their logits: R rows hold 4·R·V bytes in f32 and, unless the head is f32, 2·R·V of their gradient. For each: product,
-//! fold (`kernels/linear/fold.cu`), `kernels/linear/row_loss.cu`, logits to gradients, product of the hidden states' gradient,
-//! product of the weight's, which is added up in f32. If there are several and the weight's gradient is not in f32, that
-//! takes 4·V·H bytes more, and one more launch that rounds. The rest is as in `cuda/linear_log_prob.rs`.
+//! Rows are taken some at a time ([`LinearChunks::with_row_bytes`](super::LinearChunks::with_row_bytes), or as a forward pass
+//! that keeps unit gradients takes them where the head is frozen), with all of their logits: R rows hold 4·R·V bytes in f32 and
+//! b·R·V of what they become. For each: product, fold (`kernels/linear/fold.cu`), `kernels/linear/row_loss.cu`; exponentials,
+//! product and unit gradients (`kernels/linear/unit_gradient.cu`), times the loss's gradient; logits to gradients, product of the
+//! weight's, which is added up in f32. If there are several chunks and the weight's gradient is not in f32, that takes 4·V·H bytes
+//! more, and one more launch that rounds. The rest is as in `cuda/linear/log_prob.rs`.
 
 use crate::cuda::linear::{gradients_at, operands_at};
 use crate::cuda::token_log_prob::targets_at;
