@@ -1,8 +1,8 @@
 //! Token log-probs straight from hidden states: `cargo bench --bench linear_log_prob`.
 //!
 //! Ids are `linear_log_prob/pass/dtype/NxHxV`. A table after each group gives every pass as a multiple of what it must
-//! do of bare matrix products: one forward, three backward (the logits again, grad hidden, grad weight), three for
-//! forward and backward in one pass; the product is `product`, by the same library on the same threads in the same
+//! do of bare matrix products: one forward, three backward (the logits again, grad hidden, grad weight), where something is
+//! kept between the passes two for both under a frozen head, and four or three under a trained one; the product is `product`, by the same library on the same threads in the same
 //! run. A whole run takes about four minutes. Nothing is asserted of times. Under `--test` the shapes are small.
 
 #[path = "support/linear_stage.rs"]
@@ -13,7 +13,7 @@ mod stopwatch;
 use std::time::Duration;
 
 use criterion::Criterion;
-use exo_kernels::{Cpu, Dtype, Element};
+use exo_kernels::{Cpu, Dtype, Element, LinearKept};
 use half::bf16;
 use linear_stage::{LinearStage, Product};
 use rayon::ThreadPool;
@@ -39,7 +39,16 @@ fn bench<T: Element>(criterion: &mut Criterion, pool: &ThreadPool, (rows, size, 
     let bare = time("product", 1, &mut || product.run());
     let forward = time("forward", 1, &mut || stage.forward());
     let backward = time("backward", 3, &mut || stage.backward());
-    let one_pass = time("row_loss", 3, &mut || stage.row_loss());
+    let row_loss = time("row_loss", 4, &mut || stage.row_loss(true));
+    let mut keeping = |pass: &str, kept: LinearKept, is_trained: bool, products: usize| {
+        time(pass, products, &mut || {
+            stage.forward_keeping(kept);
+            stage.backward_from(kept, is_trained);
+        })
+    };
+    let frozen = keeping("frozen", LinearKept::UnitGradients, false, 2);
+    let trained = keeping("trained", LinearKept::UnitGradients, true, 4);
+    let trained_logits = keeping("trained_logits", LinearKept::LogitGradients, true, 3);
     group.finish();
     let Some(bare) = bare else { return };
     println!("\nlinear_log_prob, {dtype}, {shape}, threads: {}", pool.current_num_threads());
@@ -49,7 +58,10 @@ fn bench<T: Element>(criterion: &mut Criterion, pool: &ThreadPool, (rows, size, 
         ("forward", 1, forward),
         ("backward", 3, backward),
         ("forward + backward", 4, both),
-        ("row loss", 3, one_pass),
+        ("row loss", 4, row_loss),
+        ("frozen head", 2, frozen),
+        ("trained head", 4, trained),
+        ("logit gradients kept", 3, trained_logits),
     ];
     for (name, products, seconds) in lines {
         if let Some(seconds) = seconds {

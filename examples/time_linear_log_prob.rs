@@ -7,8 +7,9 @@
 //!
 //! - `PASS DTYPE N H V REPEATS` times PASS over N hidden states of H under a head of V rows and answers `{"seconds":
 //!   [...], "peak": P}`: one number per repeat, and the most memory in bytes that a pass held beside its inputs and
-//!   outputs. DTYPE is f32 or bf16; PASS `forward`, `backward`, `forward_backward`, `row_loss`, or `product`, the bare
-//!   matrix product in f32. The buffers are kept until another DTYPE or shape is asked for.
+//!   outputs. DTYPE is f32 or bf16; PASS `forward`, `backward`, `forward_backward`, with unit gradients kept between them
+//!   `frozen` and `trained`, with the gradients of the logits too `trained_logits`, in one call `row_loss` and
+//!   `row_loss_frozen`, or `product`, the bare matrix product in f32. The buffers are kept until another DTYPE or shape is asked for.
 //! - `check DTYPE N H V FOLDER` reads FOLDER/hidden (`[N, H]`), weight (`[V, H]`), targets (`[N]` i64) and upstream
 //!   (`[N]` f32), and writes FOLDER/log_probs (`[N]` f32), grad_hidden and grad_weight: raw, in the machine's byte order.
 
@@ -22,7 +23,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use exo_kernels::{Cpu, Dtype, Element};
+use exo_kernels::{Cpu, Dtype, Element, LinearKept};
 use half::bf16;
 use limits::peak_memory::{self, peak};
 use linear_stage::{LinearStage, Product};
@@ -30,6 +31,13 @@ use raw_numbers::read;
 
 #[global_allocator]
 static ALLOCATOR: peak_memory::Counting = peak_memory::Counting;
+
+/// Forward and backward with what is kept between them, and whether the head is trained.
+const KEEPING: [(&str, LinearKept, bool); 3] = [
+    ("frozen", LinearKept::UnitGradients, false),
+    ("trained", LinearKept::UnitGradients, true),
+    ("trained_logits", LinearKept::LogitGradients, true),
+];
 
 /// What is timed, of any type: one command's buffers, kept for the next.
 trait Timed {
@@ -57,8 +65,15 @@ impl<T: Element> Timed for LinearStage<T> {
                 self.forward();
                 self.backward();
             }
-            "row_loss" => self.row_loss(),
-            _ => bail!("no such pass: {pass}"),
+            "row_loss" => self.row_loss(true),
+            "row_loss_frozen" => self.row_loss(false),
+            _ => {
+                let Some((_, kept, is_trained)) = KEEPING.iter().find(|row| row.0 == pass) else {
+                    bail!("no such pass: {pass}")
+                };
+                self.forward_keeping(*kept);
+                self.backward_from(*kept, *is_trained);
+            }
         }
         Ok(())
     }

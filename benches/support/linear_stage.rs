@@ -1,8 +1,9 @@
 //! The linear stage with buffers made once: what is timed, here and in `examples/time_linear_log_prob.rs`.
 
+use exo_kernels::backend::kept_logit_words;
 use exo_kernels::{
-    Backend, Cpu, Element, Head, LinearGradients, LogitOptions, Matrix, MatrixMut, RowGradients, RowLoss, RowLosses,
-    SavedRows, SoftmaxState, TokenLogProbs,
+    Backend, Cpu, Element, Head, LinearGradients, LinearKept, LinearOutputs, LogitOptions, Matrix, MatrixMut,
+    RowGradients, RowLoss, RowLosses, SavedLinear, SavedRows, SoftmaxState, TokenLogProbs,
 };
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
@@ -23,6 +24,9 @@ pub(crate) struct LinearStage<T> {
     pub(crate) log_probs: Vec<f32>,
     losses: Vec<f32>,
     states: Vec<SoftmaxState>,
+    /// What is kept between the passes; made when it is first asked for.
+    units: Vec<f32>,
+    words: Vec<u32>,
     pub(crate) grad_hidden: Vec<T>,
     pub(crate) grad_weight: Vec<T>,
 }
@@ -61,6 +65,8 @@ impl<T: Element> LinearStage<T> {
             log_probs: vec![0.0; rows],
             losses: vec![0.0; rows],
             states: vec![SoftmaxState::default(); rows],
+            units: Vec::new(),
+            words: Vec::new(),
         }
     }
 
@@ -78,8 +84,22 @@ impl<T: Element> LinearStage<T> {
     }
 
     pub(crate) fn forward(&mut self) {
+        self.forward_keeping(LinearKept::Nothing);
+    }
+
+    pub(crate) fn forward_keeping(&mut self, kept: LinearKept) {
+        if kept > LinearKept::Nothing {
+            self.units.resize(self.rows * self.hidden_size, 0.0);
+        }
+        if kept == LinearKept::LogitGradients {
+            self.words.resize(kept_logit_words(T::DTYPE, self.rows, self.vocab), 0);
+        }
         let head = Head::new(Matrix::new(&self.weight, self.hidden_size).expect("rows")).expect("a head");
-        let outputs = TokenLogProbs { log_probs: &mut self.log_probs, states: &mut self.states, entropies: None };
+        let outputs = LinearOutputs {
+            rows: TokenLogProbs { log_probs: &mut self.log_probs, states: &mut self.states, entropies: None },
+            unit_gradients: (kept > LinearKept::Nothing).then_some(&mut self.units),
+            logit_gradients: (kept == LinearKept::LogitGradients).then_some(&mut self.words),
+        };
         let hidden = Matrix::new(&self.hidden, self.hidden_size).expect("rows");
         self.cpu
             .linear_token_log_probs(&hidden, &head, &self.targets, &LogitOptions::default(), outputs)
@@ -87,33 +107,47 @@ impl<T: Element> LinearStage<T> {
     }
 
     pub(crate) fn backward(&mut self) {
+        self.backward_from(LinearKept::Nothing, true);
+    }
+
+    /// The gradients of the hidden states and, if it is trained, of the head, from what was kept.
+    pub(crate) fn backward_from(&mut self, kept: LinearKept, is_trained: bool) {
         let head = Head::new(Matrix::new(&self.weight, self.hidden_size).expect("rows")).expect("a head");
         let hidden = Matrix::new(&self.hidden, self.hidden_size).expect("rows");
-        let saved = SavedRows { states: &self.states, entropies: None };
+        let saved = SavedLinear {
+            rows: SavedRows { states: &self.states, entropies: None },
+            unit_gradients: (kept > LinearKept::Nothing).then_some(&self.units),
+            logit_gradients: (kept == LinearKept::LogitGradients).then_some(&self.words),
+        };
         let upstream = RowGradients::PerRow { log_probs: &self.upstream, entropies: None };
-        let gradients = gradients(&mut self.grad_hidden, &mut self.grad_weight, self.hidden_size);
+        let gradients = gradients(&mut self.grad_hidden, &mut self.grad_weight, self.hidden_size, is_trained);
         let options = LogitOptions::default();
         self.cpu
             .linear_token_log_probs_backward(&hidden, &head, &self.targets, &options, saved, &upstream, gradients)
             .expect("buffers that fit");
     }
 
-    /// Forward and backward in one pass.
-    pub(crate) fn row_loss(&mut self) {
+    /// Forward and backward in one call.
+    pub(crate) fn row_loss(&mut self, is_trained: bool) {
         let head = Head::new(Matrix::new(&self.weight, self.hidden_size).expect("rows")).expect("a head");
         let hidden = Matrix::new(&self.hidden, self.hidden_size).expect("rows");
         let loss = RowLoss::Weighted { weights: self.upstream.as_slice() };
         let outputs = RowLosses { log_probs: &mut self.log_probs, losses: &mut self.losses };
-        let gradients = gradients(&mut self.grad_hidden, &mut self.grad_weight, self.hidden_size);
+        let gradients = gradients(&mut self.grad_hidden, &mut self.grad_weight, self.hidden_size, is_trained);
         self.cpu
             .linear_row_loss(&hidden, &head, &self.targets, &LogitOptions::default(), &loss, outputs, gradients)
             .expect("buffers that fit");
     }
 }
 
-fn gradients<'a, T: Element>(hidden: &'a mut [T], weight: &'a mut [T], size: usize) -> LinearGradients<'a, T, T> {
+fn gradients<'a, T: Element>(
+    hidden: &'a mut [T],
+    weight: &'a mut [T],
+    size: usize,
+    is_trained: bool,
+) -> LinearGradients<'a, T, T> {
     let hidden = MatrixMut::new(hidden, size).expect("rows");
-    LinearGradients::new(Some(hidden), Some(MatrixMut::new(weight, size).expect("rows")))
+    LinearGradients::new(Some(hidden), is_trained.then(|| MatrixMut::new(weight, size).expect("rows")))
 }
 
 /// The machine's limit: the product hidden·weightᵀ, `[N, V]`, all at once, on rayon's current threads, by the library

@@ -68,7 +68,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [dtype, rows, vocab, softcap, folder] = arguments.as_slice() else {
         return Err("arguments: TYPE N V SOFTCAP FOLDER".into());
     };
-    let case = Case { rows: rows.parse()?, vocab: vocab.parse()?, softcap: softcap.parse()?, folder: Path::new(folder) };
+    let case =
+        Case { rows: rows.parse()?, vocab: vocab.parse()?, softcap: softcap.parse()?, folder: Path::new(folder) };
     // Only softcuda counts.
     softcuda::install_always()?;
     let control = softcuda::control().ok_or("softcuda is not in use")?;
