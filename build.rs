@@ -94,6 +94,11 @@ fn main() {
     for file in dependencies.iter().filter(|file| !file.starts_with(root.join(".cache"))) {
         watch(file);
     }
+    // What an older driver's error says. Of a compiler that does not say which it is, nothing.
+    let printed = Command::new(&nvcc).arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+    if let Some((major, minor)) = nvcc::release(&String::from_utf8_lossy(&printed)) {
+        println!("cargo:rustc-env=EXO_KERNELS_NVCC_RELEASE={major}.{minor}");
+    }
     println!("cargo:rustc-cfg=has_kernels");
 }
 

@@ -32,6 +32,13 @@ pub fn find_on(
     found.chain([root.join(INSTALLED)]).chain(last).find_map(|nvcc| program(nvcc, suffix))
 }
 
+/// The release that `nvcc --version` has printed, as in `release 13.0, V13.0.88`: major and minor.
+pub fn release(printed: &str) -> Option<(u32, u32)> {
+    let (_, rest) = printed.split_once("release ")?;
+    let (major, minor) = rest.split([',', ' ', '\n']).next()?.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
 /// A program by its name with or without the suffix of this system's programs.
 fn program(named: PathBuf, suffix: &str) -> Option<PathBuf> {
     let mut whole = named.clone().into_os_string();

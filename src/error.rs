@@ -230,6 +230,22 @@ pub enum Error {
         /// Threads of a block that the code counts with.
         expected: u32,
     },
+    /// The driver took none of the kernels: it is older than the nvcc that compiled them needs, or the device is none of those
+    /// that they were compiled for.
+    KernelsRefused {
+        /// `CUresult` of `cuModuleLoadData`.
+        code: i32,
+        /// What the driver says about it.
+        message: String,
+        /// The nvcc that compiled the kernels, as in 13.0; `None` if it did not say.
+        nvcc: Option<&'static str>,
+        /// The oldest branch of NVIDIA's driver that takes what this nvcc makes, as in R580; `None` if that is not known.
+        oldest_driver: Option<&'static str>,
+        /// The version of CUDA that the driver is for: 12.4 is 12040, as the driver says it.
+        driver: i32,
+        /// The device's compute capability.
+        capability: (u32, u32),
+    },
     /// A call of the CUDA driver, or of cuBLAS, failed.
     Cuda {
         /// The call.
@@ -393,6 +409,18 @@ impl fmt::Display for Error {
             }
             Error::BlockSize { kernel, given, expected } => {
                 write!(f, "kernel {kernel}: blocks of {given} threads given by the driver, of {expected} expected")
+            }
+            Error::KernelsRefused { code, message, nvcc, oldest_driver, driver, capability: (major, minor) } => {
+                let (cuda_major, cuda_minor) = (driver / 1000, driver % 1000 / 10);
+                write!(
+                    f,
+                    "the driver, for CUDA {cuda_major}.{cuda_minor}, refused the kernels (cuModuleLoadData failed with {code}: \
+                     {message}). They were compiled by nvcc {}, which needs an NVIDIA driver of {} or newer, for devices of compute \
+                     capability 8.0 or later; this one is of {major}.{minor}. Update the driver, or build with the nvcc of an older CUDA \
+                     toolkit (name it in NVCC)",
+                    nvcc.unwrap_or("of an unknown version"),
+                    oldest_driver.unwrap_or("its own version of CUDA"),
+                )
             }
             Error::Cuda { call, code, message } => write!(f, "{call} failed with {code}: {message}"),
             Error::DeviceTarget { row, count, vocab } => write!(

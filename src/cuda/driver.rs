@@ -1,7 +1,9 @@
 //! The driver: whether there is one, and its errors.
 
+use crate::cuda::tuning::Capability;
 use crate::error::{Error, Result};
-use cudarc::driver::DriverError;
+use cudarc::driver::sys::CUresult;
+use cudarc::driver::{DriverError, sys};
 
 #[cfg(unix)]
 pub(super) fn opens(name: &std::ffi::CStr) -> bool {
@@ -37,6 +39,43 @@ const LIBRARIES: &[&std::ffi::CStr] = &[c"nvcuda.dll"];
 /// cudarc has such a question too, but not where another crate has switched its feature `dynamic-linking` on.
 pub fn driver_present() -> bool {
     LIBRARIES.iter().any(|name| opens(name))
+}
+
+/// Majors of nvcc, and the oldest branch of NVIDIA's driver that takes their machine code and PTX ("CUDA Toolkit, Driver, and
+/// Architecture Matrix", minor version compatibility).
+const OLDEST_DRIVERS: [(&str, &str); 3] = [("11", "R450"), ("12", "R525"), ("13", "R580")];
+
+/// The oldest branch of the driver for what an nvcc of this release makes.
+fn oldest_driver(nvcc: &str) -> Option<&'static str> {
+    let major = nvcc.split('.').next()?;
+    OLDEST_DRIVERS.iter().find(|row| row.0 == major).map(|row| row.1)
+}
+
+/// What `cuModuleLoadData` says of an image that is newer than the driver, or for other devices.
+const REFUSALS: [CUresult; 4] = [
+    CUresult::CUDA_ERROR_INVALID_IMAGE,
+    CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU,
+    CUresult::CUDA_ERROR_INVALID_PTX,
+    CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION,
+];
+
+/// The result of loading a module of this crate's: an image that the driver refuses is an error that says what would help.
+pub(super) fn loaded<T>(
+    result: std::result::Result<T, DriverError>,
+    nvcc: Option<&'static str>,
+    capability: Capability,
+) -> Result<T> {
+    match result {
+        Err(error) if REFUSALS.contains(&error.0) => {
+            let mut driver = 0;
+            // SAFETY: there is a driver; a place for the answer.
+            called("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut driver) }.result())?;
+            let (code, message) = (error.0 as i32, error.to_string());
+            let oldest_driver = nvcc.and_then(oldest_driver);
+            Err(Error::KernelsRefused { code, message, nvcc, oldest_driver, driver, capability })
+        }
+        result => called("cuModuleLoadData", result),
+    }
 }
 
 /// That there is a driver.

@@ -28,6 +28,9 @@ pub(super) const IMAGES: Images = include!(concat!(env!("OUT_DIR"), "/images.rs"
 #[cfg(not(has_kernels))]
 pub(super) const IMAGES: Images = &[];
 
+/// The nvcc that made them, as in 13.0.
+const NVCC_RELEASE: Option<&str> = option_env!("EXO_KERNELS_NVCC_RELEASE");
+
 /// Threads of a kernel's blocks: the constant that its code counts with, as in the file of `kernels/`.
 fn threads(file: &str, kernel: &str) -> u32 {
     match (file, kernel) {
@@ -304,7 +307,8 @@ impl Kernels {
         for Image { file, bytes, .. } in images.iter().filter(|image| image.only.is_none_or(|only| only == capability))
         {
             let Some(index) = TABLE.iter().position(|row| row.0 == *file) else { continue };
-            let module = called("cuModuleLoadData", context.load_module(Ptx::from_binary(bytes.to_vec())))?;
+            let module = context.load_module(Ptx::from_binary(bytes.to_vec()));
+            let module = driver::loaded(module, NVCC_RELEASE, capability)?;
             files[index].module = Some(module);
         }
         Ok(Self { context: context.clone(), files })

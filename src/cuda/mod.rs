@@ -129,7 +129,8 @@ impl Cuda {
     /// a backend on it is for one thread.
     ///
     /// # Errors
-    /// [`Error::NoDriver`], [`Error::KernelsNotBuilt`], or what the driver says to loading the kernels.
+    /// [`Error::NoDriver`], [`Error::KernelsNotBuilt`], [`Error::KernelsRefused`] where the driver is older than the kernels
+    /// allow, or what else the driver says.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         // Asks for the driver, which nothing else may be asked before.
         driver::require()?;

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// Answers `--list-gpu-arch`; refuses what is not in that list, and suffixes if it is older than they are (11.8); notes
+/// Answers `--list-gpu-arch` and `--version`; refuses what is not in that list, and suffixes if it is older than they are (11.8); notes
 /// what it was asked for.
 const COMPILER: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 if [ "$1" = --list-gpu-arch ]; then exec cat "$here/listing"; fi
+if [ "$1" = --version ]; then exec cat "$here/version"; fi
 asked=$here/asked
 if [ "$1" = --dryrun ]; then asked=/dev/null; fi
 while [ $# -gt 0 ]; do
@@ -49,6 +50,9 @@ fn package(name: &str, version: &str) -> PathBuf {
         touch(&root.join(file));
     }
     fs::write(root.join("listing"), listing(version)).expect("a file");
+    let printed =
+        format!("nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release {version}, V{version}.1\n");
+    fs::write(root.join("version"), printed).expect("a file");
     fs::write(root.join("nvcc"), COMPILER).expect("a file");
     fs::set_permissions(root.join("nvcc"), fs::Permissions::from_mode(0o755)).expect("a mode");
     root
@@ -82,6 +86,7 @@ fn builds_with_every_compiler_and_says_what_is_left_out() {
         let lines = lines(&root, &run(&root, &[("NVCC", root.join("nvcc").as_os_str())]));
         assert!(lines.iter().any(|line| line == "cargo:rustc-cfg=has_kernels"), "nvcc {version}");
         assert!(root.join("one.fatbin").is_file());
+        assert!(lines.contains(&format!("cargo:rustc-env=EXO_KERNELS_NVCC_RELEASE={version}")), "{lines:?}");
         assert!(lines.contains(&format!("cargo:rerun-if-changed={}", root.join("nvcc").display())));
         match warnings(&lines)[..] {
             [] => assert_eq!(left_out, ""),

@@ -4,6 +4,7 @@
 mod contexts;
 mod determinism;
 mod driver_calls;
+mod driver_floor;
 mod from_raw;
 mod linear_counts;
 mod linear_order;

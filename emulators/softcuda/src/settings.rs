@@ -9,6 +9,9 @@ use std::path::PathBuf;
 pub struct Settings {
     /// Compute capability, major and minor. PTX for a later one is refused, as a driver does.
     pub compute_capability: (u32, u32),
+    /// The version of CUDA that the driver is for, major and minor, as `cuDriverGetVersion` says it. A driver for less than 13.0
+    /// refuses PTX of versions that came later than it, as a driver does.
+    pub driver_version: (u32, u32),
     /// Devices that the driver enumerates.
     pub devices: u32,
     /// Device memory in bytes; allocations beyond it fail with out of memory.
@@ -33,6 +36,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             compute_capability: (9, 0),
+            driver_version: (13, 0),
             devices: 1,
             memory_bytes: 80 << 30,
             shuffle: None,

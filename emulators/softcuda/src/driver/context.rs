@@ -146,7 +146,8 @@ entry_points! {
         if state.settings.devices == 0 { Err(Code::NO_DEVICE) } else { Ok(()) }
     }
     fn cuDriverGetVersion(version: Out<i32>) {
-        version.put(VERSION)
+        let (major, minor) = state().settings.driver_version;
+        version.put((1000 * major + 10 * minor) as i32)
     }
     fn cuDevicePrimaryCtxRetain(context: Out<Handle>, device: i32) {
         context.check()?;

@@ -22,6 +22,16 @@ const OBJECT_FILE: u32 = u32::from_le_bytes(*b"\x7fELF");
 /// The header of a fat binary in bytes, from which its length is known.
 const FAT_BINARY_HEADER: usize = 16;
 
+/// The PTX version that came with a version of CUDA, of those of 11 and 12 (PTX ISA, "Release Notes").
+fn known_to_driver((major, minor): (u32, u32)) -> (u32, u32) {
+    match (major, minor) {
+        (..=11, minor) => (7, minor),
+        (12, ..=5) => (8, minor),
+        (12, minor) => (8, minor - 1),
+        _ => KNOWN_VERSION,
+    }
+}
+
 /// Options of the just-in-time compiler (`CUjit_option`) that give the caller something back.
 const INFO_LOG: u32 = 3;
 const INFO_LOG_BYTES: u32 = 4;
@@ -107,6 +117,18 @@ fn refused(text: &str, error: &crate::ptx::Error) -> Failure {
             let known = format!("{}.{}", KNOWN_VERSION.0, KNOWN_VERSION.1);
             let log = format!("{error} (PTX version {major}.{minor} may have it; what is known is {known})");
             Failure { code: Code::UNSUPPORTED_PTX_VERSION, log }
+        }
+    }
+}
+
+/// Whether a driver takes PTX of this version. One for 13.0 takes later texts too: see [`KNOWN_VERSION`].
+fn check_version(text: &str, driver: (u32, u32)) -> Result<(), Failure> {
+    let known = known_to_driver(driver);
+    match version(text).filter(|version| known < KNOWN_VERSION && *version > known) {
+        None => Ok(()),
+        Some((major, minor)) => {
+            let log = format!("PTX version {major}.{minor}: the driver is for CUDA {}.{}", driver.0, driver.1);
+            Err(Failure { code: Code::UNSUPPORTED_PTX_VERSION, log })
         }
     }
 }
@@ -200,11 +222,14 @@ impl Image {
 
 /// Loads an image into the current context.
 pub(super) fn load(image: Image, options: &Options) -> Outcome<Handle> {
-    let (context, machine, capability) = {
+    let (context, machine, capability, driver) = {
         let mut state = state();
-        (state.current()?, state.machine(), state.settings.compute_capability)
+        let settings = &state.settings;
+        let (capability, driver) = (settings.compute_capability, settings.driver_version);
+        (state.current()?, state.machine(), capability, driver)
     };
     let loaded = image.text(capability).and_then(|text| {
+        check_version(&text, driver)?;
         check_target(&text, capability)?;
         let machine = machine.read().unwrap_or_else(PoisonError::into_inner);
         machine.load(&text).map_err(|error| refused(&text, &error))
