@@ -87,3 +87,39 @@ pub(super) fn require() -> Result<()> {
 pub(super) fn called<T>(call: &'static str, result: std::result::Result<T, DriverError>) -> Result<T> {
     result.map_err(|error| Error::Cuda { call, code: error.0 as i32, message: error.to_string() })
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    /// Every error that an image which is too new, or for other devices, is refused with.
+    #[test]
+    fn a_refused_image_names_the_driver_that_would_take_it() {
+        softcuda::install().expect("softcuda can be loaded where there is no driver");
+        let releases = [
+            (Some("13.0"), Some("R580")),
+            (Some("12.9"), Some("R525")),
+            (Some("11.8"), Some("R450")),
+            (Some("99.0"), None),
+            (None, None),
+        ];
+        for result in REFUSALS {
+            for (nvcc, expected) in releases {
+                let Err(error) = loaded::<()>(Err(DriverError(result)), nvcc, (8, 6)) else { panic!("{result:?}") };
+                let Error::KernelsRefused { code, oldest_driver, driver, capability, .. } = error else {
+                    panic!("{error}")
+                };
+                assert_eq!(
+                    (code, oldest_driver, driver, capability),
+                    (result as i32, expected, driver.max(11_000), (8, 6))
+                );
+                let said = error.to_string();
+                assert!(said.contains(expected.unwrap_or("its own version")) && said.contains("8.6"), "{said}");
+            }
+        }
+        // Others are what they are.
+        let other = loaded::<()>(Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)), Some("13.0"), (9, 0));
+        assert!(matches!(other, Err(Error::Cuda { call: "cuModuleLoadData", code: 2, .. })), "{other:?}");
+        assert_eq!(loaded(Ok(5), None, (9, 0)), Ok(5));
+    }
+}

@@ -240,3 +240,15 @@ fn the_default_list_is_cut_to_what_nvcc_supports() {
     assert!(why.contains("newer CUDA toolkit"), "{why}");
     assert_eq!(architectures::supported("nvcc fatal: Unknown option"), None);
 }
+
+/// What nvcc prints of itself.
+#[test]
+fn the_release_is_read_from_what_nvcc_prints() {
+    let printed = "nvcc: NVIDIA (R) Cuda compiler driver\nCopyright (c) 2005-2025 NVIDIA Corporation\n\
+                   Cuda compilation tools, release 13.0, V13.0.88\nBuild cuda_13.0.r13.0/compiler.36424714_0\n";
+    assert_eq!(nvcc::release(printed), Some((13, 0)));
+    assert_eq!(nvcc::release("Cuda compilation tools, release 12.4, V12.4.131"), Some((12, 4)));
+    for other in ["", "clang version 20.1.0", "release", "release 13, V13", "release a.b, "] {
+        assert_eq!(nvcc::release(other), None, "{other}");
+    }
+}
