@@ -13,7 +13,7 @@ use support::linear::{ALL, Wanted, set_chunks};
 use support::turn::{self, Turn};
 
 /// The counters of softcuda; `None` on a real device.
-fn counters() -> Option<(Turn, softcuda::Control)> {
+pub(crate) fn counters() -> Option<(Turn, softcuda::Control)> {
     let turn = turn::take();
     drop(backend::cuda());
     let control = softcuda::control();
