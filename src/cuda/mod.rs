@@ -20,6 +20,8 @@
 //! The kernels are compiled by `build.rs`. Where that found no nvcc, the crate builds all the same and [`Cuda::new`]
 //! says what is missing.
 
+#[cfg(feature = "tuning")]
+mod alternatives;
 mod backend;
 mod blas;
 mod buffer;
@@ -51,6 +53,8 @@ use cudarc::driver::sys::{CUcontext, CUdevice_attribute, CUresult, CUstream};
 use cudarc::driver::{CudaStream, DriverError};
 use std::sync::{Arc, Mutex, PoisonError};
 
+#[cfg(feature = "tuning")]
+pub use crate::cuda::alternatives::SLICE;
 pub use crate::cuda::blas::{LinearPrecision, cublas_present};
 pub use crate::cuda::driver::driver_present;
 pub use crate::cuda::linear::workspace::LinearChunks;

@@ -1,9 +1,10 @@
 //! Launches as data: tables looked up by the type of the logits, the vocabulary and the compute capability, which say which
 //! file's kernels are launched and in what shape.
 //!
-//! None of the shapes changes a bit of the results, so a table may be changed by measurement alone. What stands in them
-//! now follows from counts (registers, launch bounds); nothing has been measured on a GPU yet. Threads of a block are in
-//! `kernels.rs` and in the kernels' `__launch_bounds__`.
+//! None of the shapes changes a bit of the results, so a table may be changed by measurement alone: `benches/tuning.rs` times
+//! the alternatives on a GPU and prints rows and constants as they stand here (`docs/gpu.md`). What stands in them now follows
+//! from counts (registers, launch bounds); nothing has been measured on a GPU yet. Threads of a block are in `kernels.rs` and in
+//! the kernels' `__launch_bounds__`.
 
 use crate::element::Dtype;
 use std::ops::RangeInclusive;
@@ -48,8 +49,8 @@ pub(super) struct Key {
 pub(super) struct Table<E: 'static> {
     /// The file for every architecture.
     pub(super) file: &'static str,
-    /// At most one row of a file fits a key. The first one whose file there is counts: those of an architecture's own files
-    /// (`sm90a/…`) stand before the others.
+    /// The first row that fits a key, and whose file there is, counts: those of an architecture's own files (`sm90a/…`) stand
+    /// before the others, and of one file what was measured before what was counted.
     pub(super) rows: &'static [Row<E>],
     /// For keys that no row fits: devices that are newer than the table.
     pub(super) otherwise: E,
@@ -91,7 +92,10 @@ pub(super) struct TokenLogProb {
     pub(super) plain_blocks: usize,
     /// The same of the kernels with either.
     pub(super) other_blocks: usize,
-    /// Slices of a row that one block walks where the rows alone do not fill the device. Where they do, it walks all.
+    /// How many times the rows alone must fill the device for one block to walk all of its row's slices. 0: it always does;
+    /// `usize::MAX`: never.
+    pub(super) waves: usize,
+    /// Slices of a row that one block walks where there are fewer rows.
     pub(super) shared_slices: usize,
 }
 
@@ -99,14 +103,16 @@ impl TokenLogProb {
     /// Slices of a row that one block walks.
     pub(super) fn slices_per_block(&self, rows: usize, slices: usize, multiprocessors: usize, plain: bool) -> usize {
         let blocks = if plain { self.plain_blocks } else { self.other_blocks };
-        if rows >= multiprocessors * blocks { slices } else { self.shared_slices.clamp(1, slices) }
+        let many = (multiprocessors * blocks).saturating_mul(self.waves);
+        if rows >= many { slices } else { self.shared_slices.clamp(1, slices) }
     }
 }
 
 /// Of 65536 registers, 256 threads of 38 to 40 leave room for six blocks and of 51 to 64 for four, on every architecture
 /// of [`COUNTED`] and for every type; the launch bounds promise as much of any other. A multiprocessor has 1536 threads or
 /// more. One slice to a block: few rows are to use all of the device.
-const OF_LAUNCH_BOUNDS: TokenLogProb = TokenLogProb { plain_blocks: 6, other_blocks: 4, shared_slices: 1 };
+pub(super) const OF_LAUNCH_BOUNDS: TokenLogProb =
+    TokenLogProb { plain_blocks: 6, other_blocks: 4, waves: 1, shared_slices: 1 };
 
 const FORWARD: &str = "token_log_prob";
 
@@ -165,14 +171,21 @@ mod test {
         for (key, threads) in keys() {
             let fitting: Vec<&Row<E>> = table.rows.iter().filter(|row| row.fits(key)).collect();
             for row in &fitting {
-                let same = fitting.iter().filter(|other| other.file == row.file).count();
-                assert_eq!(same, 1, "one row of {} fits {key:?}", row.file);
                 assert!(valid(&row.entry, key, threads), "{key:?}: {:?}", row.entry);
             }
             // With and without what architectures have of their own.
             assert_eq!(table.choose(key, |_| true), (fitting[0].file, &fitting[0].entry));
-            let last = fitting[fitting.len() - 1];
-            assert_eq!(table.choose(key, |file| file == table.file), (table.file, &last.entry));
+            let common = fitting.iter().find(|row| row.file == table.file).expect("a row of the file for all");
+            assert_eq!(table.choose(key, |file| file == table.file), (table.file, &common.entry));
+        }
+        for row in table.rows {
+            let mut keys = keys().map(|(key, _)| key).filter(|key| row.fits(*key));
+            let counts = |key| table.rows.iter().find(|other| other.file == row.file && other.fits(key));
+            assert!(
+                keys.any(|key| std::ptr::eq(counts(key).expect("itself"), row)),
+                "rows before hide {:?}",
+                row.entry
+            );
         }
         let newer = Key { dtype: Dtype::Bf16, vocab: 1, capability: (99, 0) };
         let (file, entry) = table.choose(newer, |_| true);
@@ -216,10 +229,13 @@ mod test {
         assert_eq!([527, 528].map(|rows| shared(OF_LAUNCH_BOUNDS, rows, false)), [1, 4]);
         let entry = |shared_slices| TokenLogProb { shared_slices, ..OF_LAUNCH_BOUNDS };
         assert_eq!([0, 1, 3, 9].map(|slices| shared(entry(slices), 1, true)), [1, 1, 3, 4]);
+        let entry = |waves| TokenLogProb { waves, ..OF_LAUNCH_BOUNDS };
+        assert_eq!([1583, 1584].map(|rows| shared(entry(2), rows, true)), [1, 4]);
+        assert_eq!([0, 1, usize::MAX].map(|waves| shared(entry(waves), 1000, true)), [4, 4, 1]);
     }
 
     const fn walking(shared_slices: usize) -> Table<TokenLogProb> {
-        Table { file: FORWARD, rows: &[], otherwise: TokenLogProb { plain_blocks: 6, other_blocks: 4, shared_slices } }
+        Table { file: FORWARD, rows: &[], otherwise: TokenLogProb { shared_slices, ..OF_LAUNCH_BOUNDS } }
     }
 
     /// The same rows with one, two, three and all slices to a block.

@@ -20,7 +20,8 @@ const EXCEPTIONS: [(&str, &str); 8] = [
 ];
 
 /// The same of the CUDA backend.
-const CUDA_EXCEPTIONS: [(&str, &str); 2] = [
+const CUDA_EXCEPTIONS: [(&str, &str); 3] = [
+    ("cuda/alternatives::*", "there with the feature `tuning` only, for a bench; any number is one"),
     (
         "cuda/mod::Cuda::from_raw",
         "takes the driver's handles, by promise: tests/cuda_control/from_raw.rs has those that are refused",

@@ -16,10 +16,14 @@ use std::sync::{Arc, PoisonError};
 /// [`batch_invariant`](Self::batch_invariant)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinearChunks {
-    logits: usize,
+    pub(in crate::cuda) logits: usize,
     columns: usize,
-    row_bytes: usize,
+    /// Rows of a chunk of columns at most.
+    pub(in crate::cuda) rows: usize,
+    pub(in crate::cuda) row_bytes: usize,
     invariant: bool,
+    /// Rows of a product of constant shape.
+    pub(in crate::cuda) invariant_rows: usize,
 }
 
 impl Default for LinearChunks {
@@ -27,8 +31,10 @@ impl Default for LinearChunks {
         Self {
             logits: tuning::LINEAR_LOGITS,
             columns: usize::MAX,
+            rows: tuning::LINEAR_ROWS,
             row_bytes: tuning::LINEAR_ROW_BYTES,
             invariant: false,
+            invariant_rows: tuning::LINEAR_INVARIANT_ROWS,
         }
     }
 }
@@ -97,7 +103,7 @@ impl LinearChunks {
         if self.invariant {
             return self.of_rows(count, vocab);
         }
-        let rows = count.clamp(1, tuning::LINEAR_ROWS);
+        let rows = count.clamp(1, self.rows);
         let columns = (self.logits / rows).min(self.columns) / tuning::LINEAR_UNIT * tuning::LINEAR_UNIT;
         Chunk { rows, columns: columns.max(tuning::LINEAR_UNIT).min(vocab), is_filled: false }
     }
@@ -114,7 +120,7 @@ impl LinearChunks {
 
     fn whole_rows(self, rows: usize, count: usize, vocab: usize) -> Chunk {
         if self.invariant {
-            return Chunk { rows: tuning::LINEAR_INVARIANT_ROWS, columns: vocab, is_filled: true };
+            return Chunk { rows: self.invariant_rows, columns: vocab, is_filled: true };
         }
         Chunk { rows: of_tiles(rows).min(count.max(1)), columns: vocab, is_filled: false }
     }

@@ -1,0 +1,54 @@
+//! Alternatives to what `tuning.rs` chooses, for the bench that times them (`benches/tuning.rs`). With the feature `tuning` only,
+//! and no part of what this crate promises: none of it changes a bit of the results.
+
+use crate::cuda::linear::workspace::LinearChunks;
+use crate::cuda::{Cuda, tuning};
+use crate::element::Dtype;
+
+impl Cuda {
+    /// A clone whose token log-probs are launched so: `waves` is how many times the rows alone must fill the device for one
+    /// block to walk all of its row's slices, `shared_slices` how many it walks where there are fewer. The table is never freed.
+    #[must_use]
+    pub fn with_token_log_prob_launch(&self, waves: usize, shared_slices: usize) -> Self {
+        let otherwise = tuning::TokenLogProb { waves, shared_slices, ..tuning::OF_LAUNCH_BOUNDS };
+        let file = tuning::TOKEN_LOG_PROB.file;
+        let table = Box::leak(Box::new(tuning::Table { file, rows: &[], otherwise }));
+        Self { token_log_prob_tuning: table, ..self.clone() }
+    }
+
+    /// What the table has for this device: waves and shared slices.
+    pub fn token_log_prob_launch(&self, dtype: Dtype, vocab: usize) -> (usize, usize) {
+        let key = tuning::Key { dtype, vocab, capability: self.capability };
+        let (_, entry) = self.token_log_prob_tuning.choose(key, |file| self.kernels.has(file));
+        (entry.waves, entry.shared_slices)
+    }
+
+    /// Rows that fill the device, of kernels without softcap and entropy: one block each.
+    pub fn rows_of_a_wave(&self) -> usize {
+        self.multiprocessors * tuning::OF_LAUNCH_BOUNDS.plain_blocks
+    }
+}
+
+/// Columns of a slice of a row.
+pub const SLICE: usize = tuning::SLICE;
+
+impl LinearChunks {
+    /// In place of `LINEAR_ROWS`, at least 1.
+    #[must_use]
+    pub fn with_rows(mut self, rows: usize) -> Self {
+        self.rows = rows.max(1);
+        self
+    }
+
+    /// In place of `LINEAR_INVARIANT_ROWS`, at least 1.
+    #[must_use]
+    pub fn with_invariant_rows(mut self, rows: usize) -> Self {
+        self.invariant_rows = rows.max(1);
+        self
+    }
+
+    /// `LINEAR_LOGITS`, `LINEAR_ROWS`, `LINEAR_ROW_BYTES` and `LINEAR_INVARIANT_ROWS`, as they are here.
+    pub fn constants(&self) -> [usize; 4] {
+        [self.logits, self.rows, self.row_bytes, self.invariant_rows]
+    }
+}
