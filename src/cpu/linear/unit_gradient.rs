@@ -75,23 +75,34 @@ impl<const SOFTCAP: bool> Kernel for Exponentials<'_, SOFTCAP> {
     #[inline(always)]
     fn run<const FMA: bool>(self) -> f64 {
         let mut sum = [0.0f32; LANES];
-        let mut overwrite = |group: &mut [f32; LANES]| {
-            let (exponents, slopes) = self.scale.exponents::<FMA, SOFTCAP>(group, self.r);
-            for lane in 0..LANES {
-                let power = exp2::<FMA>(clamp_exponent(exponents[lane]));
-                sum[lane] += power;
-                group[lane] = if SOFTCAP { power * slopes[lane] } else { power };
-            }
-        };
         let (groups, rest) = self.logits.as_chunks_mut::<LANES>();
-        groups.iter_mut().for_each(&mut overwrite);
+        for group in groups {
+            *group = exponentials::<FMA, SOFTCAP>(group, self.scale, self.r, &mut sum);
+        }
         if !rest.is_empty() {
-            let mut group = padded(rest);
-            overwrite(&mut group);
+            let group = exponentials::<FMA, SOFTCAP>(&padded(rest), self.scale, self.r, &mut sum);
             rest.copy_from_slice(&group[..rest.len()]);
         }
         f64::from(across_lanes(sum))
     }
+}
+
+/// e·σ of a group of lanes, whose e are added to the sum. Not a closure: that would be compiled without the instruction set.
+#[inline(always)]
+fn exponentials<const FMA: bool, const SOFTCAP: bool>(
+    group: &[f32; LANES],
+    scale: &Scale,
+    r: f32,
+    sum: &mut [f32; LANES],
+) -> [f32; LANES] {
+    let (exponents, slopes) = scale.exponents::<FMA, SOFTCAP>(group, r);
+    let mut out = [0.0; LANES];
+    for lane in 0..LANES {
+        let power = exp2::<FMA>(clamp_exponent(exponents[lane]));
+        sum[lane] += power;
+        out[lane] = if SOFTCAP { power * slopes[lane] } else { power };
+    }
+    out
 }
 
 /// The power of two by which what is relative to 2^before becomes relative to 2^after; 0 where nothing is left of it.
