@@ -55,13 +55,12 @@ impl<'a, W: Element> KeptLogitsMut<'a, W> {
         }
     }
 
-    /// Keeps tiles of e·σ, `[row tiles, vocabulary tiles, ROWS, COLUMNS]`, the first of them at `first_row_tile` and `first`. `r`:
-    /// what they are relative to, by row tile, tile and row.
+    /// Keeps tiles of e·σ of all rows, `[row tiles, vocabulary tiles, ROWS, COLUMNS]`, the first of them at `first`. `r`: what they
+    /// are relative to, by row tile, tile and row.
     pub(super) fn write<T: Element>(
         &mut self,
         tiles: &[VocabTile],
         first: usize,
-        first_row_tile: usize,
         scored: &ScoredRows<T>,
         exponentials: &[f32],
         r: impl Fn(usize, usize, usize) -> f32 + Sync,
@@ -76,8 +75,8 @@ impl<'a, W: Element> KeptLogitsMut<'a, W> {
             let columns = tiles[index].columns();
             for row_tile in 0..row_tiles {
                 let data = &exponentials[(row_tile * tiles.len() + index) * TILE..][..TILE];
-                let start = (first_row_tile + row_tile) * ROWS;
-                for row in 0..scored.of_tile(first_row_tile + row_tile).len() {
+                let start = row_tile * ROWS;
+                for row in 0..scored.of_tile(row_tile).len() {
                     let out = &mut numbers[(start + row) * columns..][..columns];
                     for (out, e) in out.iter_mut().zip(&data[row * COLUMNS..]) {
                         *out = W::from_f32(*e * enlarged::<W>());

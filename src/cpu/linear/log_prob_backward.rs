@@ -1,13 +1,14 @@
 //! Token log-probs straight from hidden states, backward, on the CPU.
 //!
 //! With D `[N, V]` the gradient of the logits, grad hidden = D·W and grad weight = Dᵀ·hidden. Chunks of the vocabulary,
-//! one after another: the chunk's logits are made again and overwritten with D, tile by tile; then its rows of grad
+//! one after another: the chunk's logits of all rows are made again and overwritten with D, tile by tile; then its rows of grad
 //! weight are finished, and its part of grad hidden is added up in f32. The parts of a sum are those of tiles, in
 //! ascending order: the results do not depend on how many tiles make a chunk, nor on the number of threads.
 //!
 //! Besides the gradients this takes, for M scored rows: a copy of their hidden states, and 4·M·H bytes for their gradient
-//! in f32; for each thread, and for eight at least, up to 2·512 KiB of D; 2048·H bytes for each 512 columns of a chunk where
-//! the weight's gradient is not f32; and for each thread what products pack, up to 560 KiB with AVX-512.
+//! in f32; for D 512 KiB for each thread, and for eight at least, twice, or where that is more 2048·M bytes for each eight threads;
+//! and for each thread what products pack, up to 560 KiB with AVX-512, and up to 256 KiB of the weight's gradient where that is
+//! not f32.
 
 use crate::cpu::Cpu;
 use crate::cpu::linear::kept_logits::KeptLogits;
@@ -20,7 +21,7 @@ use crate::host::{Head, Hidden, LinearGradients, MatrixMut, RowGradients, SavedL
 use crate::options::LogitOptions;
 use crate::stage::linear::{check_gradients, check_inputs};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::{ParallelSlice, ParallelSliceMut};
+use rayon::slice::ParallelSliceMut;
 
 /// Elements of a tile.
 pub(crate) const TILE: usize = ROWS * COLUMNS;
@@ -28,11 +29,17 @@ pub(crate) const TILE: usize = ROWS * COLUMNS;
 /// The most columns of the gradient of hidden states that one task sums.
 pub(crate) const HIDDEN_COLUMNS: usize = 512;
 
-/// Tiles along the rows that a chunk has at most: the more, the less often the weight is read.
-pub(crate) const ROW_TILES: usize = 2;
-
-/// Tiles along the vocabulary that a chunk has at least, however few the threads.
+/// Half of the tiles that a chunk has at least, however few the threads.
 const FEWEST_TILES: usize = 8;
+
+/// How many threads have work enough with one tile along the vocabulary, where there are many along the rows.
+const THREADS_OF_A_TILE: usize = 8;
+
+/// Columns of the vocabulary whose gradient of the weight is one task's.
+const PIECE: usize = COLUMNS / PIECES;
+
+/// Such tasks of a tile.
+const PIECES: usize = 4;
 
 /// [`Backend::linear_token_log_probs_backward`](crate::Backend::linear_token_log_probs_backward).
 #[allow(clippy::too_many_arguments)]
@@ -70,38 +77,37 @@ pub(in crate::cpu) fn backward<T: Element, W: Element, G: Element>(
         withhold(&mut rows, &mut scored);
     }
     let (count, vocab) = (scored.rows.len(), head.vocab());
+    if count == 0 {
+        clear(gradients);
+        return Ok(());
+    }
     let kept = saved.logit_gradients.filter(|_| uses_kept && gradients.hidden.is_none());
     let kept: Option<KeptLogits<'_, W>> = kept.map(|words| KeptLogits::new(words, count, vocab));
     let products = Products::new(cpu.instruction_set(), T::DTYPE, W::DTYPE);
     let mut sums = GradientSums::new(products, gradients, &scored, head);
-    let chunk = chunk_tiles();
-    let mut gradient = vec![0.0; ROW_TILES.min(scored.tiles()) * chunk * TILE];
+    let chunk = chunk_tiles(scored.tiles());
+    let mut gradient = vec![0.0; scored.tiles() * chunk.min(vocab.div_ceil(COLUMNS)) * TILE];
     for first in (0..vocab.div_ceil(COLUMNS)).step_by(chunk) {
         let tiles = vocab_tiles(first, chunk, vocab);
-        sums.begin(&tiles);
-        for row_tile in (0..scored.tiles()).step_by(ROW_TILES) {
-            let row_tiles = ROW_TILES.min(scored.tiles() - row_tile);
-            let gradient = &mut gradient[..row_tiles * tiles.len() * TILE];
-            gradient.par_chunks_exact_mut(TILE).enumerate().for_each_init(ProductScratch::default, |scratch, tile| {
-                let (index, logits) = tile;
-                let (row_tile, tile) = (row_tile + index / tiles.len(), tiles[index % tiles.len()]);
-                if kept.is_none() {
-                    head.logits(products, scored.hidden(row_tile), tile, scratch, logits);
-                }
-                let of_rows = rows[row_tile * ROWS..].iter().zip(scored.of_tile(row_tile)).enumerate();
-                for (logits, (in_tile, (row, (_, target)))) in logits.chunks_exact_mut(COLUMNS).zip(of_rows) {
-                    let (logits, column) = (&mut logits[..tile.columns()], tile.column_of(*target));
-                    match (row, &kept) {
-                        (RowGradient::Run(terms), Some(kept)) => {
-                            kept.gradients(row_tile * ROWS + in_tile, terms.coefficient(), tile, column, logits);
-                        }
-                        _ => backward.overwrite(*row, logits, column),
+        let gradient = &mut gradient[..scored.tiles() * tiles.len() * TILE];
+        gradient.par_chunks_exact_mut(TILE).enumerate().for_each_init(ProductScratch::default, |scratch, tile| {
+            let (index, logits) = tile;
+            let (row_tile, tile) = (index / tiles.len(), tiles[index % tiles.len()]);
+            if kept.is_none() {
+                head.logits(products, scored.hidden(row_tile), tile, scratch, logits);
+            }
+            let of_rows = rows[row_tile * ROWS..].iter().zip(scored.of_tile(row_tile)).enumerate();
+            for (logits, (in_tile, (row, (_, target)))) in logits.chunks_exact_mut(COLUMNS).zip(of_rows) {
+                let (logits, column) = (&mut logits[..tile.columns()], tile.column_of(*target));
+                match (row, &kept) {
+                    (RowGradient::Run(terms), Some(kept)) => {
+                        kept.gradients(row_tile * ROWS + in_tile, terms.coefficient(), tile, column, logits);
                     }
+                    _ => backward.overwrite(*row, logits, column),
                 }
-            });
-            sums.add(head, &scored, row_tile, &tiles, gradient);
-        }
-        sums.end(&tiles);
+            }
+        });
+        sums.add(head, &scored, &LogitGradients { tiles: &tiles, data: gradient });
     }
     sums.finish(&scored);
     Ok(())
@@ -133,9 +139,29 @@ fn write_hidden<T: Element>(
     }
 }
 
-/// Tiles along the vocabulary that are worked on at once. It decides about memory, not about the results.
-pub(crate) fn chunk_tiles() -> usize {
-    FEWEST_TILES.max(rayon::current_num_threads())
+/// Tiles along the vocabulary that are worked on at once, for all `row_tiles` tiles of rows: so the gradient of the weight, and
+/// of the bias, is finished chunk by chunk, and no more than a task's part of it is held in f32. Enough tiles that every thread
+/// has work, and pieces of the weight's gradient too. It decides about memory, not about the results.
+pub(crate) fn chunk_tiles(row_tiles: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    let tiles = 2 * FEWEST_TILES.max(threads);
+    threads.div_ceil(THREADS_OF_A_TILE).max(tiles / row_tiles.max(2))
+}
+
+/// The gradients where no row is scored. What is added to stays as it is.
+fn clear<T: Element, G: Element>(gradients: LinearGradients<'_, T, G>) {
+    if let Some(mut hidden) = gradients.hidden {
+        (0..hidden.rows()).for_each(|row| hidden.row_mut(row).fill(T::from_f32(0.0)));
+    }
+    if gradients.accumulate {
+        return;
+    }
+    if let Some(mut weight) = gradients.weight {
+        (0..weight.rows()).for_each(|row| weight.row_mut(row).fill(G::from_f32(0.0)));
+    }
+    if let Some(bias) = gradients.bias {
+        bias.fill(G::from_f32(0.0));
+    }
 }
 
 /// The tiles `first..first + count` of the vocabulary, as far as there are any.
@@ -152,6 +178,32 @@ fn withhold<T: Element>(rows: &mut [RowGradient], scored: &mut ScoredRows<T>) {
     }
 }
 
+/// D of all rows in a chunk of the vocabulary, `[row tiles, vocabulary tiles, ROWS, COLUMNS]`.
+struct LogitGradients<'a> {
+    tiles: &'a [VocabTile],
+    data: &'a [f32],
+}
+
+impl<'a> LogitGradients<'a> {
+    fn row_tiles(&self) -> usize {
+        self.data.len() / (self.tiles.len() * TILE)
+    }
+
+    /// A tile, without the rows and columns that only fill it up.
+    fn tile<T: Element>(&self, scored: &ScoredRows<T>, row_tile: usize, index: usize) -> Block<'a, f32> {
+        let data = &self.data[(row_tile * self.tiles.len() + index) * TILE..][..TILE];
+        let rows = scored.of_tile(row_tile).len();
+        Block { data, rows, columns: self.tiles[index].columns(), stride: COLUMNS }
+    }
+
+    /// [`PIECE`] columns of a tile, or what there is of them.
+    fn piece<T: Element>(&self, scored: &ScoredRows<T>, row_tile: usize, piece: usize) -> Block<'a, f32> {
+        let tile = self.tile(scored, row_tile, piece / PIECES);
+        let first = piece % PIECES * PIECE;
+        tile.columns(first, PIECE.min(tile.columns - first))
+    }
+}
+
 /// The gradients as they are summed.
 struct GradientSums<'a, T: Element, G: Element> {
     products: Products,
@@ -161,12 +213,6 @@ struct GradientSums<'a, T: Element, G: Element> {
     hidden: Vec<f32>,
     hidden_columns: usize,
     hidden_size: usize,
-    /// A chunk of grad weight in f32, `[columns, H]`, where it is not summed in place.
-    weight: Vec<f32>,
-    /// A chunk of grad bias.
-    bias: Vec<f64>,
-    /// Whether the next rows are the first of this chunk, and nothing is there to add to.
-    fresh: bool,
 }
 
 impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
@@ -180,137 +226,47 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
         let hidden_columns = hidden_size.div_ceil(hidden_size.div_ceil(HIDDEN_COLUMNS));
         let column_tiles = hidden_size.div_ceil(hidden_columns);
         let hidden = if gradients.hidden.is_some() { scored.tiles() * column_tiles * ROWS * hidden_columns } else { 0 };
-        Self {
-            products,
-            gradients,
-            hidden: vec![0.0; hidden],
-            hidden_columns,
-            hidden_size,
-            weight: Vec::new(),
-            bias: Vec::new(),
-            fresh: true,
-        }
+        Self { products, gradients, hidden: vec![0.0; hidden], hidden_columns, hidden_size }
     }
 
-    /// Before the first rows of a chunk.
-    fn begin(&mut self, tiles: &[VocabTile]) {
-        self.fresh = true;
-        if self.gradients.weight.is_some() && G::DTYPE != Dtype::F32 {
-            self.weight.resize(tiles.len() * COLUMNS * self.hidden_size, 0.0);
-        }
-        if self.gradients.bias.is_some() {
-            self.bias.clear();
-            self.bias.resize(tiles.len() * COLUMNS, 0.0);
-        }
-    }
-
-    /// Adds what tiles of D say, `[row tiles, vocabulary tiles, ROWS, COLUMNS]`.
-    fn add<W: Element>(
-        &mut self,
-        head: &Head<'_, W>,
-        scored: &ScoredRows<T>,
-        first_row_tile: usize,
-        tiles: &[VocabTile],
-        gradient: &[f32],
-    ) {
-        let row_tiles = gradient.len() / (tiles.len() * TILE);
-        // A tile of D, without the rows and columns behind its end.
-        let tile_of = |row_tile: usize, index: usize| {
-            let data = &gradient[(row_tile * tiles.len() + index) * TILE..][..TILE];
-            let rows = scored.of_tile(first_row_tile + row_tile).len();
-            Block { data, rows, columns: tiles[index].columns(), stride: COLUMNS }
-        };
-        self.add_bias(row_tiles, tiles, tile_of);
-        let add = !self.fresh || (self.gradients.accumulate && G::DTYPE == Dtype::F32);
-        self.fresh = false;
+    /// Adds what a chunk of D says to grad hidden, and finishes its part of the other gradients.
+    fn add<W: Element>(&mut self, head: &Head<'_, W>, scored: &ScoredRows<T>, chunk: &LogitGradients<'_>) {
         let (products, hidden_size, hidden_columns) = (self.products, self.hidden_size, self.hidden_columns);
-        let (weight, stride) = weight_rows(&mut self.gradients.weight, &mut self.weight, tiles, hidden_size);
-        let column_tiles = hidden_size.div_ceil(hidden_columns);
-        let hidden = if self.hidden.is_empty() {
-            &mut []
-        } else {
-            &mut self.hidden[first_row_tile * column_tiles * ROWS * hidden_columns..]
-                [..row_tiles * column_tiles * ROWS * hidden_columns]
-        };
+        let (first, last) = (chunk.tiles[0].first, chunk.tiles[chunk.tiles.len() - 1].last);
+        let accumulate = self.gradients.accumulate;
+        if let Some(bias) = &mut self.gradients.bias {
+            write_bias(&mut bias[first..last], accumulate, scored, chunk);
+        }
+        let (weight, hidden) = (&mut self.gradients.weight, &mut self.hidden);
         rayon::join(
             || {
-                weight.par_chunks_mut(COLUMNS * stride.max(1)).take(tiles.len()).enumerate().for_each_init(
-                    ProductScratch::default,
-                    |scratch, (index, out)| {
-                        for row_tile in 0..row_tiles {
-                            let hidden = scored.hidden(first_row_tile + row_tile);
-                            let sums = Sums { data: &mut *out, stride, add: add || row_tile > 0 };
-                            products.weight(tile_of(row_tile, index), hidden, sums, scratch);
-                        }
-                    },
-                );
+                let Some(weight) = weight else { return };
+                let stride = weight.row_stride();
+                let pieces = weight.rows_mut(first, last).par_chunks_mut(PIECE * stride).enumerate();
+                let start = || (ProductScratch::default(), Vec::new());
+                pieces.for_each_init(start, |(scratch, sums), (piece, out)| {
+                    let parts = |row_tile: usize| chunk.piece(scored, row_tile, piece);
+                    let mut out = WeightPiece { out, stride, accumulate, columns: hidden_size };
+                    out.write(products, scored, parts, hidden_columns, scratch, sums);
+                });
             },
             || {
+                let column_tiles = hidden_size.div_ceil(hidden_columns);
                 hidden.par_chunks_exact_mut(ROWS * hidden_columns).enumerate().for_each_init(
                     ProductScratch::default,
                     |scratch, (position, out)| {
                         let (row_tile, column_tile) = (position / column_tiles, position % column_tiles);
                         let first = column_tile * hidden_columns;
                         let count = hidden_columns.min(hidden_size - first);
-                        for (index, tile) in tiles.iter().enumerate() {
+                        for (index, tile) in chunk.tiles.iter().enumerate() {
                             let weight = head.weight_of(*tile).columns(first, count);
                             let sums = Sums { data: &mut *out, stride: hidden_columns, add: true };
-                            products.hidden(tile_of(row_tile, index), weight, sums, scratch);
+                            products.hidden(chunk.tile(scored, row_tile, index), weight, sums, scratch);
                         }
                     },
                 );
             },
         );
-    }
-
-    /// Column sums of D, in f64.
-    fn add_bias<'b>(
-        &mut self,
-        row_tiles: usize,
-        tiles: &[VocabTile],
-        tile_of: impl Fn(usize, usize) -> Block<'b, f32> + Sync,
-    ) {
-        self.bias.par_chunks_mut(COLUMNS).take(tiles.len()).enumerate().for_each(|(index, sums)| {
-            for row_tile in 0..row_tiles {
-                let tile = tile_of(row_tile, index);
-                for row in tile.data.chunks_exact(COLUMNS).take(tile.rows) {
-                    for (sum, gradient) in sums.iter_mut().zip(&row[..tile.columns]) {
-                        *sum += f64::from(*gradient);
-                    }
-                }
-            }
-        });
-    }
-
-    /// Behind the last rows of a chunk: rounds its part of the gradients to their type.
-    fn end(&mut self, tiles: &[VocabTile]) {
-        let (Some(first), Some(last)) = (tiles.first(), tiles.last()) else { return };
-        let accumulate = self.gradients.accumulate;
-        if let Some(bias) = &mut self.gradients.bias {
-            for (out, sum) in bias[first.first..last.last].iter_mut().zip(&self.bias) {
-                let before = if accumulate { f64::from(out.to_f32()) } else { 0.0 };
-                *out = G::from_f32((before + sum) as f32);
-            }
-        }
-        let Some(weight) = &mut self.gradients.weight else { return };
-        if self.fresh {
-            // Without a scored row nothing was summed.
-            if !accumulate {
-                (first.first..last.last).for_each(|row| weight.row_mut(row).fill(G::from_f32(0.0)));
-            }
-            return;
-        }
-        if G::DTYPE == Dtype::F32 {
-            return;
-        }
-        let stride = weight.row_stride();
-        let out = weight.rows_mut(first.first, last.last);
-        out.par_chunks_mut(stride).zip(self.weight.par_chunks(self.hidden_size)).for_each(|(out, sums)| {
-            for (out, sum) in out.iter_mut().zip(sums) {
-                let before = if accumulate { out.to_f32() } else { 0.0 };
-                *out = G::from_f32(before + sum);
-            }
-        });
     }
 
     /// Rounds grad hidden to its type and puts it where its rows are.
@@ -336,20 +292,73 @@ impl<'a, T: Element, G: Element> GradientSums<'a, T, G> {
     }
 }
 
-/// Where a chunk of grad weight is summed, and its row stride: the buffer itself where that is f32. Empty where it is
-/// not wanted.
-fn weight_rows<'b, G: Element>(
-    gradient: &'b mut Option<MatrixMut<'_, G>>,
-    sums: &'b mut [f32],
-    tiles: &[VocabTile],
-    hidden_size: usize,
-) -> (&'b mut [f32], usize) {
-    match (gradient, tiles.first(), tiles.last()) {
-        (Some(gradient), Some(first), Some(last)) if G::DTYPE == Dtype::F32 => {
-            let stride = gradient.row_stride();
-            (bytemuck::cast_slice_mut(gradient.rows_mut(first.first, last.last)), stride)
+/// Grad bias of a chunk: column sums of D, in f64.
+fn write_bias<T: Element, G: Element>(
+    bias: &mut [G],
+    accumulate: bool,
+    scored: &ScoredRows<T>,
+    chunk: &LogitGradients<'_>,
+) {
+    bias.par_chunks_mut(COLUMNS).enumerate().for_each(|(index, out)| {
+        let mut sums = [0.0; COLUMNS];
+        for row_tile in 0..chunk.row_tiles() {
+            let tile = chunk.tile(scored, row_tile, index);
+            for row in tile.data.chunks_exact(COLUMNS).take(tile.rows) {
+                for (sum, gradient) in sums.iter_mut().zip(&row[..tile.columns]) {
+                    *sum += f64::from(*gradient);
+                }
+            }
         }
-        (Some(_), ..) => (sums, hidden_size),
-        _ => (&mut [], 0),
+        for (out, sum) in out.iter_mut().zip(sums) {
+            let before = if accumulate { f64::from(out.to_f32()) } else { 0.0 };
+            *out = G::from_f32((before + sum) as f32);
+        }
+    });
+}
+
+/// Grad weight of [`PIECE`] columns of the vocabulary, `[PIECE, H]`.
+struct WeightPiece<'a, G> {
+    out: &'a mut [G],
+    stride: usize,
+    columns: usize,
+    accumulate: bool,
+}
+
+impl<G: Element> WeightPiece<'_, G> {
+    /// `piece`: the piece of D of a tile of rows. What is f32 is summed in place; anything else in `sums`, at most `width`
+    /// columns at once, and rounded once.
+    fn write<'b, T: Element>(
+        &mut self,
+        products: Products,
+        scored: &ScoredRows<T>,
+        piece: impl Fn(usize) -> Block<'b, f32>,
+        width: usize,
+        scratch: &mut ProductScratch,
+        sums: &mut Vec<f32>,
+    ) {
+        let (stride, accumulate) = (self.stride, self.accumulate);
+        if G::DTYPE == Dtype::F32 {
+            let out: &mut [f32] = bytemuck::cast_slice_mut(self.out);
+            for row_tile in 0..scored.tiles() {
+                let sums = Sums { data: &mut *out, stride, add: accumulate || row_tile > 0 };
+                products.weight(piece(row_tile), scored.hidden(row_tile), sums, scratch);
+            }
+            return;
+        }
+        sums.resize(PIECE * width, 0.0);
+        for first in (0..self.columns).step_by(width) {
+            let count = width.min(self.columns - first);
+            for row_tile in 0..scored.tiles() {
+                let hidden = scored.hidden(row_tile).columns(first, count);
+                let sums = Sums { data: &mut *sums, stride: width, add: row_tile > 0 };
+                products.weight(piece(row_tile), hidden, sums, scratch);
+            }
+            for (out, sums) in self.out.chunks_mut(stride).zip(sums.chunks_exact(width)) {
+                for (out, sum) in out[first..][..count].iter_mut().zip(sums) {
+                    let before = if accumulate { out.to_f32() } else { 0.0 };
+                    *out = G::from_f32(before + sum);
+                }
+            }
+        }
     }
 }

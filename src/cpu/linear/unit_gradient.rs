@@ -9,15 +9,15 @@
 //! integer. Where r grows, what has been summed is multiplied by a power of two, which is exact. So the results depend neither
 //! on how many tiles make a chunk nor on the number of threads.
 //!
-//! Besides the outputs this takes, for M scored rows: a copy of their hidden states, 4·M·H bytes for the sums, and for each
-//! thread, and for eight at least, 2·512 KiB of e, 24 KiB of sums and what products pack, up to 560 KiB with AVX-512; where the
-//! gradients of the logits are kept 4 bytes for each row and 512 columns besides.
+//! Besides the outputs this takes, for M scored rows: a copy of their hidden states, 4·M·H bytes for the sums, as many tiles of e as
+//! the backward pass has of D, 24 KiB of sums for each, and for each thread what products pack, up to 560 KiB with AVX-512; where
+//! the gradients of the logits are kept 4 bytes for each row and 512 columns besides.
 
 use crate::cpu::dispatch::Kernel;
 use crate::cpu::elementary::{clamp_exponent, exp2};
 use crate::cpu::linear::kept_logits::KeptLogitsMut;
 use crate::cpu::linear::log_prob::{RowSums, Slices, unit_sums};
-use crate::cpu::linear::log_prob_backward::{HIDDEN_COLUMNS, ROW_TILES, TILE, chunk_tiles, vocab_tiles};
+use crate::cpu::linear::log_prob_backward::{HIDDEN_COLUMNS, TILE, chunk_tiles, vocab_tiles};
 use crate::cpu::linear::product::{Block, ProductScratch, Products, Sums};
 use crate::cpu::linear::tiles::{COLUMNS, ROWS, ScoredRows, VocabTile};
 use crate::cpu::softmax::{PartialSums, Scale};
@@ -123,55 +123,49 @@ pub(super) fn forward<T: Element, W: Element>(
 ) -> Vec<RowSums> {
     let mut states = vec![START; scored.rows.len()];
     let mut products_of_rows = RowProducts::new(products, scored, head);
-    let (slices, chunk) = (Slices::new(head.vocab()), chunk_tiles());
-    let mut logits = vec![0.0; ROW_TILES.min(scored.tiles()) * chunk * TILE];
+    let (slices, chunk) = (Slices::new(head.vocab()), chunk_tiles(scored.tiles()));
+    let mut logits = vec![0.0; scored.tiles() * chunk.min(head.vocab().div_ceil(COLUMNS)) * TILE];
     let mut of_tiles = vec![NOTHING; logits.len() / COLUMNS];
     for first in (0..head.vocab().div_ceil(COLUMNS)).step_by(chunk) {
         let tiles = vocab_tiles(first, chunk, head.vocab());
-        for row_tile in (0..scored.tiles()).step_by(ROW_TILES) {
-            let row_tiles = ROW_TILES.min(scored.tiles() - row_tile);
-            let logits = &mut logits[..row_tiles * tiles.len() * TILE];
-            let of_tiles = &mut of_tiles[..row_tiles * tiles.len() * ROWS];
-            let at = |index: usize| (row_tile + index / tiles.len(), tiles[index % tiles.len()]);
-            logits.par_chunks_exact_mut(TILE).zip(of_tiles.par_chunks_exact_mut(ROWS)).enumerate().for_each_init(
-                ProductScratch::default,
-                |scratch, (index, (logits, of_rows))| {
-                    let (row_tile, tile) = at(index);
-                    head.logits(products, scored.hidden(row_tile), tile, scratch, logits);
-                    fold(forward, logits, scored.of_tile(row_tile), tile, of_rows);
-                },
-            );
-            let states = &mut states[row_tile * ROWS..];
-            let states = &mut states[..(row_tiles * ROWS).min(scored.rows.len() - row_tile * ROWS)];
-            for (index, state) in states.iter_mut().enumerate() {
-                for column in 0..tiles.len() {
-                    let of_row = &mut of_tiles[((index / ROWS) * tiles.len() + column) * ROWS + index % ROWS];
-                    state.add(of_row, slices, first + column);
-                }
+        let logits = &mut logits[..scored.tiles() * tiles.len() * TILE];
+        let of_tiles = &mut of_tiles[..scored.tiles() * tiles.len() * ROWS];
+        let at = |index: usize| (index / tiles.len(), tiles[index % tiles.len()]);
+        logits.par_chunks_exact_mut(TILE).zip(of_tiles.par_chunks_exact_mut(ROWS)).enumerate().for_each_init(
+            ProductScratch::default,
+            |scratch, (index, (logits, of_rows))| {
+                let (row_tile, tile) = at(index);
+                head.logits(products, scored.hidden(row_tile), tile, scratch, logits);
+                fold(forward, logits, scored.of_tile(row_tile), tile, of_rows);
+            },
+        );
+        for (index, state) in states.iter_mut().enumerate() {
+            for column in 0..tiles.len() {
+                let of_row = &mut of_tiles[((index / ROWS) * tiles.len() + column) * ROWS + index % ROWS];
+                state.add(of_row, slices, first + column);
             }
-            logits.par_chunks_exact_mut(TILE).zip(of_tiles.par_chunks_exact_mut(ROWS)).enumerate().for_each(
-                |(index, (logits, of_rows))| {
-                    let (row_tile, tile) = at(index);
-                    let count = scored.of_tile(row_tile).len();
-                    for (logits, of_row) in logits.chunks_exact_mut(COLUMNS).zip(of_rows).take(count) {
-                        of_row.sum = overwrite(forward, &mut logits[..tile.columns()], of_row.r);
-                    }
-                },
-            );
-            for (index, state) in states.iter_mut().enumerate() {
-                for column in 0..tiles.len() {
-                    let of_row = of_tiles[((index / ROWS) * tiles.len() + column) * ROWS + index % ROWS];
-                    state.rest.sum = state.rest.sum * f64::from(of_row.growth).exp2() + of_row.sum;
-                }
-            }
-            if let Some(kept) = &mut kept {
-                let r = |row_tile: usize, column: usize, row: usize| {
-                    of_tiles[(row_tile * tiles.len() + column) * ROWS + row].r
-                };
-                kept.write(&tiles, first, row_tile, scored, logits, r);
-            }
-            products_of_rows.add(head, scored, row_tile, &tiles, logits, of_tiles);
         }
+        logits.par_chunks_exact_mut(TILE).zip(of_tiles.par_chunks_exact_mut(ROWS)).enumerate().for_each(
+            |(index, (logits, of_rows))| {
+                let (row_tile, tile) = at(index);
+                let count = scored.of_tile(row_tile).len();
+                for (logits, of_row) in logits.chunks_exact_mut(COLUMNS).zip(of_rows).take(count) {
+                    of_row.sum = overwrite(forward, &mut logits[..tile.columns()], of_row.r);
+                }
+            },
+        );
+        for (index, state) in states.iter_mut().enumerate() {
+            for column in 0..tiles.len() {
+                let of_row = of_tiles[((index / ROWS) * tiles.len() + column) * ROWS + index % ROWS];
+                state.rest.sum = state.rest.sum * f64::from(of_row.growth).exp2() + of_row.sum;
+            }
+        }
+        if let Some(kept) = &mut kept {
+            let r =
+                |row_tile: usize, column: usize, row: usize| of_tiles[(row_tile * tiles.len() + column) * ROWS + row].r;
+            kept.write(&tiles, first, scored, logits, r);
+        }
+        products_of_rows.add(head, scored, &tiles, logits, of_tiles);
     }
     let rests: Vec<Rest> = states.iter().map(|state| state.rest).collect();
     let sums: Vec<RowSums> = states.iter().map(|state| state.slices.merge(state.slice)).collect();
@@ -253,20 +247,17 @@ impl RowProducts {
         &mut self,
         head: &Head<'_, W>,
         scored: &ScoredRows<T>,
-        first_row_tile: usize,
         tiles: &[VocabTile],
         exponentials: &[f32],
         of_tiles: &[RowOfTile],
     ) {
-        let row_tiles = exponentials.len() / (tiles.len() * TILE);
         let (products, columns, hidden_size) = (self.products, self.columns, self.hidden_size);
         let (column_tiles, length) = (hidden_size.div_ceil(columns), ROWS * columns);
-        let sums = &mut self.sums[first_row_tile * column_tiles * length..][..row_tiles * column_tiles * length];
-        sums.par_chunks_exact_mut(length).enumerate().for_each_init(
+        self.sums.par_chunks_exact_mut(length).enumerate().for_each_init(
             ProductScratch::default,
             |scratch, (position, out)| {
                 let (row_tile, column_tile) = (position / column_tiles, position % column_tiles);
-                let (first, rows) = (column_tile * columns, scored.of_tile(first_row_tile + row_tile).len());
+                let (first, rows) = (column_tile * columns, scored.of_tile(row_tile).len());
                 let count = columns.min(hidden_size - first);
                 for (index, tile) in tiles.iter().enumerate() {
                     let place = row_tile * tiles.len() + index;
