@@ -18,7 +18,7 @@ mod device_linear;
 use cudarc::driver::{CudaSlice, DeviceRepr, ValidAsZeroBits};
 use device::{Bench, Failure, Run, rate};
 use device_linear::DeviceLinear;
-use exo_kernels::cuda::{LinearChunks, Matrix, SLICE, TokenLogProbs, cublas_present};
+use exo_kernels::cuda::{LinearChunks, Matrix, RowSharing, SLICE, TokenLogProbs, cublas_present};
 use exo_kernels::{Backend, Element, LinearKept, LogitOptions, SoftmaxState};
 use half::{bf16, f16};
 use serde_json::json;
@@ -39,8 +39,10 @@ const ROTATED_BYTES: usize = 512 << 20;
 
 /// Slices that a block walks where not all.
 const SHARED: [usize; 3] = [1, 2, 4];
-/// How many times the rows alone fill the device before a block walks all.
+/// From how many waves on a block walks all slices.
 const WAVES: [usize; 6] = [0, 1, 2, 3, 4, usize::MAX];
+/// And before that from how full a last wave on, in hundredths of a multiprocessor's block.
+const FILLING_PERCENT: [usize; 8] = [0, 50, 75, 110, 150, 175, 200, usize::MAX];
 
 /// At one number of rows: the milliseconds of each alternative of [`SHARED`], and of whole rows.
 struct AtRows {
@@ -50,10 +52,12 @@ struct AtRows {
 }
 
 impl AtRows {
-    /// What an entry of the table would take.
-    fn of_entry(&self, waves: usize, shared: usize, rows_of_a_wave: usize) -> f64 {
-        let whole = self.rows >= rows_of_a_wave.saturating_mul(waves);
-        if whole { self.whole } else { self.shared[shared].unwrap_or(self.whole) }
+    /// What a rule of the table would take. `device`: its multiprocessors, and the blocks that each holds.
+    fn of_rule(&self, rule: &RowSharing, device: (usize, usize)) -> f64 {
+        let whole = rule.walks_whole_rows(self.rows, device.0, device.1);
+        let place = SHARED.iter().position(|&slices| slices == rule.shared_slices);
+        let shared = place.and_then(|place| self.shared[place]);
+        if whole { self.whole } else { shared.unwrap_or(self.whole) }
     }
 
     fn best(&self) -> f64 {
@@ -61,15 +65,21 @@ impl AtRows {
     }
 }
 
-/// The best entry: waves, the index of the shared slices, and its geometric mean as a multiple of the best.
-fn best_entry(found: &[AtRows], rows_of_a_wave: usize) -> (usize, usize, f64) {
-    let mean = |waves, shared| {
-        let logs = found.iter().map(|at| (at.of_entry(waves, shared, rows_of_a_wave) / at.best()).ln());
-        (logs.sum::<f64>() / found.len().max(1) as f64).exp()
-    };
-    let entries = WAVES.iter().flat_map(|&waves| (0..SHARED.len()).map(move |shared| (waves, shared)));
-    let with_means = entries.map(|(waves, shared)| (waves, shared, mean(waves, shared)));
-    with_means.min_by(|one, other| one.2.total_cmp(&other.2)).expect("there are entries")
+/// A rule's geometric mean, as a multiple of the best.
+fn of_best(found: &[AtRows], rule: &RowSharing, device: (usize, usize)) -> f64 {
+    let logs = found.iter().map(|at| (at.of_rule(rule, device) / at.best()).ln());
+    (logs.sum::<f64>() / found.len().max(1) as f64).exp()
+}
+
+/// The best rule.
+fn best_rule(found: &[AtRows], device: (usize, usize)) -> RowSharing {
+    let rules = WAVES.iter().flat_map(|&waves| {
+        FILLING_PERCENT.iter().flat_map(move |&filling_percent| {
+            SHARED.iter().map(move |&shared_slices| RowSharing { waves, filling_percent, shared_slices })
+        })
+    });
+    let all = rules.map(|rule| (rule, of_best(found, &rule, device)));
+    all.min_by(|one, other| one.1.total_cmp(&other.1)).expect("there are rules").0
 }
 
 /// Rows of `tuning.rs` for logits of one type.
@@ -95,25 +105,24 @@ fn token_log_probs<T: Element + DeviceRepr + ValidAsZeroBits>(bench: &mut Bench)
     if found.is_empty() {
         return Ok(());
     }
-    let (waves, shared, mean) = best_entry(&found, bench.cuda.rows_of_a_wave());
-    let shared_slices = SHARED[shared];
-    let now = bench.cuda.token_log_prob_launch(T::DTYPE, vocabularies[0]);
-    let of_now = SHARED.iter().position(|&slices| slices == now.1).map(|shared| {
-        let logs = found.iter().map(|at| (at.of_entry(now.0, shared, bench.cuda.rows_of_a_wave()) / at.best()).ln());
-        (logs.sum::<f64>() / found.len() as f64).exp()
-    });
+    let device = bench.cuda.resident_blocks();
+    let (best, now) = (best_rule(&found, device), bench.cuda.row_sharing(T::DTYPE, vocabularies[0]));
+    let means = [best, now].map(|rule| of_best(&found, &rule, device));
+    let of_now = SHARED.contains(&now.shared_slices).then_some(means[1]);
     let (major, minor) = bench.cuda.stream().context().compute_capability()?;
-    let shown = if waves == usize::MAX { "usize::MAX".to_owned() } else { waves.to_string() };
-    println!("\n        // {}", comment(bench, Some(mean), of_now));
+    let RowSharing { waves, filling_percent, shared_slices } = best;
+    let [shown_waves, shown_filling] = [waves, filling_percent]
+        .map(|number| if number == usize::MAX { "usize::MAX".to_owned() } else { number.to_string() });
+    println!("\n        // {}", comment(bench, Some(means[0]), of_now));
     println!(
-        "        Row {{\n            file: FORWARD,\n            dtypes: &[Dtype::{dtype}],\n            vocab: SLICE + 1..=usize::MAX,\n            \
-         capability: ({major}, {minor})..=({major}, {minor}),\n            entry: TokenLogProb {{ waves: {shown}, shared_slices: \
-         {shared_slices}, ..OF_LAUNCH_BOUNDS }},\n        }},\n"
+        "        Row {{\n            file: FORWARD,\n            dtypes: &[Dtype::{dtype}],\n            vocab: 2 * SLICE + 1..=usize::MAX,\n            \
+         capability: ({major}, {minor})..=({major}, {minor}),\n            entry: with_sharing({shown_waves}, {shown_filling}, \
+         {shared_slices}),\n        }},\n"
     );
-    let waves = (waves != usize::MAX).then_some(waves);
+    let bounded = |number: usize| (number != usize::MAX).then_some(number);
     bench.write(&json!({
-        "best": "token_log_prob", "dtype": dtype.to_lowercase(), "waves": waves, "shared_slices": shared_slices,
-        "of_best": mean, "now_of_best": of_now,
+        "best": "token_log_prob", "dtype": dtype.to_lowercase(), "waves": bounded(waves),
+        "filling_percent": bounded(filling_percent), "shared_slices": shared_slices, "of_best": means[0], "now_of_best": of_now,
     }))
 }
 
@@ -164,8 +173,8 @@ fn at_rows<T: Element + DeviceRepr + ValidAsZeroBits>(
     let tried: Vec<usize> = SHARED.into_iter().filter(|&shared| shared < slices).collect();
     let mut runs: Vec<Run<'_>> = tried
         .iter()
-        .map(|&shared| forward(bench.cuda.with_token_log_prob_launch(usize::MAX, shared)))
-        .chain([forward(bench.cuda.with_token_log_prob_launch(0, 1))])
+        .map(|&shared_slices| forward(bench.cuda.with_row_sharing(RowSharing { shared_slices, ..RowSharing::ALWAYS })))
+        .chain([forward(bench.cuda.with_row_sharing(RowSharing::NEVER))])
         .collect();
     runs.push(Box::new(|index| Ok(stream.memcpy_dtod(&window(index), &mut copied)?)));
     let times = bench.time(OF_ROWS, &mut runs)?;
@@ -325,13 +334,18 @@ fn constant(bench: &mut Bench, constant: &Constant) -> Result<(), Failure> {
 /// What is chosen of times that are made up.
 fn check_choices() {
     let at = |rows, one, two, whole| AtRows { rows, shared: [Some(one), Some(two), None], whole };
-    // One slice for few rows, whole rows for many, from two waves of 100 on.
-    let found = [at(1, 1.0, 2.0, 3.0), at(150, 1.0, 1.5, 2.0), at(200, 2.0, 1.5, 1.0), at(1000, 2.0, 1.5, 1.0)];
-    let (waves, shared, mean) = best_entry(&found, 100);
-    assert_eq!((waves, SHARED[shared], mean), (2, 1, 1.0));
-    let (waves, _, mean) = best_entry(&[at(1, 3.0, 3.0, 1.0), at(500, 3.0, 3.0, 1.0)], 100);
-    assert_eq!((waves, mean), (0, 1.0));
-    assert_eq!(best_entry(&[at(1, 3.0, 1.0, 2.0), at(5000, 3.0, 1.0, 2.0)], 100).0, usize::MAX);
+    // One slice for few rows, whole rows for many: on 10 multiprocessors of 10 blocks from two waves on.
+    let device = (10, 10);
+    let found = [at(1, 1.0, 2.0, 3.0), at(190, 1.0, 1.5, 2.0), at(200, 2.0, 1.5, 1.0), at(1001, 2.0, 1.5, 1.0)];
+    let rule = best_rule(&found, device);
+    assert_eq!((rule.waves, rule.shared_slices, of_best(&found, &rule, device)), (2, 1, 1.0));
+    // A last wave of 15 rows is too few, one of 20 is not.
+    let found = [at(15, 1.0, 2.0, 3.0), at(115, 1.0, 2.0, 3.0), at(20, 2.0, 2.0, 1.0), at(120, 2.0, 2.0, 1.0)];
+    let rule = best_rule(&found, device);
+    assert_eq!((rule.filling_percent, of_best(&found, &rule, device)), (175, 1.0));
+    assert_eq!(best_rule(&[at(1, 3.0, 3.0, 1.0), at(500, 3.0, 3.0, 1.0)], device).waves, 0);
+    let rule = best_rule(&[at(1, 3.0, 1.0, 2.0), at(5000, 3.0, 1.0, 2.0)], device);
+    assert_eq!((rule.waves, rule.filling_percent, rule.shared_slices), (usize::MAX, usize::MAX, 2));
     // The smallest that is close, over all numbers of rows.
     assert_eq!(best_alternative(&[vec![3.0, 1.005, 1.0], vec![1.5, 1.005, 1.0]]).0, 1);
     assert_eq!(best_alternative(&[vec![1.0, 1.1], vec![2.0, 1.0]]).0, 1);

@@ -2,30 +2,29 @@
 //! and no part of what this crate promises: none of it changes a bit of the results.
 
 use crate::cuda::linear::workspace::LinearChunks;
+use crate::cuda::row_sharing::RowSharing;
 use crate::cuda::{Cuda, tuning};
 use crate::element::Dtype;
 
 impl Cuda {
-    /// A clone whose token log-probs are launched so: `waves` is how many times the rows alone must fill the device for one
-    /// block to walk all of its row's slices, `shared_slices` how many it walks where there are fewer. The table is never freed.
+    /// A clone whose token log-probs are launched so. The table is never freed.
     #[must_use]
-    pub fn with_token_log_prob_launch(&self, waves: usize, shared_slices: usize) -> Self {
-        let otherwise = tuning::TokenLogProb { waves, shared_slices, ..tuning::OF_LAUNCH_BOUNDS };
+    pub fn with_row_sharing(&self, sharing: RowSharing) -> Self {
+        let otherwise = tuning::TokenLogProb { sharing, ..tuning::OF_LAUNCH_BOUNDS };
         let file = tuning::TOKEN_LOG_PROB.file;
         let table = Box::leak(Box::new(tuning::Table { file, rows: &[], otherwise }));
         Self { token_log_prob_tuning: table, ..self.clone() }
     }
 
-    /// What the table has for this device: waves and shared slices.
-    pub fn token_log_prob_launch(&self, dtype: Dtype, vocab: usize) -> (usize, usize) {
+    /// What the table has for this device.
+    pub fn row_sharing(&self, dtype: Dtype, vocab: usize) -> RowSharing {
         let key = tuning::Key { dtype, vocab, capability: self.capability };
-        let (_, entry) = self.token_log_prob_tuning.choose(key, |file| self.kernels.has(file));
-        (entry.waves, entry.shared_slices)
+        self.token_log_prob_tuning.choose(key, |file| self.kernels.has(file)).1.sharing
     }
 
-    /// Rows that fill the device, of kernels without softcap and entropy: one block each.
-    pub fn rows_of_a_wave(&self) -> usize {
-        self.multiprocessors * tuning::OF_LAUNCH_BOUNDS.plain_blocks
+    /// Multiprocessors of the device, and how many blocks of the kernel without softcap and entropy each holds.
+    pub fn resident_blocks(&self) -> (usize, usize) {
+        (self.multiprocessors, tuning::OF_LAUNCH_BOUNDS.plain_blocks)
     }
 }
 

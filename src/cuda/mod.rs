@@ -35,12 +35,15 @@ pub(crate) mod memory;
 mod objective;
 pub mod raw;
 mod rewards;
+mod row_sharing;
 mod status;
 mod status_word;
 mod step;
 mod targets;
 mod token_log_prob;
 mod tuning;
+#[cfg(test)]
+mod wave_model;
 
 use crate::cuda::context::{CurrentContext, ForeignContext, Kept};
 use crate::cuda::kernels::Kernels;
@@ -61,6 +64,8 @@ pub use crate::cuda::linear::workspace::LinearChunks;
 pub use crate::cuda::log_ratio::DeviceBatch;
 pub use crate::cuda::memory::{Device, Grown, Use, View, ViewMut};
 pub use crate::cuda::rewards::{DeviceRewards, RewardBuffers, Rewards};
+#[cfg(feature = "tuning")]
+pub use crate::cuda::row_sharing::RowSharing;
 pub use crate::cuda::status::Status;
 pub use crate::cuda::views::*;
 

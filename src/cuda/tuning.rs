@@ -6,6 +6,7 @@
 //! from counts (registers, launch bounds); nothing has been measured on a GPU yet. Threads of a block are in `kernels.rs` and in
 //! the kernels' `__launch_bounds__`.
 
+use crate::cuda::row_sharing::RowSharing;
 use crate::element::Dtype;
 use std::ops::RangeInclusive;
 
@@ -92,27 +93,40 @@ pub(super) struct TokenLogProb {
     pub(super) plain_blocks: usize,
     /// The same of the kernels with either.
     pub(super) other_blocks: usize,
-    /// How many times the rows alone must fill the device for one block to walk all of its row's slices. 0: it always does;
-    /// `usize::MAX`: never.
-    pub(super) waves: usize,
-    /// Slices of a row that one block walks where there are fewer rows.
-    pub(super) shared_slices: usize,
+    /// When blocks share a row.
+    pub(super) sharing: RowSharing,
 }
 
 impl TokenLogProb {
     /// Slices of a row that one block walks.
     pub(super) fn slices_per_block(&self, rows: usize, slices: usize, multiprocessors: usize, plain: bool) -> usize {
         let blocks = if plain { self.plain_blocks } else { self.other_blocks };
-        let many = (multiprocessors * blocks).saturating_mul(self.waves);
-        if rows >= many { slices } else { self.shared_slices.clamp(1, slices) }
+        let whole = self.sharing.walks_whole_rows(rows, multiprocessors, blocks);
+        if whole { slices } else { self.sharing.shared_slices.clamp(1, slices) }
     }
 }
 
 /// Of 65536 registers, 256 threads of 38 to 40 leave room for six blocks and of 51 to 64 for four, on every architecture
 /// of [`COUNTED`] and for every type; the launch bounds promise as much of any other. A multiprocessor has 1536 threads or
 /// more. One slice to a block: few rows are to use all of the device.
-pub(super) const OF_LAUNCH_BOUNDS: TokenLogProb =
-    TokenLogProb { plain_blocks: 6, other_blocks: 4, waves: 1, shared_slices: 1 };
+///
+/// When rows are whole follows from the wave model (`wave_model.rs`), here for an H200, and for whatever is not in the table.
+pub(super) const OF_LAUNCH_BOUNDS: TokenLogProb = with_sharing(3, 175, 1);
+
+const fn with_sharing(waves: usize, filling_percent: usize, shared_slices: usize) -> TokenLogProb {
+    let sharing = RowSharing { waves, filling_percent, shared_slices };
+    TokenLogProb { plain_blocks: 6, other_blocks: 4, sharing }
+}
+
+/// 54 GB/s to a multiprocessor where 9.0 has 25 to 36: more blocks fill the memory's bandwidth, and what a block that is not
+/// alone with its row waits for at its end is a larger part of its time.
+const OF_10: TokenLogProb = with_sharing(2, 200, 1);
+
+/// Of rows of two slices one is soon as long as what sharing them waits for.
+const OF_TWO_SLICES: TokenLogProb = with_sharing(1, 110, 1);
+
+/// 19 GB/s to a multiprocessor (8.0), or 6 to 11.
+const OF_NARROW_MEMORY: TokenLogProb = with_sharing(3, 75, 1);
 
 const FORWARD: &str = "token_log_prob";
 
@@ -125,9 +139,37 @@ pub(super) static TOKEN_LOG_PROB: Table<TokenLogProb> = Table {
         Row {
             file: FORWARD,
             dtypes: EVERY_DTYPE,
-            vocab: SLICE + 1..=usize::MAX,
+            vocab: SLICE + 1..=2 * SLICE,
             capability: COUNTED,
+            entry: OF_TWO_SLICES,
+        },
+        Row {
+            file: FORWARD,
+            dtypes: EVERY_DTYPE,
+            vocab: 2 * SLICE + 1..=usize::MAX,
+            capability: (8, 0)..=(8, 9),
+            entry: OF_NARROW_MEMORY,
+        },
+        Row {
+            file: FORWARD,
+            dtypes: EVERY_DTYPE,
+            vocab: 2 * SLICE + 1..=usize::MAX,
+            capability: (9, 0)..=(9, 0),
             entry: OF_LAUNCH_BOUNDS,
+        },
+        Row {
+            file: FORWARD,
+            dtypes: EVERY_DTYPE,
+            vocab: 2 * SLICE + 1..=usize::MAX,
+            capability: (10, 0)..=(10, 3),
+            entry: OF_10,
+        },
+        Row {
+            file: FORWARD,
+            dtypes: EVERY_DTYPE,
+            vocab: 2 * SLICE + 1..=usize::MAX,
+            capability: (12, 0)..=(12, 1),
+            entry: OF_NARROW_MEMORY,
         },
     ],
     otherwise: OF_LAUNCH_BOUNDS,
@@ -196,7 +238,7 @@ mod test {
     fn every_combination_has_one_valid_entry() {
         check_table(&TOKEN_LOG_PROB, |entry, _, threads| {
             let blocks = [entry.plain_blocks, entry.other_blocks];
-            entry.shared_slices >= 1 && blocks.iter().all(|&blocks| blocks >= 1 && blocks * 256 <= threads)
+            entry.sharing.shared_slices >= 1 && blocks.iter().all(|&blocks| blocks >= 1 && blocks * 256 <= threads)
         });
     }
 
@@ -221,21 +263,28 @@ mod test {
         assert_eq!(seen, 12, "kernels");
     }
 
-    /// Few rows share out their slices, many do not.
+    /// Of the kernel that is launched, and never more slices than there are.
     #[test]
     fn slices_are_shared_out_until_rows_fill_the_device() {
         let shared = |entry: TokenLogProb, rows, plain| entry.slices_per_block(rows, 4, 132, plain);
-        assert_eq!([791, 792].map(|rows| shared(OF_LAUNCH_BOUNDS, rows, true)), [1, 4]);
-        assert_eq!([527, 528].map(|rows| shared(OF_LAUNCH_BOUNDS, rows, false)), [1, 4]);
-        let entry = |shared_slices| TokenLogProb { shared_slices, ..OF_LAUNCH_BOUNDS };
+        // 3 waves are 2376 and 1584 rows; 1.75 blocks of each multiprocessor 231.
+        assert_eq!(
+            [230, 231, 792, 793, 1023, 2200, 2376, 2377].map(|rows| shared(OF_LAUNCH_BOUNDS, rows, true)),
+            [1, 4, 4, 1, 4, 4, 4, 4]
+        );
+        assert_eq!([528, 529, 1583, 1584, 1585].map(|rows| shared(OF_LAUNCH_BOUNDS, rows, false)), [4, 1, 4, 4, 4]);
+        let entry = |shared_slices| with(RowSharing { shared_slices, ..RowSharing::ALWAYS });
         assert_eq!([0, 1, 3, 9].map(|slices| shared(entry(slices), 1, true)), [1, 1, 3, 4]);
-        let entry = |waves| TokenLogProb { waves, ..OF_LAUNCH_BOUNDS };
-        assert_eq!([1583, 1584].map(|rows| shared(entry(2), rows, true)), [1, 4]);
-        assert_eq!([0, 1, usize::MAX].map(|waves| shared(entry(waves), 1000, true)), [4, 4, 1]);
+        assert_eq!([1, 792, 100_000].map(|rows| shared(entry(1), rows, true)), [1, 1, 1]);
+        assert_eq!([1, 792, 100_000].map(|rows| shared(with(RowSharing::NEVER), rows, true)), [4, 4, 4]);
+    }
+
+    const fn with(sharing: RowSharing) -> TokenLogProb {
+        TokenLogProb { sharing, ..OF_LAUNCH_BOUNDS }
     }
 
     const fn walking(shared_slices: usize) -> Table<TokenLogProb> {
-        Table { file: FORWARD, rows: &[], otherwise: TokenLogProb { shared_slices, ..OF_LAUNCH_BOUNDS } }
+        Table { file: FORWARD, rows: &[], otherwise: with(RowSharing { shared_slices, ..RowSharing::ALWAYS }) }
     }
 
     /// The same rows with one, two, three and all slices to a block.
