@@ -14,6 +14,10 @@ const DEPTH: usize = 512;
 const ROW_MULTIPLE: usize = 8;
 const FEWEST_COLUMNS: usize = 64;
 
+/// It has others too for sums of one or two terms, which it adds to what is there without rounding their sum first. Sums are
+/// filled up to so many terms.
+const FEWEST_TERMS: usize = 4;
+
 /// Copies of operands that are not f32 or have too few items, and a product with more elements than were asked for.
 #[derive(Default)]
 pub(super) struct GemmScratch {
@@ -50,6 +54,7 @@ pub(super) fn multiply<A: Element, B: Element>(
         let part = first..depth.min(first + step);
         let left = strided(left, filled_rows, part.clone(), &mut scratch.left);
         let right = strided(right, filled_columns, part.clone(), &mut scratch.right);
+        let terms = part.len().max(FEWEST_TERMS);
         let (to, stride) =
             if fits { (out.data.as_mut_ptr(), out.stride) } else { (scratch.out.as_mut_ptr(), filled_columns) };
         // SAFETY: `strided` found, and the caller of this function asserted of `out`, that all elements that the shapes and
@@ -58,7 +63,7 @@ pub(super) fn multiply<A: Element, B: Element>(
             gemm(
                 filled_rows,
                 filled_columns,
-                part.len(),
+                terms,
                 to,
                 1,
                 stride as isize,
@@ -90,7 +95,7 @@ pub(super) fn multiply<A: Element, B: Element>(
     }
 }
 
-/// Part of an operand in f32, filled up with items of zeros: in place where it is so already.
+/// Part of an operand in f32, filled up with items and terms of zeros: in place where it is so already.
 fn strided<'a, T: Element>(
     operand: &Operand<'a, T>,
     items: usize,
@@ -99,19 +104,20 @@ fn strided<'a, T: Element>(
 ) -> Strided<'a> {
     assert!(operand.holds(&(0..operand.items), &depth), "a part of an operand that lies outside of it");
     let strides = |stride| if operand.depth_is_contiguous { (stride, 1) } else { (1, stride) };
-    if T::DTYPE == Dtype::F32 && items == operand.items {
+    let terms = depth.len().max(FEWEST_TERMS);
+    if T::DTYPE == Dtype::F32 && items == operand.items && terms == depth.len() {
         let data: &[f32] = bytemuck::cast_slice(operand.data);
         let (item_stride, depth_stride) = strides(operand.stride);
         return Strided { data: &data[depth.start * depth_stride..], item_stride, depth_stride };
     }
-    let (rows, columns) = if operand.depth_is_contiguous { (items, depth.len()) } else { (depth.len(), items) };
+    let (rows, columns) = if operand.depth_is_contiguous { (items, terms) } else { (terms, items) };
     let (first_row, first_column) = if operand.depth_is_contiguous { (0, depth.start) } else { (depth.start, 0) };
     let there = if operand.depth_is_contiguous { operand.items } else { depth.len() };
     copy.clear();
     copy.resize(rows * columns, 0.0);
     for (row, to) in copy.chunks_exact_mut(columns).take(there).enumerate() {
         let from = &operand.data[(first_row + row) * operand.stride + first_column..];
-        let count = if operand.depth_is_contiguous { columns } else { operand.items };
+        let count = if operand.depth_is_contiguous { depth.len() } else { operand.items };
         widen(&from[..count], to);
     }
     let (item_stride, depth_stride) = strides(columns);

@@ -229,28 +229,40 @@ fn products_are_within_bounds() {
     products_of_types_are_within_bounds::<f16, f16>(Dtype::F16, Dtype::F16);
 }
 
-/// An element of a part of a product has the bits that it has in the whole one, from operands that lie one way or the other.
+/// An element of a part of a product has the bits that it has in the whole one, from operands that lie one way or the other;
+/// also where it is added to what is there.
 fn parts_have_the_bits_of_the_whole<A: Element, B: Element>(left: Dtype, right: Dtype) {
     for (set, products) in all(left, right) {
         let mut numbers = Numbers(9);
-        for depth in [1, 2, 7, 64, 257, 513, 1030] {
+        for depth in [1, 2, 3, 4, 5, 7, 64, 257, 513, 1030] {
             let (rows, columns) = (70, 115);
             let left = Stored::<A>::new(Kind::Cancelling, &mut numbers, rows, depth, true, false);
             let right = Stored::<B>::new(Kind::Uniform, &mut numbers, columns, depth, true, false);
             let (turned_left, turned_right) = (left.turned(), right.turned());
-            let mut whole = vec![0.0; rows * columns];
-            let sums = Sums { data: &mut whole, stride: columns, add: false };
-            multiply(products, (left.block(0, rows), true), (right.block(0, columns), true), sums);
-            for part in 0..60 {
+            let before = |row: usize, column: usize| ((row * 31 + column * 17) % 101) as f32 * 0.013 - 0.7;
+            let wholes = [false, true].map(|add| {
+                let mut whole: Vec<f32> = (0..rows * columns).map(|i| before(i / columns, i % columns)).collect();
+                let sums = Sums { data: &mut whole, stride: columns, add };
+                multiply(products, (left.block(0, rows), true), (right.block(0, columns), true), sums);
+                whole
+            });
+            for part in 0..120 {
+                let (part, add) = (part / 2, part % 2 == 1);
+                let whole = &wholes[usize::from(add)];
                 // One row, or one column, and whatever there is from somewhere on, are among the parts.
                 let first_row = if part % 5 == 0 { 0 } else { numbers.below(rows) };
-                let first_column = if part % 7 == 0 { 0 } else { numbers.below(columns) };
-                let count = if part % 3 == 0 { 1 } else { 1 + numbers.below(rows - first_row) };
-                let width = if part % 4 == 0 { 1 } else { 1 + numbers.below(columns - first_column) };
+                let first_column = if part % 7 == 0 || part % 10 == 0 { 0 } else { numbers.below(columns) };
+                let mut count = if part % 3 == 0 { 1 } else { 1 + numbers.below(rows - first_row) };
+                let mut width = if part % 4 == 0 { 1 } else { 1 + numbers.below(columns - first_column) };
+                if first_row == 0 && first_column == 0 {
+                    // What `gemm` needs not be filled up for.
+                    (count, width) = (64, 64 + part % 51);
+                }
                 let left = if part % 2 == 0 { &left } else { &turned_left };
                 let right = if part / 2 % 2 == 0 { &right } else { &turned_right };
-                let mut out = vec![0.0; count * width];
-                let sums = Sums { data: &mut out, stride: width, add: false };
+                let mut out: Vec<f32> =
+                    (0..count * width).map(|i| before(first_row + i / width, first_column + i % width)).collect();
+                let sums = Sums { data: &mut out, stride: width, add };
                 let (left, right) =
                     ((left.block(first_row, count), left.by_items), (right.block(first_column, width), right.by_items));
                 multiply(products, left, right, sums);
