@@ -24,6 +24,7 @@ use crate::host::{ObjectiveOutputs, Rewards, RowWeights};
 use crate::objective::{Divergence, Objective, Target};
 use crate::options::{LogRatio, Reduction};
 use crate::stage::objective::{GroupStatistics, check_rewards};
+use std::cell::Cell;
 
 /// e⁻¹⁰: what the official code's preference target gives the loser, not normalised.
 const OFFICIAL_LOSER: f64 = 4.539_992_976_248_485e-5;
@@ -50,7 +51,7 @@ pub(super) fn objective(
     let ObjectiveOutputs { group_losses, coefficients, statistics, row_weights } = outputs;
     let beta = objective.beta_policy();
     let weight = reduction.weight(batch.groups());
-    let mut work = Group::with_capacity(largest_group(batch));
+    let mut work = GROUP.take().unwrap_or_else(|| Group::with_capacity(largest_group(batch)));
     for (group, sequences) in batch.group_ranges().enumerate() {
         work.logits(objective, &log_ratios[sequences.clone()], rewards, sequences.start);
         group_losses[group] = work.loss_and_gradient(objective) * work.unit.nats;
@@ -74,7 +75,13 @@ pub(super) fn objective(
             *weight = coefficient * share;
         }
     }
+    GROUP.set(Some(work));
     Ok(())
+}
+
+thread_local! {
+    /// Of the thread's last call: so that after the first call of a shape nothing is allocated.
+    static GROUP: Cell<Option<Group>> = const { Cell::new(None) };
 }
 
 fn largest_group(batch: &Batch) -> usize {
