@@ -8,6 +8,8 @@
 // multiplied by a power of two, which is exact; no rounding depends on what came first. A term goes through at most 20
 // additions in f32 (16-bit logits: 7 in an accumulator, 2 across accumulators, 3 across iterations, 5 in a warp, 3
 // across warps; f32 logits: 3, 2, 7, 5, 3), slices are added in f64.
+//
+// Of a rank that holds some of the columns only, each slice's sums are kept as they are, for merge_rows.cu.
 
 #include <cstdint>
 
@@ -27,16 +29,20 @@ struct TokenLogProb {
     float* log_probs;     // [N]
     float2* states;       // [N]: r, s
     float* entropies;     // [N]; not read by kernels without entropy
-    float4* partials;     // [N, slices]; used where gridDim.y > 1
+    float4* partials;     // [N, slices], or [N, kept_parts]; used where gridDim.y > 1 or parts are kept
     uint32_t* tickets;    // [N], zero before and after; used where gridDim.y > 1
     Status* status;
     int64_t row_stride;
-    int32_t vocab;
+    int32_t vocab;  // columns that are here
     int32_t slices;
     int32_t slices_per_block;
     int32_t target_bytes;  // 4 or 8
     float scale;           // log2(e)/T
     float softcap;         // not read by kernels without softcap
+    int32_t first_column;  // of the whole vocabulary
+    int32_t whole_vocab;
+    int32_t kept_parts;  // to a row: gridDim.y, one slice to a block; 0: rows are finished
+    int32_t reserved;    // no padding that would be left uninitialised
 };
 
 // The same over slices, in f64: where a block leaves them between slices, so that they cost the loop no register.
@@ -160,14 +166,43 @@ __device__ __forceinline__ void fence_acquire_release() {
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
+// The place of this block's part of its row.
+__device__ __forceinline__ float4* kept_part(const TokenLogProb& arguments, uint32_t row) {
+    return arguments.partials + int64_t{row} * arguments.kept_parts + blockIdx.y;
+}
+
+// A part that counts for nothing; or, of a target that is no column, one that makes NaN of the row. One thread.
+__device__ __forceinline__ void keep_no_columns(const TokenLogProb& arguments, uint32_t row, bool valid) {
+    if (!valid && blockIdx.y == 0) record(&arguments.status->bad_targets, &arguments.status->first_bad_target_row, row);
+    *kept_part(arguments, row) = make_float4(START, valid ? 0.0f : NAN, 0.0f, 0.0f);
+}
+
+// This block's slice, and its target's logit if it has that. One thread.
+template <typename T>
+__device__ __forceinline__ void keep_part(const TokenLogProb& arguments, uint32_t row, const Sums<float>& sums) {
+    // Read anew, so that it costs the loop no register.
+    const int64_t target = target_id(arguments.targets, arguments.target_bytes, row) - arguments.first_column;
+    const int64_t in_slice = target - int64_t{blockIdx.y} * SLICE;
+    float logit = 0.0f;
+    if (in_slice >= 0 && in_slice < SLICE && target < arguments.vocab) {
+        const auto* logits = static_cast<const typename T::Bits*>(arguments.logits) + int64_t{row} * arguments.row_stride;
+        logit = load<T>(logits + target);
+    }
+    *kept_part(arguments, row) = make_float4(sums.r, sums.s, sums.weighted, logit);
+}
+
 template <typename T, bool SOFTCAP, bool ENTROPY>
 __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
     __shared__ SharedSums shared;
     const uint32_t row = blockIdx.x;
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
     const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
-    if (target < 0 || target >= arguments.vocab) {
-        if (thread == 0 && blockIdx.y == 0) skip_row<ENTROPY>(arguments, row, target < 0);
+    if (target < 0 || target >= arguments.whole_vocab) {
+        if (arguments.kept_parts > 0) {
+            if (thread == 0) keep_no_columns(arguments, row, target < 0);
+        } else if (thread == 0 && blockIdx.y == 0) {
+            skip_row<ENTROPY>(arguments, row, target < 0);
+        }
         return;
     }
 
@@ -219,7 +254,9 @@ __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
             sums = thread < WARPS ? warps[thread] : Sums<float>{START, 0.0f, 0.0f};
             reduce_warp<ENTROPY>(sums);
             if (thread == 0) {
-                if (gridDim.y > 1) {
+                if (arguments.kept_parts > 0) {
+                    keep_part<T>(arguments, row, sums);
+                } else if (gridDim.y > 1) {
                     arguments.partials[int64_t{row} * arguments.slices + slice] =
                         make_float4(sums.r, sums.s, sums.weighted, 0.0f);
                 } else {
@@ -232,6 +269,11 @@ __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
     }
 
     if (thread > 0) return;
+    if (arguments.kept_parts > 0) {
+        // Beyond this rank's columns.
+        if (first_slice >= last_slice) keep_no_columns(arguments, row, true);
+        return;
+    }
     Sums<double> sums;
     if (gridDim.y > 1) {
         // The last block of the row to come here adds up the slices, in order. The count returns to 0 by itself.

@@ -28,11 +28,13 @@ struct TokenLogProbBackward {
     int64_t row_stride;
     int64_t gradient_row_stride;
     double largest_upstream;  // as in row_gradient.cuh
-    int32_t vocab;
+    int32_t vocab;         // columns that are here
     int32_t target_bytes;  // 4 or 8
     float scale;           // log2(e)/T
     float inverse_temperature;
-    float softcap;     // not read by kernels without softcap
+    float softcap;         // not read by kernels without softcap
+    int32_t first_column;  // of the whole vocabulary
+    int32_t whole_vocab;
     int32_t reserved;  // no padding that would be left uninitialised
 };
 
@@ -249,7 +251,7 @@ __device__ __forceinline__ void token_log_prob_backward(const TokenLogProbBackwa
     if (target < 0) return fill<T>(gradients, division, 0);
     const auto [state, g, e, entropy] = read_row<ENTROPY>(arguments, row);
     // Rows without a softmax or whose gradient does not fit, and those whose target is no column.
-    if (!has_gradient(state, g, e, entropy, arguments.largest_upstream) || target >= arguments.vocab) {
+    if (!has_gradient(state, g, e, entropy, arguments.largest_upstream) || target >= arguments.whole_vocab) {
         return fill<T>(gradients, division, T::not_a_number());
     }
     if (g == 0.0f && e == 0.0f) return fill<T>(gradients, division, 0);
@@ -260,7 +262,8 @@ __device__ __forceinline__ void token_log_prob_backward(const TokenLogProbBackwa
     // The target's logit, before the row is overwritten. Only the thread that overwrites it reads it: then the order of
     // its own instructions is enough. Another thread would need a barrier.
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
-    const int32_t target_column = static_cast<int32_t>(target) - begin;
+    // Outside of this block's columns where it is another block's, or another rank's.
+    const int32_t target_column = static_cast<int32_t>(target) - arguments.first_column - begin;
     const bool owns_target = target_column >= 0 && target_column < columns && division.owner(target_column) == thread;
     // In shared memory it costs the loop no register.
     __shared__ float target_logit;

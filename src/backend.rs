@@ -55,12 +55,14 @@ pub use crate::data::matrix::{Matrix, MatrixMut};
 pub use crate::data::memory::{Host, Memory, Place, View, ViewMut};
 pub use crate::data::reference::Reference;
 pub use crate::data::rewards::Rewards;
+pub use crate::data::shard::{SLICE, Shard};
 pub use crate::data::targets::Targets;
 pub use crate::element::Number;
 pub use crate::report::{ReadResults, RowSummary, ScoredLogProbs, StageResults};
 pub use crate::stage::linear::{LinearOutputs, SavedLinear, kept_logit_words};
 pub use crate::stage::log_ratio::{LogRatioOutputs, RowLogProbs};
 pub use crate::stage::objective::{ObjectiveOutputs, RowWeights};
+pub use crate::stage::partial_row::partial_rows_of;
 pub use crate::stage::row_loss::RowLosses;
 pub use crate::stage::token_log_prob::{RowGradients, SavedRows, TokenLogProbs};
 pub use crate::step_buffers::StepBuffers;
@@ -69,7 +71,8 @@ pub use crate::step_buffers::StepBuffers;
 ///
 /// Every stage checks what it is given, as far as the host can see it, before it writes anything: a refused call has changed
 /// nothing. What only a device can see becomes NaN and is counted there. Inputs come by reference, outputs by value. After
-/// the first call of a shape none of the stages allocates memory of the backend, except where it says so.
+/// the first call of a shape none of the stages allocates memory of the backend, but for the CPU's linear stage: its scratch memory is a
+/// call's own.
 pub trait Backend: Place + Clone + Debug + Send + Sync {
     /// A buffer of that memory that grows when it must. Used with one backend and its clones: another stream would not wait
     /// for what this one writes.
@@ -84,6 +87,9 @@ pub trait Backend: Place + Clone + Debug + Send + Sync {
     type Ordered<'a>
     where
         Self: 'a;
+    /// What ranks that hold parts of a vocabulary exchange of each row: see [`Backend::partial_rows`]. Only a backend of the same
+    /// kind can read it.
+    type PartialRow: Number;
     /// Held while several calls are made: see [`Backend::enter`].
     type Entered;
 
@@ -255,7 +261,8 @@ pub trait Backend: Place + Clone + Debug + Send + Sync {
         outputs: TokenLogProbs<'_, Self::Memory>,
     ) -> Result<()>;
 
-    /// Writes d loss / d logits, `[N, V]`; zeros on masked rows. Columns beyond V are not touched.
+    /// Writes d loss / d logits, `[N, V]`; zeros on masked rows. Columns beyond V are not touched. Of a
+    /// [shard](LogitOptions::with_shard), these columns of it: `saved` is then what [`Backend::merge_rows`] gave.
     ///
     /// # Errors
     /// [`Error::Length`](crate::Error::Length) for a buffer that is not N long, or a gradient of another shape; as
@@ -282,6 +289,46 @@ pub trait Backend: Place + Clone + Debug + Send + Sync {
         options: &LogitOptions,
         saved: &SavedRows<'_, Self::Memory>,
         upstream: &RowGradients<'_, Self::Memory>,
+    ) -> Result<()>;
+
+    /// Some columns of a vocabulary, of each row: what their softmax is made of, for all ranks that hold columns of these rows
+    /// to exchange. `options` says which columns ([`LogitOptions::with_shard`]), and `partial_rows` is `[N, k]`, with at least the
+    /// [`partial_rows_of`] that these columns make to a row; what is beyond them is filled with parts that count for nothing. So
+    /// ranks of unequal sizes can exchange buffers of one size.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length) for a number of partial rows that is no multiple of N, or too small;
+    /// [`Error::Target`](crate::Error::Target) for an id that is no column of the whole vocabulary;
+    /// [`Error::Vocabulary`](crate::Error::Vocabulary); [`Error::Device`](crate::Error::Device);
+    /// [`Error::Cuda`](crate::Error::Cuda).
+    fn partial_rows<'i, T: Element>(
+        &self,
+        logits: &Matrix<'_, T, Self::Memory>,
+        targets: impl Into<Targets<'i, Self::Memory>>,
+        options: &LogitOptions,
+        entropy: bool,
+        partial_rows: ViewMut<'_, Self, Self::PartialRow>,
+    ) -> Result<()>;
+
+    /// The partial rows of P ranks in their order, `[P, N, k]`, → what [`Backend::token_log_probs`] gives for rows of all of their
+    /// columns: in the same bits on every rank. Where every rank begins at a multiple of [`SLICE`] columns they are those of
+    /// one call over all columns; elsewhere they differ within the bounds of
+    /// [`reference::bounds`](crate::reference::bounds).
+    ///
+    /// `options` are those of the partial rows; which columns they are of is not looked at. Entropies need partial rows
+    /// that were made with `entropy`.
+    ///
+    /// # Errors
+    /// [`Error::Length`](crate::Error::Length) for a buffer that is not N long, or a number of partial rows that is no
+    /// multiple of P·N; [`Error::Parameter`](crate::Error::Parameter) for no rank;
+    /// [`Error::Device`](crate::Error::Device); [`Error::Cuda`](crate::Error::Cuda).
+    fn merge_rows<'i>(
+        &self,
+        partial_rows: &View<'_, Self, Self::PartialRow>,
+        ranks: usize,
+        targets: impl Into<Targets<'i, Self::Memory>>,
+        options: &LogitOptions,
+        outputs: TokenLogProbs<'_, Self::Memory>,
     ) -> Result<()>;
 
     /// Token log-probs `[N]` and the reference's → log-ratios `[S]` and what goes with them.

@@ -100,6 +100,22 @@ pub enum Error {
         /// Columns per row.
         vocab: usize,
     },
+    /// A shard of a vocabulary that begins at its end or beyond.
+    ShardStart {
+        /// Its first column.
+        start: usize,
+        /// Columns of the vocabulary.
+        vocab: usize,
+    },
+    /// Some columns of a vocabulary, given to a call that needs all.
+    PartOfVocabulary {
+        /// The first column given.
+        start: usize,
+        /// Columns given.
+        columns: usize,
+        /// Columns of the vocabulary.
+        vocab: usize,
+    },
     /// A token range that does not lie within its sequence, or begins with its first token.
     TokenRange {
         /// Index of the sequence.
@@ -313,6 +329,15 @@ impl fmt::Display for Error {
                 f,
                 "target of row {row}: {target} given, 0 to {} or a negative id (not scored) expected",
                 vocab.saturating_sub(1)
+            ),
+            Error::ShardStart { start, vocab } => {
+                write!(f, "shard: first column {start} given, 0 to {} expected", vocab.saturating_sub(1))
+            }
+            Error::PartOfVocabulary { start, columns, vocab } => write!(
+                f,
+                "logits: columns {start}..{} of a vocabulary given, all {vocab} expected; ranks that hold parts of it merge \
+                 their partial rows",
+                start + columns
             ),
             Error::TokenRange { sequence, start, end, length } => write!(
                 f,

@@ -29,6 +29,7 @@ mod workspace;
 pub use crate::backend::Backend;
 pub use crate::cpu::Cpu;
 pub use crate::data::batch::Batch;
+pub use crate::data::shard::Shard;
 pub use crate::data::targets::{IGNORE_INDEX, TokenId, shifted_targets};
 pub use crate::element::{Dtype, Element};
 pub use crate::error::{Error, Result};

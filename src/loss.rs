@@ -24,7 +24,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// A preference loss on one backend: forward, then backward, with the workspaces kept between steps.
 ///
-/// After the first step of a shape neither pass allocates. Between the two passes the logits must not change: the
+/// After the first step of a shape neither pass allocates; but from hidden states on the CPU, whose scratch memory is a call's
+/// own (`docs/numerics.md` has its size). Between the two passes the logits must not change: the
 /// backward pass reads them again (and, in place, overwrites them with their gradient). That it is given the states of
 /// the forward pass over these very logits is what the [`Step`](crate::Step) is for, which one returns and the other takes.
 ///
@@ -156,6 +157,7 @@ impl<B: Backend> PreferenceLoss<B> {
     ) -> Result<Step> {
         let _entered = self.backend.enter()?;
         check_logits(&self.backend, logits)?;
+        self.options.logits.check_whole(logits.columns())?;
         let (targets, rewards) = (targets.into(), rewards.into());
         self.begin((logits.rows(), logits.columns()), &targets, batch, reference, &rewards)?;
         let (logits, _logits) = ordered::matrix(&self.backend, logits);
@@ -187,6 +189,7 @@ impl<B: Backend> PreferenceLoss<B> {
     ) -> Result<Step> {
         let _entered = self.backend.enter()?;
         let (hidden, targets, rewards) = (hidden.into(), targets.into(), rewards.into());
+        self.options.logits.check_whole(head.vocab())?;
         self.backend.check_linear(&hidden, head, &targets)?;
         self.begin((hidden.states.rows(), head.vocab()), &targets, batch, reference, &rewards)?;
         let (states, _states) = ordered::matrix(&self.backend, hidden.states);

@@ -1,5 +1,6 @@
 //! Options of the stages and of the loss around its objective: temperature, softcap, log-ratio, reduction.
 
+use crate::data::shard::Shard;
 use crate::error::{Error, Result};
 use crate::objective::Objective;
 
@@ -166,11 +167,12 @@ impl LossOptions {
 pub struct LogitOptions {
     temperature: f64,
     softcap: f64,
+    shard: Option<Shard>,
 }
 
 impl Default for LogitOptions {
     fn default() -> Self {
-        LogitOptions { temperature: 1.0, softcap: 0.0 }
+        LogitOptions { temperature: 1.0, softcap: 0.0, shard: None }
     }
 }
 
@@ -204,6 +206,33 @@ impl LogitOptions {
             });
         }
         Ok(LogitOptions { softcap, ..self })
+    }
+
+    /// The logits are a rank's columns of a larger vocabulary: for [`Backend::partial_rows`](crate::Backend::partial_rows) and
+    /// for backward passes. Calls that need all columns refuse them.
+    #[must_use]
+    pub fn with_shard(self, shard: Shard) -> Self {
+        LogitOptions { shard: Some(shard), ..self }
+    }
+
+    /// Which columns of the vocabulary the logits are; `None`: all.
+    pub fn shard(&self) -> Option<Shard> {
+        self.shard
+    }
+
+    /// The same of logits that have so many columns.
+    pub(crate) fn shard_of(&self, columns: usize) -> Shard {
+        self.shard.unwrap_or(Shard::whole(columns))
+    }
+
+    /// Checks that so many columns are all that there are.
+    pub(crate) fn check_whole(&self, columns: usize) -> Result<()> {
+        match self.shard {
+            Some(shard) if shard != Shard::whole(columns) => {
+                Err(Error::PartOfVocabulary { start: shard.start(), columns, vocab: shard.vocab() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// T.

@@ -34,6 +34,7 @@ const STRUCTS: &[Pair] = &[
     ("linear/unit_gradient.cu", "LinearExponentials", "raw/linear/unit_gradient.rs", "LinearExponentials"),
     ("linear/unit_gradient.cu", "UnitGradient", "raw/linear/unit_gradient.rs", "UnitGradient"),
     ("log_ratio.cu", "LogRatio", "raw/log_ratio.rs", "LogRatio"),
+    ("merge_rows.cu", "MergeRows", "raw/partial_row.rs", "MergeRows"),
     ("token_log_prob.cu", "TokenLogProb", "raw/token_log_prob.rs", "TokenLogProb"),
     ("token_log_prob_backward.cu", "TokenLogProbBackward", "raw/token_log_prob.rs", "TokenLogProbBackward"),
 ];
@@ -50,6 +51,7 @@ const CONSTANTS: &[Pair] = &[
     ("include/objective_arguments.cuh", "JENSEN_SHANNON", "raw/objective.rs", "JENSEN_SHANNON"),
     ("linear/fold.cu", "UNIT", "tuning.rs", "LINEAR_UNIT"),
     ("include/linear_chunk.cuh", "BLOCK_COLUMNS", "tuning.rs", "LINEAR_BLOCK_COLUMNS"),
+    ("merge_rows.cu", "THREADS", "raw/partial_row.rs", "THREADS"),
     ("linear/head.cu", "BIAS_COLUMNS", "raw/linear/head.rs", "BIAS_COLUMNS"),
 ];
 

@@ -17,10 +17,12 @@ __device__ __forceinline__ void finish_row(const Arguments& arguments, const Sca
     if (fabsf(sums.r) < LARGEST_EXPONENT && !isnan(sums.s)) {
         constexpr double LN_2 = 0.693147180559945309;
         const double log2_sum = log2(sums.s);
-        const double t = scale.exact_exponent<SOFTCAP>(target_logit, sums.r);
+        // Without a -0, which becomes 0 where ranks add up what they hold.
+        const float r = sums.r + 0.0f;
+        const double t = scale.exact_exponent<SOFTCAP>(target_logit + 0.0f, r);
         // The roundings of the sum must not make a probability larger than 1, nor an entropy negative.
         log_prob = static_cast<float>(fmin((t - log2_sum) * LN_2, 0.0));
-        state = make_float2(sums.r, static_cast<float>(sums.s));
+        state = make_float2(r, static_cast<float>(sums.s));
         if constexpr (ENTROPY) entropy = static_cast<float>(fmax((log2_sum - sums.weighted / sums.s) * LN_2, 0.0));
         if (log_prob == -INFINITY) atomicAdd(&arguments.status->minus_infinite_targets, 1u);
     } else {

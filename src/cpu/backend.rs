@@ -1,7 +1,7 @@
 //! The CPU as a [`Backend`]: which function does which verb.
 
 use crate::backend::{Backend, Host, Number};
-use crate::cpu::{Cpu, linear, log_ratio, objective, token_log_prob, token_log_prob_backward};
+use crate::cpu::{Cpu, PartialRow, linear, log_ratio, objective, partial_row, token_log_prob, token_log_prob_backward};
 use crate::data::batch::Batch;
 use crate::data::host_memory::{host_memory, host_place};
 use crate::element::Element;
@@ -19,6 +19,8 @@ host_place!(Cpu);
 
 impl Backend for Cpu {
     host_memory!();
+
+    type PartialRow = PartialRow;
 
     fn token_log_probs<'i, T: Element>(
         &self,
@@ -51,6 +53,28 @@ impl Backend for Cpu {
         upstream: &RowGradients<'_>,
     ) -> Result<()> {
         token_log_prob_backward::backward_in_place(*self, logits, targets.into(), options, saved, upstream)
+    }
+
+    fn partial_rows<'i, T: Element>(
+        &self,
+        logits: &Matrix<'_, T>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        entropy: bool,
+        partial_rows: &mut [PartialRow],
+    ) -> Result<()> {
+        partial_row::partial_rows(*self, logits, targets.into(), options, entropy, partial_rows)
+    }
+
+    fn merge_rows<'i>(
+        &self,
+        partial_rows: &&[PartialRow],
+        ranks: usize,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        outputs: TokenLogProbs<'_>,
+    ) -> Result<()> {
+        partial_row::merge_rows(*self, partial_rows, ranks, targets.into(), options, outputs)
     }
 
     fn log_ratios(

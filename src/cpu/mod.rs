@@ -15,6 +15,7 @@ mod linear;
 mod log_ratio;
 mod objective;
 mod objective_math;
+mod partial_row;
 mod softmax;
 mod token_log_prob;
 mod token_log_prob_backward;
@@ -23,6 +24,7 @@ use crate::cpu::dispatch::Available;
 use crate::error::Result;
 
 pub use crate::cpu::dispatch::InstructionSet;
+pub use crate::cpu::partial_row::PartialRow;
 
 /// What this backend's arithmetic is measured at is within what every backend promises.
 const _: () = {

@@ -10,6 +10,7 @@ use crate::cpu::Cpu;
 use crate::cpu::dispatch::{Available, Kernel};
 use crate::cpu::elementary::{clamp_exponent, exp2_factors, multiply_add};
 use crate::cpu::softmax::{PartialSums, Scale, target_power};
+use crate::data::shard::SLICE;
 use crate::element::{Dtype, Element};
 use crate::error::Result;
 use crate::host::{Matrix, Targets, TokenLogProbs};
@@ -26,8 +27,8 @@ const BLOCK: usize = 512;
 /// Columns that share a maximum: 8 KiB of f32, a quarter of the smallest first-level cache.
 const CHUNK: usize = 2048;
 
-/// Columns that one thread works on at a time, and the unit in which a row is divided between threads.
-pub(super) const SLICE: usize = 32_768;
+/// Slices of a row that are summed side by side before their sums are added up.
+const SLICES_AT_ONCE: usize = 64;
 
 /// Rows are handed to another thread only in portions of at least this many logits.
 pub(super) const GRAIN: usize = 32_768;
@@ -84,12 +85,6 @@ pub(super) fn padded<T: Element>(rest: &[T]) -> [T; LANES] {
     let mut group = [T::NEG_INFINITY; LANES];
     group[..rest.len()].copy_from_slice(rest);
     group
-}
-
-/// Where a row of more than [`SLICE`] columns is divided: by its length alone, so that the bits are the same on any number
-/// of threads.
-pub(super) fn middle(columns: usize) -> usize {
-    columns.div_ceil(SLICE) / 2 * SLICE
 }
 
 /// Adds one group of lanes to the partial sums.
@@ -172,14 +167,38 @@ pub(super) struct RowForward<'a> {
 pub(super) type Row = (f32, SoftmaxState, f32);
 
 impl RowForward<'_> {
-    /// The sums of a part of a row that begins at a multiple of [`SLICE`]. The tree has the same shape on any number of
-    /// threads.
+    /// The sums of a part of a row that begins at a multiple of [`SLICE`]: those of its slices, added up in ascending order on
+    /// any number of threads, and on any number of ranks that hold slices of it.
     pub(super) fn sums<T: Element>(&self, logits: &[T]) -> PartialSums {
-        if logits.len() > SLICE {
-            let (left, right) = logits.split_at(middle(logits.len()));
-            let (left, right) = join(|| self.sums(left), || self.sums(right));
-            return left.merge(right);
+        if logits.len() <= SLICE {
+            return self.of_slice(logits);
         }
+        let mut sums = PartialSums::EMPTY;
+        for some in logits.chunks(SLICES_AT_ONCE * SLICE) {
+            let mut slices = [PartialSums::EMPTY; SLICES_AT_ONCE];
+            let slices = &mut slices[..some.len().div_ceil(SLICE)];
+            self.of_slices(some, slices);
+            for slice in slices {
+                sums = sums.merge(*slice);
+            }
+        }
+        sums
+    }
+
+    /// The sums of each of some slices.
+    fn of_slices<T: Element>(&self, logits: &[T], sums: &mut [PartialSums]) {
+        if let [sums] = sums {
+            *sums = self.of_slice(logits);
+            return;
+        }
+        let middle = sums.len() / 2;
+        let (left, right) = sums.split_at_mut(middle);
+        let (logits, logits_after) = logits.split_at(middle * SLICE);
+        join(|| self.of_slices(logits, left), || self.of_slices(logits_after, right));
+    }
+
+    /// The sums of a slice, or of less.
+    fn of_slice<T: Element>(&self, logits: &[T]) -> PartialSums {
         let (run, scale) = (self.instructions, self.scale);
         match (scale.has_softcap(), self.entropy) {
             (false, false) => run.run(SliceSums::<T, false, false> { logits, scale }),
@@ -199,8 +218,10 @@ impl RowForward<'_> {
         if sums.r.abs() >= LARGEST_EXPONENT || sums.sum.is_nan() {
             return (f32::NAN, SoftmaxState { r: 0.0, s: f32::NAN }, f32::NAN);
         }
-        let state = SoftmaxState { r: sums.r, s: sums.sum as f32 };
-        let (power, t) = target_power(self.instructions, self.scale, target, sums.r);
+        // Without a -0, which an r between -1 and 0 is rounded up to.
+        let (r, target) = (sums.r + 0.0, target + 0.0);
+        let state = SoftmaxState { r, s: sums.sum as f32 };
+        let (power, t) = target_power(self.instructions, self.scale, target, r);
         let tail = sums.sum - f64::from(power);
         // Where the target has most of the probability, what counts is what the others have.
         let log_prob = if f64::from(power) > tail {
@@ -224,6 +245,7 @@ pub(super) fn forward<T: Element>(
 ) -> Result<()> {
     let rows = logits.rows();
     check_logits(&cpu, logits)?;
+    options.check_whole(logits.columns())?;
     targets.check(rows, logits.columns())?;
     outputs.check(&cpu, rows)?;
     let scale = Scale::new(options);

@@ -13,7 +13,8 @@ use crate::cpu::conversion::{narrow, widen};
 use crate::cpu::dispatch::{Available, Kernel};
 use crate::cpu::elementary::{clamp_exponent, exp2, multiply_add};
 use crate::cpu::softmax::{Scale, target_power};
-use crate::cpu::token_log_prob::{GRAIN, LANES, SLICE, middle, padded};
+use crate::cpu::token_log_prob::{GRAIN, LANES, padded};
+use crate::data::shard::{SLICE, Shard};
 use crate::element::Element;
 use crate::error::Result;
 use crate::host::{Matrix, MatrixMut, RowGradients, SavedRows, Targets};
@@ -142,6 +143,8 @@ fn gradients<T: Element, const FMA: bool, const SOFTCAP: bool, const ENTROPY: bo
 /// What all rows share.
 pub(super) struct Backward<'t, 's, 'u> {
     instructions: Available,
+    /// Of logits: where in the vocabulary they are; a head has all columns.
+    shard: Shard,
     scale: Scale,
     inverse_temperature: f64,
     largest_upstream: f64,
@@ -182,6 +185,7 @@ impl RowTerms {
 impl<'t, 's, 'u> Backward<'t, 's, 'u> {
     pub(super) fn new(
         instructions: Available,
+        shard: Shard,
         targets: Targets<'t>,
         options: &LogitOptions,
         saved: SavedRows<'s>,
@@ -189,6 +193,7 @@ impl<'t, 's, 'u> Backward<'t, 's, 'u> {
     ) -> Self {
         Self {
             instructions,
+            shard,
             scale: Scale::new(options),
             inverse_temperature: 1.0 / options.temperature(),
             largest_upstream: options.largest_upstream(),
@@ -201,7 +206,7 @@ impl<'t, 's, 'u> Backward<'t, 's, 'u> {
     fn slices<T: Element>(&self, place: Place<'_, T>, factors: RowFactors, entropy: bool) {
         let columns = place.columns();
         if columns > SLICE {
-            let (left, right) = place.split_at(middle(columns));
+            let (left, right) = place.split_at(columns.div_ceil(SLICE) / 2 * SLICE);
             join(|| self.slices(left, factors, entropy), || self.slices(right, factors, entropy));
             return;
         }
@@ -295,10 +300,11 @@ impl<'t, 's, 'u> Backward<'t, 's, 'u> {
     }
 
     fn row<T: Element>(&self, row: usize, mut place: Place<'_, T>) {
-        match self.targets.column(row) {
-            Some(target) => self.write(self.row_gradient(row), place, Some(target)),
-            None => place.gradient().fill(T::from_f32(0.0)),
-        }
+        let Some(target) = self.targets.column(row) else { return place.gradient().fill(T::from_f32(0.0)) };
+        let held = place.columns();
+        let (columns, mut padding) = place.split_at(self.shard.columns(held));
+        padding.gradient().fill(T::from_f32(0.0));
+        self.write(self.row_gradient(row), columns, self.shard.column_of(target, held));
     }
 }
 
@@ -393,7 +399,8 @@ pub(super) fn prepare<'t, 's, 'u>(
     saved: &SavedRows<'s>,
     upstream: &RowGradients<'u>,
 ) -> Result<Backward<'t, 's, 'u>> {
-    targets.check(rows, vocab)?;
+    let shard = options.shard_of(vocab);
+    targets.check(rows, shard.vocab())?;
     check_saved(&cpu, saved, upstream, rows)?;
-    Ok(Backward::new(cpu.instructions, targets, options, *saved, *upstream))
+    Ok(Backward::new(cpu.instructions, shard, targets, options, *saved, *upstream))
 }

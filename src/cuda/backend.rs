@@ -6,8 +6,9 @@ use crate::cuda::driver::called;
 use crate::cuda::memory::{Use, copy_on_device, download};
 use crate::cuda::{
     Cuda, Device, DeviceBatch, DeviceRewards, Grown, Head, Hidden, LinearGradients, LinearOutputs, LogRatioOutputs,
-    Matrix, MatrixMut, ObjectiveOutputs, Reference, RewardBuffers, Rewards, RowGradients, RowLogProbs, RowLosses,
-    SavedLinear, SavedRows, Targets, TokenLogProbs, View, ViewMut, linear, log_ratio, objective, step, token_log_prob,
+    Matrix, MatrixMut, ObjectiveOutputs, PartialRow, Reference, RewardBuffers, Rewards, RowGradients, RowLogProbs,
+    RowLosses, SavedLinear, SavedRows, Targets, TokenLogProbs, View, ViewMut, linear, log_ratio, objective,
+    partial_row, step, token_log_prob,
 };
 use crate::data::batch::Batch;
 use crate::element::Element;
@@ -40,6 +41,7 @@ impl Backend for Cuda {
     type Rewards<'a> = Rewards<'a>;
     type RewardBuffers = RewardBuffers;
     type Ordered<'a> = Option<Use<'a>>;
+    type PartialRow = PartialRow;
     type Entered = CurrentContext;
 
     fn enter(&self) -> Result<CurrentContext> {
@@ -186,6 +188,30 @@ impl Backend for Cuda {
     ) -> Result<()> {
         let _current = self.enter()?;
         token_log_prob::backward_in_place(self, logits, &targets.into(), options, saved, upstream)
+    }
+
+    fn partial_rows<'i, T: Element>(
+        &self,
+        logits: &Matrix<'_, T>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        entropy: bool,
+        partial_rows: ViewMut<'_, PartialRow>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        partial_row::partial_rows(self, logits, &targets.into(), options, entropy, partial_rows)
+    }
+
+    fn merge_rows<'i>(
+        &self,
+        partial_rows: &View<'_, PartialRow>,
+        ranks: usize,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        outputs: TokenLogProbs<'_>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        partial_row::merge_rows(self, partial_rows, ranks, &targets.into(), options, outputs)
     }
 
     fn log_ratios(

@@ -118,6 +118,7 @@ const TABLE: &[(&str, &[&str])] = &[
         ],
     ),
     ("log_ratio", &["log_ratio"]),
+    ("merge_rows", &["merge_rows", "merge_rows_entropy", "merge_rows_softcap", "merge_rows_softcap_entropy"]),
     ("objective", &["objective"]),
     ("token_log_prob", TOKEN_LOG_PROB),
     (

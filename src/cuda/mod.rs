@@ -33,6 +33,7 @@ pub(crate) mod linear;
 mod log_ratio;
 pub(crate) mod memory;
 mod objective;
+mod partial_row;
 pub mod raw;
 mod rewards;
 mod row_sharing;
@@ -42,8 +43,6 @@ mod step;
 mod targets;
 mod token_log_prob;
 mod tuning;
-#[cfg(test)]
-mod wave_model;
 
 use crate::cuda::context::{CurrentContext, ForeignContext, Kept};
 use crate::cuda::kernels::Kernels;
@@ -63,6 +62,7 @@ pub use crate::cuda::driver::driver_present;
 pub use crate::cuda::linear::workspace::LinearChunks;
 pub use crate::cuda::log_ratio::DeviceBatch;
 pub use crate::cuda::memory::{Device, Grown, Use, View, ViewMut};
+pub use crate::cuda::partial_row::PartialRow;
 pub use crate::cuda::rewards::{DeviceRewards, RewardBuffers, Rewards};
 #[cfg(feature = "tuning")]
 pub use crate::cuda::row_sharing::RowSharing;
@@ -273,3 +273,6 @@ impl std::fmt::Debug for Cuda {
         formatter.debug_struct("Cuda").field("device", &self.stream.context().ordinal()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod wave_model;

@@ -68,6 +68,7 @@ pub(super) fn forward<T: Element>(
     mut outputs: TokenLogProbs<'_>,
 ) -> Result<()> {
     check_logits(cuda, logits)?;
+    options.check_whole(logits.columns())?;
     check_targets(cuda, targets, logits.rows())?;
     outputs.check(cuda, logits.rows())?;
     let stream = &cuda.stream;

@@ -13,6 +13,9 @@ use std::ops::RangeInclusive;
 /// Columns of a slice: the unit in which a row is reduced, whoever reduces it. As in `kernels/include/logits.cuh`.
 pub(super) const SLICE: usize = 32_768;
 
+/// What ranks are told that slices are.
+const _: () = assert!(SLICE == crate::data::shard::SLICE);
+
 /// Columns of a unit of the linear stage, which chunks are multiples of. As in `kernels/linear/fold.cu`.
 pub(super) const LINEAR_UNIT: usize = 512;
 
@@ -336,7 +339,7 @@ mod test {
 .version 8.0
 .target sm_90a
 .address_size 64
-.visible .entry token_log_prob_f32(.param .align 8 .b8 arguments[96])
+.visible .entry token_log_prob_f32(.param .align 8 .b8 arguments[112])
 .maxntid 256, 1, 1
 {
     .reg .pred %p;

@@ -7,4 +7,5 @@ pub(crate) mod matrix;
 pub(crate) mod memory;
 pub(crate) mod reference;
 pub(crate) mod rewards;
+pub(crate) mod shard;
 pub(crate) mod targets;

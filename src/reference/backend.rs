@@ -14,12 +14,14 @@ use crate::host::{
 use crate::objective::Objective;
 use crate::options::{LogRatio, LogitOptions, Reduction};
 use crate::reference::linear_log_prob::Gradients;
+use crate::reference::partial_row::PartialRow;
 use crate::reference::row_loss::Clipping;
 use crate::reference::token_log_prob::TokenLogProb;
-use crate::reference::{linear_log_prob, log_ratio, objective, row_loss, statistics, token_log_prob};
+use crate::reference::{linear_log_prob, log_ratio, objective, partial_row, row_loss, statistics, token_log_prob};
 use crate::stage::linear::{check_gradients, check_inputs};
 use crate::stage::log_ratio::{check_finite_reference, check_reference, check_rows};
 use crate::stage::objective::check_rewards;
+use crate::stage::partial_row::{per_row, per_row_of_ranks};
 use crate::stage::row_loss::RowLoss;
 use crate::stage::token_log_prob::{SoftmaxState, check_gradient, check_logits, check_saved};
 
@@ -36,6 +38,8 @@ host_place!(ReferenceBackend);
 impl Backend for ReferenceBackend {
     host_memory!();
 
+    type PartialRow = PartialRow;
+
     fn token_log_probs<'i, T: Element>(
         &self,
         logits: &Matrix<'_, T>,
@@ -45,6 +49,7 @@ impl Backend for ReferenceBackend {
     ) -> Result<()> {
         let targets = targets.into();
         check_logits(self, logits)?;
+        options.check_whole(logits.columns())?;
         targets.check(logits.rows(), logits.columns())?;
         outputs.check(self, logits.rows())?;
         for row in 0..logits.rows() {
@@ -68,10 +73,14 @@ impl Backend for ReferenceBackend {
     ) -> Result<()> {
         let targets = targets.into();
         check_gradient(self, logits, &gradient)?;
-        targets.check(logits.rows(), logits.columns())?;
+        let shard = options.shard_of(logits.columns());
+        targets.check(logits.rows(), shard.vocab())?;
         check_saved(self, saved, upstream, logits.rows())?;
         for row in 0..logits.rows() {
-            let of_logits = logit_gradient(&widened(logits.row(row)), &targets, row, options, saved, upstream);
+            let columns = widened(&logits.row(row)[..shard.columns(logits.columns())]);
+            let mut of_logits = logit_gradient(&columns, &targets, row, options, saved, upstream);
+            // Of padding.
+            of_logits.resize(logits.columns(), 0.0);
             for (out, gradient) in gradient.row_mut(row).iter_mut().zip(of_logits) {
                 *out = T::from_f32(gradient as f32);
             }
@@ -90,6 +99,52 @@ impl Backend for ReferenceBackend {
         let copy = logits.data.to_vec();
         let before = Matrix::strided(&copy, logits.rows(), logits.columns(), logits.row_stride())?;
         self.token_log_probs_backward(&before, targets, options, saved, upstream, logits)
+    }
+
+    fn partial_rows<'i, T: Element>(
+        &self,
+        logits: &Matrix<'_, T>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        _entropy: bool,
+        partial_rows: &mut [PartialRow],
+    ) -> Result<()> {
+        let targets = targets.into();
+        check_logits(self, logits)?;
+        let shard = options.shard_of(logits.columns());
+        targets.check(logits.rows(), shard.vocab())?;
+        let per_row = per_row(partial_rows.len(), logits.rows(), logits.columns())?;
+        partial_rows.fill(PartialRow::EMPTY);
+        // All of a rank's columns of a row in one part: the others count for nothing.
+        for (row, parts) in partial_rows.chunks_mut(per_row).enumerate() {
+            if let Some(target) = targets.column(row) {
+                let columns = &logits.row(row)[..shard.columns(logits.columns())];
+                parts[0] = partial_row::partial(&widened(columns), shard.column_of(target, columns.len()), options);
+            }
+        }
+        Ok(())
+    }
+
+    fn merge_rows<'i>(
+        &self,
+        partial_rows: &&[PartialRow],
+        ranks: usize,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        mut outputs: TokenLogProbs<'_>,
+    ) -> Result<()> {
+        let targets = targets.into();
+        let rows = targets.len();
+        let per_row = per_row_of_ranks(partial_rows.len(), rows, ranks)?;
+        outputs.check(self, rows)?;
+        for row in 0..rows {
+            let parts: Vec<PartialRow> = (0..ranks)
+                .flat_map(|rank| &partial_rows[(rank * rows + row) * per_row..][..per_row])
+                .copied()
+                .collect();
+            write_row(&mut outputs, row, targets.is_scored(row).then(|| partial_row::merge(&parts, options)));
+        }
+        Ok(())
     }
 
     fn log_ratios(
@@ -181,6 +236,7 @@ impl Backend for ReferenceBackend {
         outputs: impl Into<LinearOutputs<'o>>,
     ) -> Result<()> {
         let (hidden, targets, outputs) = (hidden.into(), targets.into(), outputs.into());
+        options.check_whole(head.vocab())?;
         self.check_linear(&hidden, head, &targets)?;
         outputs.check(self, &hidden, head, W::DTYPE)?;
         if let Some(unit_gradients) = outputs.unit_gradients {
@@ -208,6 +264,7 @@ impl Backend for ReferenceBackend {
         gradients: LinearGradients<'_, T, G>,
     ) -> Result<()> {
         let (hidden, targets, saved) = (hidden.into(), targets.into(), saved.into());
+        options.check_whole(head.vocab())?;
         self.check_linear(&hidden, head, &targets)?;
         check_gradients(self, &gradients, &hidden, head)?;
         saved.check(self, &hidden, head, W::DTYPE)?;
@@ -245,6 +302,7 @@ impl Backend for ReferenceBackend {
     ) -> Result<()> {
         let (hidden, targets) = (hidden.into(), targets.into());
         let rows = hidden.states.rows();
+        options.check_whole(head.vocab())?;
         self.check_linear(&hidden, head, &targets)?;
         check_gradients(self, &gradients, &hidden, head)?;
         loss.check(rows, |slice| slice.len())?;
@@ -272,11 +330,18 @@ fn widened<T: Element>(logits: &[T]) -> Vec<f64> {
 /// Σ exp z = s·2^r of a row's scaled logits z; NaN where the row has no softmax.
 fn state(logits: &[f64], options: &LogitOptions) -> SoftmaxState {
     let (top, rest) = token_log_prob::largest_and_log_sum(logits, options);
-    let exponent = top * std::f64::consts::LOG2_E;
-    // From 2²⁴ on f32 have not every integer: s is relative to the r that is kept.
-    let r = exponent.ceil() as f32;
-    // The difference first: it is small, and exact to the digits that z has.
-    SoftmaxState { r, s: ((exponent - f64::from(r)) + rest * std::f64::consts::LOG2_E).exp2() as f32 }
+    SoftmaxState::of(top, rest)
+}
+
+impl SoftmaxState {
+    /// Of the largest scaled logit z, and log Σ exp(z − largest).
+    pub(super) fn of(top: f64, rest: f64) -> Self {
+        let exponent = top * std::f64::consts::LOG2_E;
+        // From 2²⁴ on f32 have not every integer: s is relative to the r that is kept. Without a -0.
+        let r = exponent.ceil() as f32 + 0.0;
+        // The difference first: it is small, and exact to the digits that z has.
+        SoftmaxState { r, s: ((exponent - f64::from(r)) + rest * std::f64::consts::LOG2_E).exp2() as f32 }
+    }
 }
 
 /// Writes a scored row's results, or the zeros of a masked one.
@@ -318,7 +383,14 @@ fn logit_gradient(
     match (fits && (e == 0.0 || has_entropy), g == 0.0 && e == 0.0) {
         (false, _) => vec![f64::NAN; logits.len()],
         (true, true) => vec![0.0; logits.len()],
-        (true, false) => token_log_prob::backward_f64(logits, target, options, g, e),
+        (true, false) if options.check_whole(logits.len()).is_ok() => {
+            token_log_prob::backward_f64(logits, target, options, g, e)
+        }
+        (true, false) => {
+            let target = options.shard_of(logits.len()).column_of(target, logits.len());
+            let entropy = saved.entropies.map_or(0.0, |entropies| f64::from(entropies[row]));
+            partial_row::backward(logits, target, options, (saved.states[row], entropy), (g, e))
+        }
     }
 }
 

@@ -13,6 +13,7 @@ pub mod bounds;
 pub mod linear_log_prob;
 pub mod log_ratio;
 pub mod objective;
+pub mod partial_row;
 pub mod preference_loss;
 pub mod row_loss;
 pub mod statistics;

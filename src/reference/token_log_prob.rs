@@ -35,7 +35,7 @@ fn scaled(logits: &[f64], options: &LogitOptions) -> Vec<f64> {
 }
 
 /// c·tanh(x/c): what is left to be divided by T.
-fn capped(logits: &[f64], options: &LogitOptions) -> Vec<f64> {
+pub(crate) fn capped(logits: &[f64], options: &LogitOptions) -> Vec<f64> {
     let softcap = options.softcap();
     let cap = |x: f64| if softcap == 0.0 || x.is_infinite() { x } else { softcap * (x / softcap).tanh() };
     logits.iter().map(|&x| cap(x)).collect()

@@ -3,5 +3,6 @@
 pub(crate) mod linear;
 pub(crate) mod log_ratio;
 pub(crate) mod objective;
+pub(crate) mod partial_row;
 pub(crate) mod row_loss;
 pub(crate) mod token_log_prob;

@@ -17,6 +17,7 @@ mod parameter_ranges;
 mod preference_loss;
 mod reference_precision;
 mod rlhf_limit;
+mod shards;
 mod softcap;
 mod strides;
 mod token_log_prob_precision;

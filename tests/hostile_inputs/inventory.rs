@@ -8,11 +8,12 @@ use std::path::Path;
 const ORACLE: &str = "the oracle, in plain loops: for inputs that a test has found valid; its backend is walked";
 
 /// What is not walked, and why. A name that ends in `*` stands for all that begin so.
-const EXCEPTIONS: [(&str, &str); 8] = [
+const EXCEPTIONS: [(&str, &str); 9] = [
     ("reference/bounds/*", ORACLE),
     ("reference/linear_log_prob::*", ORACLE),
     ("reference/log_ratio::*", ORACLE),
     ("reference/objective::*", ORACLE),
+    ("reference/partial_row::*", ORACLE),
     ("reference/preference_loss::*", ORACLE),
     ("reference/row_loss::*", ORACLE),
     ("reference/statistics::*", ORACLE),
@@ -20,8 +21,9 @@ const EXCEPTIONS: [(&str, &str); 8] = [
 ];
 
 /// The same of the CUDA backend.
-const CUDA_EXCEPTIONS: [(&str, &str); 3] = [
+const CUDA_EXCEPTIONS: [(&str, &str); 4] = [
     ("cuda/alternatives::*", "there with the feature `tuning` only, for a bench; any number is one"),
+    ("cuda/row_sharing::*", "the same"),
     (
         "cuda/mod::Cuda::from_raw",
         "takes the driver's handles, by promise: tests/cuda_control/from_raw.rs has those that are refused",

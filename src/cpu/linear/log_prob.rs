@@ -82,6 +82,7 @@ pub(in crate::cpu) fn forward<T: Element, W: Element>(
     options: &LogitOptions,
     outputs: LinearOutputs<'_>,
 ) -> Result<()> {
+    options.check_whole(head.vocab())?;
     check_inputs(&cpu, &hidden, head, targets)?;
     outputs.check(&cpu, &hidden, head, W::DTYPE)?;
     let TokenLogProbs { log_probs, states, mut entropies } = outputs.rows;

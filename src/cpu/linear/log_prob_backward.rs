@@ -53,6 +53,7 @@ pub(in crate::cpu) fn backward<T: Element, W: Element, G: Element>(
     upstream: &RowGradients<'_>,
     gradients: LinearGradients<'_, T, G>,
 ) -> Result<()> {
+    options.check_whole(head.vocab())?;
     saved.check(&cpu, &hidden, head, W::DTYPE)?;
     check_inputs(&cpu, &hidden, head, targets)?;
     check_gradients(&cpu, &gradients, &hidden, head)?;

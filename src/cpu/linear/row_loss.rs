@@ -32,6 +32,7 @@ pub(in crate::cpu) fn row_loss<T: Element, W: Element, G: Element>(
     gradients: LinearGradients<'_, T, G>,
 ) -> Result<()> {
     let rows = hidden.states.rows();
+    options.check_whole(head.vocab())?;
     check_inputs(&cpu, &hidden, head, targets)?;
     check_gradients(&cpu, &gradients, &hidden, head)?;
     loss.check(rows, |slice| slice.len())?;

@@ -71,6 +71,7 @@ pub(in crate::cuda) fn forward<T: Element, W: Element>(
     let rows = hidden.states.rows();
     outputs.check(cuda, &hidden, head, <W as Element>::DTYPE)?;
     let LinearOutputs { rows: mut outputs, mut unit_gradients, mut logit_gradients } = outputs;
+    options.check_whole(head.vocab())?;
     check_targets(cuda, targets, rows)?;
     check_operands(cuda, &hidden, head)?;
     let stream = &cuda.stream;
@@ -108,6 +109,7 @@ pub(in crate::cuda) fn backward<T: Element, W: Element, G: Element>(
     check_saved(cuda, &saved.rows, upstream, rows)?;
     saved.check(cuda, &hidden, head, <W as Element>::DTYPE)?;
     check_gradients(cuda, &gradients, &hidden, head)?;
+    options.check_whole(head.vocab())?;
     check_targets(cuda, targets, rows)?;
     check_operands(cuda, &hidden, head)?;
     let stream = &cuda.stream;

@@ -36,6 +36,7 @@ pub(in crate::cuda) fn row_loss<T: Element, W: Element, G: Element>(
     loss.slices().try_for_each(|(what, slice)| crate::backend::Place::check_place(cuda, what, slice))?;
     outputs.check(cuda, rows)?;
     check_gradients(cuda, &gradients, &hidden, head)?;
+    options.check_whole(head.vocab())?;
     check_targets(cuda, targets, rows)?;
     check_operands(cuda, &hidden, head)?;
     let stream = &cuda.stream;

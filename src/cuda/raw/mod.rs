@@ -6,6 +6,7 @@
 pub(crate) mod linear;
 pub(crate) mod log_ratio;
 pub(crate) mod objective;
+pub(crate) mod partial_row;
 pub(crate) mod token_log_prob;
 
 use crate::cuda::Cuda;
@@ -28,6 +29,7 @@ pub use crate::cuda::raw::linear::row_loss::{RowLossesAt, linear_row_loss};
 pub use crate::cuda::raw::linear::{LinearGradientsAt, LinearInputs, LinearOutputsAt, SavedLinearAt};
 pub use crate::cuda::raw::log_ratio::{LogRatioInputs, LogRatioOutputs, log_ratios};
 pub use crate::cuda::raw::objective::{ObjectiveInputs, ObjectiveOutputs, Rewards, objective};
+pub use crate::cuda::raw::partial_row::{PartialRowsAt, merge_rows, partial_rows};
 pub use crate::cuda::raw::token_log_prob::{ForwardOutputs, Upstream, token_log_probs, token_log_probs_backward};
 
 /// Target ids on the device: which of the two types, and where.

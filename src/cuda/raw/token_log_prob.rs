@@ -1,12 +1,14 @@
 //! Launches of the token log-prob kernels, forward and backward.
 
 use crate::cuda::context::CurrentContext;
+use crate::cuda::driver::called;
 use crate::cuda::kernels::{KernelId, variant, variants};
 use crate::cuda::memory::{Address, Scratch, address};
-use crate::cuda::raw::{MatrixAt, Targets, bytes_fit, index, launch, passed_by_value, scale};
+use crate::cuda::raw::{MatrixAt, Targets, bytes, bytes_fit, index, launch, passed_by_value, scale};
 use crate::cuda::{Cuda, tuning};
 use crate::error::{Error, Result};
 use crate::options::LogitOptions;
+use cudarc::driver::sys;
 
 /// `kernels/token_log_prob.cu`.
 #[derive(Clone, Copy)]
@@ -27,6 +29,10 @@ pub(crate) struct TokenLogProb {
     pub(crate) target_bytes: i32,
     pub(crate) scale: f32,
     pub(crate) softcap: f32,
+    pub(crate) first_column: i32,
+    pub(crate) whole_vocab: i32,
+    pub(crate) kept_parts: i32,
+    pub(crate) reserved: i32,
 }
 
 passed_by_value!(TokenLogProb);
@@ -61,13 +67,15 @@ pub(crate) struct TokenLogProbBackward {
     pub(crate) scale: f32,
     pub(crate) inverse_temperature: f32,
     pub(crate) softcap: f32,
+    pub(crate) first_column: i32,
+    pub(crate) whole_vocab: i32,
     pub(crate) reserved: i32,
 }
 
 passed_by_value!(TokenLogProbBackward);
 
 /// By the type of the logits, then by [`variant`].
-const FORWARD: [[KernelId; 4]; 3] = [
+pub(super) const FORWARD: [[KernelId; 4]; 3] = [
     variants!("token_log_prob", "token_log_prob_f32"),
     variants!("token_log_prob", "token_log_prob_f16"),
     variants!("token_log_prob", "token_log_prob_bf16"),
@@ -214,6 +222,10 @@ unsafe fn with_scratch(
         target_bytes,
         scale: scale(options),
         softcap: options.softcap() as f32,
+        first_column: 0,
+        whole_vocab: logits.columns as i32,
+        kept_parts: 0,
+        reserved: 0,
     };
     let kernel = FORWARD[index(logits.dtype)][variant(options.softcap() > 0.0, outputs.entropies != 0)];
     let grid = (logits.rows as u32, slices.div_ceil(slices_per_block) as u32);
@@ -221,8 +233,24 @@ unsafe fn with_scratch(
     unsafe { launch(cuda, kernel.in_file(file), grid, &arguments) }
 }
 
+/// Writes zeros, in the order of the stream.
+///
+/// # Safety
+/// Nothing else touches these columns until the stream has run it.
+unsafe fn zero(cuda: &Cuda, columns: MatrixAt) -> Result<()> {
+    if columns.columns == 0 {
+        return Ok(());
+    }
+    let size = bytes(columns.dtype);
+    let (pitch, width) = (columns.row_stride * size, columns.columns * size);
+    // SAFETY: the caller's promise; the context is current.
+    called("cuMemsetD2D8Async", unsafe {
+        sys::cuMemsetD2D8Async(columns.address, pitch, 0, width, columns.rows, cuda.stream.cu_stream()).result()
+    })
+}
+
 /// Checks the shape of logits.
-fn check(logits: &MatrixAt) -> Result<()> {
+pub(super) fn check(logits: &MatrixAt) -> Result<()> {
     let MatrixAt { rows, columns, row_stride, dtype, .. } = *logits;
     // A grid has up to 65535 blocks along y, one per slice.
     if columns == 0 || columns > 65_535 * tuning::SLICE {
@@ -268,6 +296,8 @@ pub unsafe fn token_log_probs_backward(
     if logits.rows == 0 {
         return Ok(());
     }
+    let shard = options.shard_of(logits.columns);
+    let columns = shard.columns(logits.columns);
     let upstream = upstream.of_rows(entropies)?;
     let (target_address, target_bytes) = targets.parts();
     let arguments = TokenLogProbBackward {
@@ -279,15 +309,24 @@ pub unsafe fn token_log_probs_backward(
         row_stride: logits.row_stride as i64,
         gradient_row_stride: gradients.row_stride as i64,
         largest_upstream: options.largest_upstream(),
-        vocab: logits.columns as i32,
+        vocab: columns as i32,
         target_bytes,
         scale: scale(options),
         inverse_temperature: (1.0 / options.temperature()) as f32,
         softcap: options.softcap() as f32,
+        first_column: shard.start() as i32,
+        whole_vocab: shard.vocab() as i32,
         reserved: 0,
     };
     let kernel = BACKWARD[index(logits.dtype)][variant(options.softcap() > 0.0, upstream.entropy_gradients != 0)];
-    let grid = (logits.rows as u32, logits.columns.div_ceil(tuning::SLICE) as u32);
+    let grid = (logits.rows as u32, columns.div_ceil(tuning::SLICE) as u32);
     // SAFETY: the caller's promise.
-    unsafe { launch(cuda, kernel, grid, &arguments) }
+    unsafe { launch(cuda, kernel, grid, &arguments) }?;
+    let padding = MatrixAt {
+        address: gradients.address + (columns * bytes(gradients.dtype)) as u64,
+        columns: logits.columns - columns,
+        ..gradients
+    };
+    // SAFETY: these are columns of the gradients.
+    unsafe { zero(cuda, padding) }
 }

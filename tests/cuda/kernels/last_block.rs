@@ -31,6 +31,10 @@ struct Arguments {
     target_bytes: i32,
     scale: f32,
     softcap: f32,
+    first_column: i32,
+    whole_vocab: i32,
+    kept_parts: i32,
+    reserved: i32,
 }
 
 /// Three rows of two slices and a bit, a block for each slice, by the kernel of this PTX.
@@ -57,6 +61,10 @@ fn run(ptx: &str, shuffle: Option<u64>) -> LaunchReport {
         target_bytes: 8,
         scale: std::f32::consts::LOG2_E,
         softcap: 0.0,
+        first_column: 0,
+        whole_vocab: vocab,
+        kept_parts: 0,
+        reserved: 0,
     };
     kernel.try_launch([ROWS, slices as u32, 1], THREADS, &arguments)
 }

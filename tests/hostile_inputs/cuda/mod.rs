@@ -6,6 +6,7 @@
 
 mod linear;
 mod memory;
+mod partial_row;
 mod preference_loss;
 mod raw;
 mod stages;
@@ -19,10 +20,11 @@ use std::ops::Range;
 use support::device::{self, download, upload};
 
 /// Every walk of the CUDA backend.
-pub(crate) const WALKS: [Walk; 15] = [
+pub(crate) const WALKS: [Walk; 18] = [
     ("cuda memory", memory::walk),
     ("cuda views", stages::views),
     ("cuda token_log_probs", stages::token_log_probs),
+    ("cuda partial_rows", partial_row::walk),
     ("cuda log_ratios", stages::log_ratios),
     ("cuda objective", stages::objective),
     ("cuda linear_token_log_probs", linear::token_log_probs),
@@ -31,6 +33,8 @@ pub(crate) const WALKS: [Walk; 15] = [
     ("cuda linear_preference_loss", preference_loss::from_hidden_states),
     ("cuda raw token_log_probs", raw::token_log_probs),
     ("cuda raw token_log_probs_backward", raw::token_log_probs_backward),
+    ("cuda raw partial_rows", raw::partial_rows),
+    ("cuda raw merge_rows", raw::merge_rows),
     ("cuda raw log_ratios", raw::log_ratios),
     ("cuda raw objective", raw::objective),
     ("cuda raw linear_token_log_probs", raw::linear),

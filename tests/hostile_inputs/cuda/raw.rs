@@ -146,6 +146,43 @@ pub(super) fn token_log_probs_backward(choices: &mut Choices<'_>) {
     memory.check(result, refused);
 }
 
+pub(super) fn partial_rows(choices: &mut Choices<'_>) {
+    choices.calls(&["cuda/raw/partial_row::partial_rows"]);
+    let shape = Shape::choose(choices, ROWS, VOCAB);
+    let options = settings::logit_options(choices);
+    let (per_row, entropy) = (choices.size(1), choices.yes());
+    let slices = shape.columns.div_ceil(exo_kernels::backend::SLICE);
+    let refused = shape.is_wrong(MOST_COLUMNS) || per_row < slices || per_row > 65_535;
+    if !refused && (!shape.is_usual() || per_row > 1) && shape.rows > 0 {
+        return;
+    }
+    let mut memory = Memory::new();
+    let (logits, targets) = (matrix(memory.read(), &shape, Dtype::F32), raw::Targets::I64(memory.read()));
+    // To 16 bytes, as the parts are.
+    let parts = raw::PartialRowsAt { address: memory.write(0).next_multiple_of(16), per_row };
+    // SAFETY: as above.
+    let result = unsafe { raw::partial_rows(&memory.cuda, logits, targets, &options, entropy, parts) };
+    memory.check(result, refused);
+}
+
+pub(super) fn merge_rows(choices: &mut Choices<'_>) {
+    choices.calls(&["cuda/raw/partial_row::merge_rows"]);
+    let (rows, ranks, per_row) = (choices.size(ROWS), choices.size(1), choices.of(1, &[0, 2]));
+    let options = settings::logit_options(choices);
+    let refused = i32::try_from(rows).is_err() || i32::try_from(ranks).is_err();
+    if !refused && (rows > ROWS || ranks > 1) {
+        return;
+    }
+    let mut memory = Memory::new();
+    let outputs =
+        raw::ForwardOutputs { log_probs: memory.write(0), states: memory.write(1), entropies: memory.write(2) };
+    let (parts, targets) =
+        (raw::PartialRowsAt { address: memory.read().next_multiple_of(16), per_row }, raw::Targets::I64(memory.read()));
+    // SAFETY: there is room for as many rows, ranks and parts as are not refused.
+    let result = unsafe { raw::merge_rows(&memory.cuda, parts, (ranks, rows), targets, &options, outputs) };
+    memory.check(result, refused);
+}
+
 pub(super) fn log_ratios(choices: &mut Choices<'_>) {
     choices.calls(&["cuda/raw/log_ratio::log_ratios"]);
     let sequences = choices.size(1);

@@ -22,6 +22,7 @@ pub(crate) mod log_ratio;
 pub(crate) mod memory;
 pub(crate) mod numbers;
 pub(crate) mod objective;
+pub(crate) mod partial_row;
 pub(crate) mod preference_loss;
 pub(crate) mod row_loss;
 pub(crate) mod rows;
@@ -37,7 +38,7 @@ use exo_kernels::reference::ReferenceBackend;
 pub(crate) type Walk = (&'static str, fn(&mut Choices<'_>));
 
 /// Every walk of the host's API.
-pub(crate) const WALKS: [Walk; 20] = [
+pub(crate) const WALKS: [Walk; 23] = [
     ("batches", constructors::batches),
     ("targets", constructors::targets),
     ("views", constructors::views),
@@ -58,6 +59,10 @@ pub(crate) const WALKS: [Walk; 20] = [
     ("reference linear_row_loss", row_loss::walk::<ReferenceBackend>),
     ("reference preference_loss", preference_loss::from_logits::<ReferenceBackend>),
     ("reference linear_preference_loss", preference_loss::from_hidden_states::<ReferenceBackend>),
+    // Behind the others: the first byte of a seed of the corpus is a walk's place.
+    ("shards", partial_row::shards),
+    ("partial_rows", partial_row::walk::<Cpu>),
+    ("reference partial_rows", partial_row::walk::<ReferenceBackend>),
 ];
 
 /// Reads bytes as a sequence of calls: a byte that says which walk, then that walk's choices.

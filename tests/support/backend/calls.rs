@@ -72,7 +72,7 @@ impl<B: Backend> Ids<B> {
         Self::I64(upload(backend, ids), ids.len())
     }
 
-    fn of<T: Copy>(backend: &B, rows: &Rows<T>) -> Self {
+    pub(crate) fn of<T: Copy>(backend: &B, rows: &Rows<T>) -> Self {
         if rows.targets_in_32_bits {
             Self::U32(upload(backend, &rows.narrow_targets()), rows.count())
         } else {

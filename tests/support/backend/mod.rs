@@ -6,6 +6,7 @@
 mod calls;
 mod linear;
 mod loss;
+mod shards;
 
 use crate::device;
 use crate::linear::{Case, Wanted};
@@ -21,6 +22,7 @@ use exo_kernels::{
 pub use crate::backend::calls::{BackwardInputs, ForwardBuffers, Groups, Upstream, download, place, place_mut, upload};
 pub use crate::backend::linear::{Outcome, Placed};
 pub use crate::backend::loss::HostLoss;
+pub use crate::backend::shards::{Layout, of_rank};
 pub use crate::host_rows::{Forward, Rows};
 
 /// What the tests must know of a backend besides its verbs.
@@ -33,6 +35,9 @@ pub trait TestBackend: Backend {
 
     /// Whether it sees the numbers of its operands before it writes anything, and refuses them.
     const SEES_NUMBERS: bool = true;
+
+    /// Whether ranks of whole slices give the bits of one call: plain loops add up in another order.
+    const KEEPS_BITS_OF_RANKS: bool = true;
 
     /// A message's name for it.
     fn name(&self) -> String;
@@ -103,6 +108,29 @@ pub trait TestBackend: Backend {
         in_place: bool,
     ) -> Vec<T> {
         self.try_backward(rows, options, forward, upstream, in_place).expect("backward")
+    }
+
+    /// The rows whose columns lie on several ranks.
+    fn try_forward_of_ranks<T: Element>(
+        &self,
+        rows: &Rows<T>,
+        options: &LogitOptions,
+        layout: &Layout,
+        entropies: bool,
+    ) -> Result<Forward> {
+        shards::try_forward(self, rows, options, layout, entropies)
+    }
+
+    /// The gradients of the ranks' columns.
+    fn try_backward_of_ranks<T: Element>(
+        &self,
+        rows: &Rows<T>,
+        options: &LogitOptions,
+        layout: &Layout,
+        (forward, upstream): (&Forward, Upstream<'_>),
+        in_place: bool,
+    ) -> Result<Vec<Vec<T>>> {
+        shards::try_backward(self, rows, options, layout, forward, upstream, in_place)
     }
 
     fn host_log_ratios(
@@ -195,6 +223,7 @@ impl TestBackend for Cpu {
 
 impl TestBackend for ReferenceBackend {
     const ARITHMETIC: Arithmetic = Arithmetic::BACKEND;
+    const KEEPS_BITS_OF_RANKS: bool = false;
 
     fn name(&self) -> String {
         "reference".to_owned()
