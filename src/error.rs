@@ -116,6 +116,26 @@ pub enum Error {
         /// Columns of the vocabulary.
         vocab: usize,
     },
+    /// Another rank has refused its part of a common call, or is gone. Nothing has been written.
+    Rank {
+        /// Which rank.
+        rank: usize,
+        /// What it says.
+        reason: String,
+    },
+    /// Ranks that differ in what must be the same, or fit together. Every rank gets this, and nothing has been written.
+    RanksDisagree {
+        /// What.
+        what: &'static str,
+        /// A rank that does not fit.
+        rank: usize,
+        /// What it has.
+        given: f64,
+        /// The rank that it does not fit.
+        other: usize,
+        /// What it would have to have.
+        expected: f64,
+    },
     /// A token range that does not lie within its sequence, or begins with its first token.
     TokenRange {
         /// Index of the sequence.
@@ -339,6 +359,10 @@ impl fmt::Display for Error {
                  their partial rows",
                 start + columns
             ),
+            Error::Rank { rank, reason } => write!(f, "rank {rank}: {reason}"),
+            Error::RanksDisagree { what, rank, given, other, expected } => {
+                write!(f, "{what}: {given} given by rank {rank}, {expected} expected, by rank {other}")
+            }
             Error::TokenRange { sequence, start, end, length } => write!(
                 f,
                 "scored tokens of sequence {sequence}: {start}..{end} given, a range within 1..{length} expected \

@@ -11,6 +11,9 @@ pub mod cuda {}
 #[doc = include_str!("../docs/numerics.md")]
 pub mod numerics {}
 
+#[doc = include_str!("../docs/ranks.md")]
+pub mod ranks {}
+
 #[doc = include_str!("../docs/bad_input.md")]
 pub mod bad_input {}
 

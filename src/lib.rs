@@ -18,6 +18,7 @@ pub mod objective;
 mod operand;
 mod options;
 mod ordered;
+pub mod ranks;
 pub mod reference;
 mod report;
 mod stage;

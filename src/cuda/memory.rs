@@ -50,6 +50,19 @@ impl Memory for Device {
         Some(ViewMut(place))
     }
 
+    fn words_mut<'a, T: Number>(view: &'a mut ViewMut<'_, T>) -> ViewMut<'a, u32> {
+        let are_words = align_of::<T>().is_multiple_of(align_of::<u32>());
+        let words = if are_words { view.len() * size_of::<T>() / size_of::<u32>() } else { 0 };
+        ViewMut(match &mut view.0 {
+            // SAFETY: numbers of any bits, as words are.
+            PlaceMut::Slice(slice) => match unsafe { slice.transmute_mut(words) } {
+                Some(slice) => PlaceMut::Slice(slice),
+                None => PlaceMut::Address(0, 0, Owner(None, PhantomData)),
+            },
+            PlaceMut::Address(address, _, owner) => PlaceMut::Address(*address, words, Owner(owner.0, PhantomData)),
+        })
+    }
+
     fn as_view<'a, T: Number>(view: &'a ViewMut<'_, T>) -> View<'a, T> {
         match &view.0 {
             PlaceMut::Slice(slice) => View(Place::Slice(slice.as_view())),

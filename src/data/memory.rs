@@ -25,6 +25,9 @@ pub trait Memory: Debug + Copy + Default + PartialEq + Send + Sync + 'static {
     fn part_mut<'a, T: Number>(view: &'a mut Self::ViewMut<'_, T>, range: Range<usize>)
     -> Option<Self::ViewMut<'a, T>>;
 
+    /// The same numbers as words, to write: of numbers whose size and alignment are multiples of a word's; of others none.
+    fn words_mut<'a, T: Number>(view: &'a mut Self::ViewMut<'_, T>) -> Self::ViewMut<'a, u32>;
+
     /// The same numbers, to read.
     fn as_view<'a, T: Number>(view: &'a Self::ViewMut<'_, T>) -> Self::View<'a, T>;
 
@@ -54,6 +57,11 @@ impl Memory for Host {
 
     fn part_mut<'a, T: Number>(view: &'a mut Self::ViewMut<'_, T>, range: Range<usize>) -> Option<&'a mut [T]> {
         view.get_mut(range)
+    }
+
+    #[allow(clippy::mut_mut)]
+    fn words_mut<'a, T: Number>(view: &'a mut &mut [T]) -> &'a mut [u32] {
+        bytemuck::try_cast_slice_mut(view).unwrap_or_default()
     }
 
     fn as_view<'a, T: Number>(view: &'a &mut [T]) -> &'a [T] {

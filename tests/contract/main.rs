@@ -15,6 +15,7 @@ mod objective_precision;
 mod objective_statistics;
 mod parameter_ranges;
 mod preference_loss;
+mod ranks;
 mod reference_precision;
 mod rlhf_limit;
 mod shards;

@@ -52,7 +52,7 @@ pub(super) fn walk(choices: &mut Choices<'_>) {
     cuda.clear_status().expect("no fault");
     let mut placed = OnDevice::new(&cuda, outputs);
     let view = parts.slice(..ranks.merged).into();
-    let result = cuda.merge_rows(&view, ranks.ranks, ids.slice(..count), &options, placed.views());
+    let result = cuda.merge_rows(&view, ranks.count, ids.slice(..count), &options, placed.views());
     let found = placed.fetch(&cuda);
     if result.is_ok() && (!ranks.are_all(count) || wants_entropies) {
         // Other parts than there are: nothing is promised but that nothing breaks.

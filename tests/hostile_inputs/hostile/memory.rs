@@ -45,7 +45,7 @@ fn buffers<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
     choices.calls_of(kind.verbs, &verbs);
     choices.calls_of(kind.verbs, &["check_memory_of", "ordered", "ordered_mut"]);
     backend.check_memory_of("numbers", backend).expect("its own");
-    let of_memory = ["length", "length_mut", "part", "part_mut", "as_view", "address"];
+    let of_memory = ["length", "length_mut", "part", "part_mut", "words_mut", "as_view", "address"];
     choices.calls_of(kind.memory, &of_memory);
     let mut buffer = B::Buffer::<f64>::default();
     assert_eq!(B::Memory::length(&backend.view(&buffer, usize::MAX)), 0);
@@ -75,6 +75,11 @@ fn buffers<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
     }
     assert_eq!(B::Memory::length_mut(&view), found.len());
     assert_eq!(*backend.read(&B::Memory::as_view(&view)).expect("no fault"), found);
+    let found_words = {
+        let words = B::Memory::words_mut(&mut view);
+        backend.read(&B::Memory::as_view(&words)).expect("no fault").into_owned()
+    };
+    assert_eq!(bytemuck::cast_slice::<_, u8>(&found_words), bytemuck::cast_slice::<_, u8>(&found));
     let part = B::Memory::part_mut(&mut view, start..end);
     let expected = found.get(start..end);
     assert_eq!(part.is_some(), expected.is_some(), "{start}..{end} of {}", found.len());

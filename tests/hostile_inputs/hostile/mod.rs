@@ -38,7 +38,7 @@ use exo_kernels::reference::ReferenceBackend;
 pub(crate) type Walk = (&'static str, fn(&mut Choices<'_>));
 
 /// Every walk of the host's API.
-pub(crate) const WALKS: [Walk; 23] = [
+pub(crate) const WALKS: [Walk; 24] = [
     ("batches", constructors::batches),
     ("targets", constructors::targets),
     ("views", constructors::views),
@@ -63,6 +63,7 @@ pub(crate) const WALKS: [Walk; 23] = [
     ("shards", partial_row::shards),
     ("partial_rows", partial_row::walk::<Cpu>),
     ("reference partial_rows", partial_row::walk::<ReferenceBackend>),
+    ("one rank", partial_row::one_rank),
 ];
 
 /// Reads bytes as a sequence of calls: a byte that says which walk, then that walk's choices.

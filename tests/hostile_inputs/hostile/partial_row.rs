@@ -6,7 +6,8 @@ use super::rows::{Kind, Rows, VOCAB, are_columns};
 use super::settings::{self, HostBackend};
 use super::token_log_prob::Outputs;
 use exo_kernels::backend::{Host, SLICE, partial_rows_of};
-use exo_kernels::{Element, Error, LogitOptions, Matrix, Shard};
+use exo_kernels::ranks::{self, Threads};
+use exo_kernels::{Cpu, Element, Error, LogitOptions, Matrix, Shard};
 use half::bf16;
 
 /// Shards, made from any numbers.
@@ -47,6 +48,37 @@ pub(crate) fn shards(choices: &mut Choices<'_>) {
     assert_eq!(partial_rows_of(columns), columns.div_ceil(SLICE));
 }
 
+/// One rank, from end to end: it has to be told of nothing that another refuses.
+pub(crate) fn one_rank(choices: &mut Choices<'_>) {
+    choices.calls(&["ranks/mod::token_log_probs", "ranks/threads::Threads::new"]);
+    let given = choices.size(1);
+    let made = Threads::new(given.min(1 << 17));
+    assert_eq!(made.is_ok(), given <= 1 << 16);
+    let communicator = Threads::new(1).expect("few").pop().expect("one rank");
+    let count = choices.of(4, &[0, 1]);
+    let rows = Rows::<f32>::choose(choices, count);
+    let options = settings::logit_options(choices);
+    let vocab = choices.of(VOCAB, &[1, 2, VOCAB + 1]);
+    let options = options.with_shard(Shard::new(choices.of(0, &[1]).min(vocab - 1), vocab).expect("a shard"));
+    let whole = options.shard() == Shard::new(0, VOCAB).ok();
+    let kinds: Vec<Kind> = (0..count).map(|row| rows.kind(row, &options)).collect();
+    let short = usize::from(count > 0 && choices.yes());
+    let targets = &rows.targets[..count - short];
+    let mut outputs = Outputs::choose(choices, count);
+    let logits = Matrix::strided(&rows.data, count, VOCAB, rows.stride).expect("room for the rows");
+    // Fewer columns than there are are another vocabulary, with padding.
+    let is_all = options.shard().is_some_and(|shard| shard.start() == 0 && shard.vocab() <= VOCAB);
+    let refused = short > 0 || !outputs.fit(count) || !are_columns(targets, vocab) || !is_all;
+    let cpu = Cpu::default();
+    let result =
+        ranks::token_log_probs(&cpu, &communicator, &logits, targets, &options, outputs.views(), &mut Vec::new());
+    if whole || result.is_err() {
+        outputs.check(result, refused, &kinds, VOCAB);
+    } else {
+        assert!(!refused, "accepted");
+    }
+}
+
 /// How the columns of a row lie on ranks, and what is asked for.
 pub(crate) struct Ranks {
     /// Where the second rank begins; 0: there is but one.
@@ -57,7 +89,7 @@ pub(crate) struct Ranks {
     pub(crate) given: usize,
     pub(crate) merged: usize,
     /// Ranks that are merged.
-    pub(crate) ranks: usize,
+    pub(crate) count: usize,
     pub(crate) entropy: bool,
 }
 
@@ -68,12 +100,14 @@ impl Ranks {
         let per_row = choices.of(1, &[2, 3]);
         let given = choices.length(rows * per_row);
         let merged = choices.length(count * rows * per_row);
-        Self { border, per_row, given, merged, ranks: choices.of(count, &[0, usize::MAX]), entropy: !choices.yes() }
+        Self { border, per_row, given, merged, count: choices.of(count, &[0, usize::MAX]), entropy: !choices.yes() }
     }
 
     /// Columns of each rank.
     pub(crate) fn columns(&self) -> Vec<std::ops::Range<usize>> {
-        if self.border == 0 { vec![0..VOCAB] } else { vec![0..self.border, self.border..VOCAB] }
+        let ends = [self.border, VOCAB];
+        let first = usize::from(self.border == 0);
+        [0, self.border].into_iter().zip(ends).skip(first).map(|(start, end)| start..end).collect()
     }
 
     /// Whether so many parts are those of some rows.
@@ -86,7 +120,7 @@ impl Ranks {
     }
 
     pub(crate) fn merging_is_refused(&self, rows: usize) -> bool {
-        self.ranks == 0 || !Self::fits(self.merged, rows.saturating_mul(self.ranks))
+        self.count == 0 || !Self::fits(self.merged, rows.saturating_mul(self.count))
     }
 
     /// Whether what is merged are the parts that were made, of rows that stay what they are.
@@ -133,7 +167,7 @@ fn walk_of<B: HostBackend, T: Element + Sentinel>(choices: &mut Choices<'_>) {
     // Entropies need parts that were made for them.
     let wants_entropies = outputs.entropies.is_some() && !ranks.entropy;
     let refused = ranks.merging_is_refused(count) || !outputs.fit(count);
-    let result = backend.merge_rows(&all.as_slice(), ranks.ranks, &rows.targets, &options, outputs.views());
+    let result = backend.merge_rows(&all.as_slice(), ranks.count, &rows.targets, &options, outputs.views());
     if result.is_ok() && (!ranks.are_all(count) || wants_entropies) {
         // Other parts than there are: nothing is promised but that nothing breaks.
         assert!(!refused, "accepted");

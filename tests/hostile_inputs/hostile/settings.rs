@@ -203,6 +203,9 @@ pub(crate) trait HostBackend: Backend<Memory = Host> {
     /// Where its verbs are, as `tests/hostile_inputs/inventory.rs` names it.
     const VERBS: &'static str;
 
+    /// Whether it has the limits of what leaves f64 on the way: the specification's textbook form has not.
+    const HAS_ENDS_OF_F64: bool = true;
+
     fn choose(choices: &mut Choices<'_>) -> Self;
 }
 
@@ -216,6 +219,7 @@ impl HostBackend for Cpu {
 
 impl HostBackend for ReferenceBackend {
     const VERBS: &'static str = "reference/backend::ReferenceBackend";
+    const HAS_ENDS_OF_F64: bool = false;
 
     fn choose(_: &mut Choices<'_>) -> Self {
         ReferenceBackend

@@ -1,0 +1,93 @@
+//! Rows whose columns lie on several ranks, from end to end: one exchange of partial rows, merged on every rank in the same order.
+//!
+//! This crate brings no transport of its own but [`Threads`]. A trainer's, NCCL's or MPI's is a [`Communicator`]: an
+//! all-gather of words in the backend's memory. What it does with them is copying, so that every rank has the same bits.
+
+mod agreement;
+mod threads;
+
+use crate::backend::{Backend, Matrix, Targets, TokenLogProbs, ViewMut};
+use crate::data::memory::Memory;
+use crate::element::Element;
+use crate::error::Result;
+use crate::options::LogitOptions;
+use crate::ranks::agreement::Agreement;
+use crate::stage::partial_row::partial_rows_of;
+use crate::stage::token_log_prob::check_logits;
+use std::fmt::Debug;
+
+pub use crate::ranks::agreement::Note;
+pub use crate::ranks::threads::Threads;
+
+/// Ranks that work on the same rows together. Every rank makes the same calls in the same order.
+pub trait Communicator<B: Backend>: Debug + Send + Sync {
+    /// This rank, from 0 on.
+    fn rank(&self) -> usize;
+
+    /// How many there are, P.
+    fn ranks(&self) -> usize;
+
+    /// Words of all ranks, `[P, n]`: this rank's are in their place, the others' are to be brought there, bit for bit. In the order of
+    /// the backend's calls; nothing has to be waited for on the host.
+    ///
+    /// # Errors
+    /// Whatever the engine has. A rank that is gone or gives another number of words must not leave the others waiting.
+    fn all_gather(&self, backend: &B, words: ViewMut<'_, B, u32>) -> Result<()>;
+
+    /// The notes of all ranks, in their order: of the host, apart from the backend's calls. An engine that can exchange nothing
+    /// there gives `None`; then nobody learns what another rank refuses, and what ranks disagree about is not found.
+    ///
+    /// # Errors
+    /// As [`Communicator::all_gather`].
+    fn exchange(&self, note: &Note) -> Result<Option<Vec<Note>>>;
+}
+
+/// [`Backend::token_log_probs`] of rows whose columns lie on several ranks: each has the columns that `options` say
+/// ([`LogitOptions::with_shard`]), the same targets, and gets the same results, bit for bit. One exchange of
+/// [`Backend::partial_rows`]: 16 bytes a row on CUDA, 24 on the CPU, for each 32768 columns of the rank that has most. The backward
+/// passes need none: [`Backend::token_log_probs_backward`] with the same options.
+///
+/// `parts` is kept by the caller from step to step.
+///
+/// # Errors
+/// As [`Backend::partial_rows`] and [`Backend::merge_rows`]. Where ranks can exchange notes, what one refuses is
+/// [`Error::Rank`](crate::Error::Rank) on the others, and ranks that differ in what must be the same, or whose columns overlap or leave
+/// some out, all get [`Error::RanksDisagree`](crate::Error::RanksDisagree); then nothing has been written.
+pub fn token_log_probs<'i, B: Backend, T: Element>(
+    backend: &B,
+    communicator: &(impl Communicator<B> + ?Sized),
+    logits: &Matrix<'_, T, B::Memory>,
+    targets: impl Into<Targets<'i, B::Memory>>,
+    options: &LogitOptions,
+    outputs: TokenLogProbs<'_, B::Memory>,
+    parts: &mut B::Buffer<B::PartialRow>,
+) -> Result<()> {
+    let _entered = backend.enter()?;
+    let (targets, rows) = (targets.into(), logits.rows());
+    let shard = options.shard_of(logits.columns());
+    let checked = check_logits(backend, logits)
+        .and_then(|()| backend.check_targets(&targets, rows, shard.vocab()))
+        .and_then(|()| outputs.check(backend, rows));
+    let agreement = Agreement {
+        rows,
+        shard,
+        columns: logits.columns(),
+        temperature: options.temperature(),
+        softcap: options.softcap(),
+        entropy: outputs.entropies.is_some(),
+    };
+    let most = agreement.of_all(communicator.rank(), checked, |note| communicator.exchange(note))?;
+
+    let (rank, ranks) = (communicator.rank(), communicator.ranks());
+    let of_rank = rows * partial_rows_of(most);
+    backend.reserve(parts, ranks * of_rank)?;
+    let mut all = backend.view_mut(parts, ranks * of_rank);
+    let Some(own) = B::Memory::part_mut(&mut all, rank * of_rank..(rank + 1) * of_rank) else {
+        let expected = "below the number of ranks";
+        return Err(crate::Error::Parameter { name: "rank", given: rank as f64, expected });
+    };
+    backend.partial_rows(logits, targets.clone(), options, outputs.entropies.is_some(), own)?;
+    communicator.all_gather(backend, B::Memory::words_mut(&mut all))?;
+    drop(all);
+    backend.merge_rows(&backend.view(parts, ranks * of_rank), ranks, targets, options, outputs)
+}
