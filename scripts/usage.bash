@@ -6,14 +6,18 @@ usage() {
     awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$script"
 }
 
-# Ends with the usage if that is all that was asked for.
+# Ends with the usage if one of the arguments asks for it; those after -- are another program's.
 help_if_asked() {
-    case ${1-} in
-        -h | --help)
-            usage
-            exit 0
-            ;;
-    esac
+    local argument
+    for argument in "$@"; do
+        case $argument in
+            --) return ;;
+            -h | --help)
+                usage
+                exit 0
+                ;;
+        esac
+    done
 }
 
 # Ends with a line about the arguments, then the usage; the exit code is 2, as for every script here.
