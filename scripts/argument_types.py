@@ -10,6 +10,9 @@ from pathlib import Path
 DTYPES = ("f32", "f16", "bf16")
 # V is at most this.
 LARGEST_VOCABULARY = 2**31 - 1
+# As in build/architectures.rs.
+LOWEST_ARCHITECTURE = 80
+LOWEST_OF_SUFFIX = {"a": 90, "f": 100}
 SIZES = {"logits": ("N", "V"), "linear": ("N", "H", "V")}
 
 
@@ -72,6 +75,23 @@ def list_of(entry):
         return [entry(word) for word in words]
 
     return read
+
+
+def architectures(text):
+    """Compute capabilities as EXO_KERNELS_CUDA_ARCHS has them, `9.0`, `90` or `sm_90`, with a suffix or not; as nvcc's `90`."""
+    found = []
+    for word in re.split(r"[,;\s]+", text.strip(" ,;").lower()):
+        match = re.fullmatch(r"(?:sm_|compute_)?([1-9]\d{1,2})([af]?)|([1-9]\d?)\.(\d)([af]?)", word, re.ASCII)
+        if not match:
+            raise ArgumentTypeError(f"{word!r} is not a compute capability such as 90, 9.0 or 90a, or several with commas between them")
+        name = "".join(part or "" for part in match.groups())
+        capability = int(name.rstrip("af"))
+        if capability < LOWEST_ARCHITECTURE:
+            raise ArgumentTypeError(f"{word}: the kernels need a compute capability of 8.0 or later")
+        if capability < LOWEST_OF_SUFFIX.get(name[-1], 0):
+            raise ArgumentTypeError(f"{word}: there is {capability} only: 'a' begins with 90, 'f' with 100")
+        found.append(name)
+    return list(dict.fromkeys(found))
 
 
 def shape(text):
