@@ -290,7 +290,7 @@ fn buffers_that_do_not_fit_are_refused<B: TestBackend>(backend: &B) {
         let error = backend.merge_rows(&partial, 1, ids(), &options, outputs.views(backend, 3, false));
         assert!(matches!(error, Err(Error::Length { what: "partial rows", .. })), "{error:?}");
     }
-    let partial = upload(backend, &vec![poison; 6]);
+    let partial = upload(backend, &[poison; 6]);
     let mut outputs = ForwardBuffers::new(backend, 3);
     let error = backend.merge_rows(&backend.view(&partial, 6), 0, ids(), &options, outputs.views(backend, 3, false));
     assert!(matches!(error, Err(Error::Parameter { name: "ranks", .. })), "{error:?}");
@@ -298,7 +298,7 @@ fn buffers_that_do_not_fit_are_refused<B: TestBackend>(backend: &B) {
         // No column of the whole vocabulary; columns elsewhere are fine.
         for (target, is_column) in [(0, true), (11, true), (12, false)] {
             let ids = upload(backend, &[target, 1, 3]);
-            let mut partial = upload(backend, &vec![poison; 3]);
+            let mut partial = upload(backend, &[poison; 3]);
             let out = backend.view_mut(&mut partial, 3);
             let targets = exo_kernels::backend::Targets::I64(backend.view(&ids, 3));
             let result = backend.partial_rows(&view, targets, &options, false, out);
