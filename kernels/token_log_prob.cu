@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "include/logits.cuh"
+#include "include/memory_access.cuh"
 #include "include/row_results.cuh"
 #include "include/softmax_sums.cuh"
 #include "include/status.cuh"
@@ -45,10 +46,13 @@ struct TokenLogProb {
     int32_t reserved;    // no padding that would be left uninitialised
 };
 
-// The same over slices, in f64: where a block leaves them between slices, so that they cost the loop no register.
-struct SharedSums {
+// Warps' sums, and what a block leaves here while it walks the columns, so that it costs the loop no register.
+struct Shared {
     Sums<float> warps[2][WARPS];
+    // Over slices.
     Sums<double> row;
+    int32_t target;
+    int32_t last_slice;
 };
 
 // A streaming load. The read-only path is safe: nothing writes logits while this kernel runs.
@@ -67,33 +71,80 @@ __device__ __forceinline__ Vector<T> load_vector(const void* address) {
     return v;
 }
 
-// The columns of a vector that exist, -inf elsewhere; for any alignment of the row. `count`: columns left in the slice.
+// The columns of a vector that exist, -inf elsewhere, one by one. `count`: columns left in the row.
 template <typename T>
-__device__ __forceinline__ Vector<T> load_part(const typename T::Bits* columns, int32_t count) {
-    using Word = typename T::Word;
+__device__ __forceinline__ Vector<T> load_singly(const typename T::Bits* columns, int32_t count) {
+    static_assert(T::PER_WORD == 2, "two columns to a word");
     Vector<T> v;
-    const uint32_t residue = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(columns));
-    if (count >= COLUMNS<T>) {
-        if (residue % 16 == 0) return load_vector<T>(columns);
-        if (residue % sizeof(Word) == 0) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) v.word[i] = __ldg(reinterpret_cast<const Word*>(columns) + i);
-            return v;
-        }
-    }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         v.word[i] = T::minus_infinity();
-        if (T::PER_WORD * i >= count) continue;
-        const Word low = __ldg(columns + T::PER_WORD * i);
-        if constexpr (T::PER_WORD == 1) {
-            v.word[i] = low;
-        } else {
-            const bool both = 2 * i + 1 < count;
-            v.word[i] = both ? low | Word{__ldg(columns + 2 * i + 1)} << 16 : low | (T::minus_infinity() & 0xffff0000u);
-        }
+        if (2 * i >= count) continue;
+        const uint32_t low = __ldg(columns + 2 * i);
+        const bool both = 2 * i + 1 < count;
+        v.word[i] = both ? low | uint32_t{__ldg(columns + 2 * i + 1)} << 16 : low | (T::minus_infinity() & 0xffff0000u);
     }
     return v;
+}
+
+// Columns from one vector of a thread to its next.
+template <typename T>
+constexpr int32_t APART = THREADS * COLUMNS<T>;
+
+// One iteration's vectors, wherever they lie and however many of their columns exist. `boundary`: the 16-byte boundary at the
+// first of them or before it, `residue` bytes; `count`: columns from the first of them to the end of the row; `starts`: the
+// first of them may be the row's. Of f32 a word is a column: each is loaded alone where not all of an aligned vector are there.
+__device__ __forceinline__ void load_ragged(Vector<F32> (&v)[LOADS], const char* boundary, uint32_t residue, int32_t count,
+                                            bool) {
+#pragma unroll
+    for (int i = 0; i < LOADS; i++) {
+        const char* address = boundary + residue + i * THREADS * 16;
+        if (residue == 0 && count >= i * APART<F32> + 4) {
+            v[i] = load_vector<F32>(address);
+            continue;
+        }
+#pragma unroll
+        for (int word = 0; word < 4; word++) {
+            v[i].word[word] = F32::minus_infinity();
+            load_word_if(v[i].word[word], address + 4 * word, count, i * APART<F32> + word + 1);
+        }
+    }
+}
+
+// The same of numbers of 2 bytes. What lies next to a row may be another one that is being written, or no memory at all. So of
+// a vector across a boundary both sides are loaded only where the row has all of their bytes. The row's first vector and its
+// last ones are loaded column by column: at most one of a thread at either end.
+template <typename T>
+__device__ __forceinline__ void load_ragged(Vector<T> (&v)[LOADS], const char* boundary, uint32_t residue, int32_t count,
+                                            bool starts) {
+    const bool is_aligned = residue == 0;
+    const bool is_first = !is_aligned && starts && threadIdx.x == 0;
+    if (is_aligned) {
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+#pragma unroll
+            for (auto& word : v[i].word) word = T::minus_infinity();
+            load_words_if<4>(v[i].word, boundary + i * THREADS * 16, count, COLUMNS<T> + i * APART<T>);
+        }
+    } else {
+        load_across_if<THREADS>(v, boundary, residue, count, is_first);
+    }
+    // The vector that the row ends in, or just after; and before it the row's first one.
+    const int32_t last = (count - 1) / APART<T>;
+    const bool is_last = count > 0 && last < LOADS && count - last * APART<T> < (is_aligned ? COLUMNS<T> : COLUMNS_ACROSS<T>);
+    if (!is_first && !is_last) return;
+    // One after the other: both at once take more registers than there are.
+#pragma unroll 1
+    for (int32_t edge = is_first ? 0 : last;; edge = last) {
+        const char* columns = boundary + residue + edge * THREADS * 16;
+        const Vector<T> part =
+            load_singly<T>(reinterpret_cast<const typename T::Bits*>(columns), count - edge * APART<T>);
+#pragma unroll
+        for (int i = 0; i < 4 * LOADS; i++) {
+            if (i / 4 == edge) v[i / 4].word[i % 4] = part.word[i % 4];
+        }
+        if (edge == last || !is_last) return;
+    }
 }
 
 // Brings sums to another r that is not smaller.
@@ -191,9 +242,9 @@ __device__ __forceinline__ void keep_part(const TokenLogProb& arguments, uint32_
     *kept_part(arguments, row) = make_float4(sums.r, sums.s, sums.weighted, logit);
 }
 
-template <typename T, bool SOFTCAP, bool ENTROPY>
+template <typename T, bool SOFTCAP, bool ENTROPY, bool ALIGNED>
 __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
-    __shared__ SharedSums shared;
+    __shared__ Shared shared;
     const uint32_t row = blockIdx.x;
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
     const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
@@ -206,39 +257,59 @@ __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
         return;
     }
 
-    if (thread == 0) shared.row = {START, 0.0, 0.0};
+    const int32_t first_slice = static_cast<int32_t>(blockIdx.y) * arguments.slices_per_block;
+    if (arguments.kept_parts > 0 && first_slice >= arguments.slices) {
+        // Beyond this rank's columns.
+        if (thread == 0) keep_no_columns(arguments, row, true);
+        return;
+    }
+    if (thread == 0) {
+        shared.target = static_cast<int32_t>(target);
+        shared.last_slice = min(first_slice + arguments.slices_per_block, arguments.slices) - 1;
+        shared.row = {START, 0.0, 0.0};
+    }
     const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
     // Columns of one iteration of the block.
     constexpr int32_t STEP = THREADS * LOADS * COLUMNS<T>;
-    const int32_t first_slice = static_cast<int32_t>(blockIdx.y) * arguments.slices_per_block;
-    const int32_t last_slice = min(first_slice + arguments.slices_per_block, arguments.slices);
     const auto* columns = static_cast<const typename T::Bits*>(arguments.logits) + int64_t{row} * arguments.row_stride +
                           int64_t{first_slice} * SLICE + thread * COLUMNS<T>;
-    const bool aligned = reinterpret_cast<uintptr_t>(columns) % 16 == 0;
-    // From the first slice's start on, less what this thread skips: negative where it has no column.
+    // Columns of the row from the first slice on.
     int32_t left = arguments.vocab - first_slice * SLICE;
 
-    for (int32_t slice = first_slice; slice < last_slice; slice++) {
+    // With so many columns of the row left, all of a thread's next vectors may be loaded across boundaries. Of 2-byte numbers, not
+    // warp 0's in the row's first iteration: the row's first vector is among them. One comparison says both.
+    int32_t all_across = thread * COLUMNS<T> + (LOADS - 1) * APART<T> + COLUMNS_ACROSS<T>;
+    uint32_t across_range = T::PER_WORD == 2 && thread < 32 ? max(arguments.vocab - all_across, 0) : 1u << 31;
+    uint32_t residue = ALIGNED ? 0 : residue_of(columns);
+    // Or the compiler makes them anew in every iteration; for f32 it may, since there a softcap leaves no registers.
+    if (!ALIGNED && T::PER_WORD == 2) asm volatile("" : "+r"(all_across), "+r"(across_range), "+r"(residue));
+    int32_t slice = first_slice;
+    do {
         Sums<float> sums{START, 0.0f, 0.0f};
-        int32_t in_slice = min(left, SLICE);
-        left -= SLICE;
-        if (aligned) {
+        // Columns of the row after this slice; at so many left, one iteration of the slice is left.
+        const int32_t after = max(left - SLICE, 0), of_last = after + STEP;
+        if (residue == 0) {
 #pragma unroll 1
-            for (; in_slice >= STEP; in_slice -= STEP) {
+            for (; left >= of_last; left -= STEP) {
                 Vector<T> v[LOADS];
 #pragma unroll
-                for (int i = 0; i < LOADS; i++) v[i] = load_vector<T>(columns + i * THREADS * COLUMNS<T>);
+                for (int i = 0; i < LOADS; i++) v[i] = load_vector<T>(columns + i * APART<T>);
                 absorb<T, SOFTCAP, ENTROPY>(v, scale, sums);
                 columns += STEP;
             }
         }
 #pragma unroll 1
-        for (; in_slice > 0; in_slice -= STEP) {
+        for (; left > after; left -= STEP) {
             Vector<T> v[LOADS];
-#pragma unroll
-            for (int i = 0; i < LOADS; i++) {
-                const int32_t offset = i * THREADS * COLUMNS<T>;
-                v[i] = load_part<T>(columns + offset, in_slice - offset - thread * COLUMNS<T>);
+            if (!ALIGNED && T::PER_WORD == 1) residue = residue_of(columns);
+            const char* boundary = ALIGNED ? reinterpret_cast<const char*>(columns) : boundary_of(columns);
+            // Of f32 a softcap leaves no registers for it.
+            const bool is_across = !ALIGNED && (T::PER_WORD == 2 || (!SOFTCAP && residue != 0));
+            if (is_across && static_cast<uint32_t>(left - all_across) < across_range) {
+                load_across<THREADS>(v, boundary, residue);
+            } else {
+                const bool starts = left == arguments.vocab && thread < 32;
+                load_ragged(v, boundary, residue, left - thread * COLUMNS<T>, starts);
             }
             absorb<T, SOFTCAP, ENTROPY>(v, scale, sums);
             columns += STEP;
@@ -266,14 +337,9 @@ __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
                 }
             }
         }
-    }
+    } while (slice++ < shared.last_slice);
 
-    if (thread > 0) return;
-    if (arguments.kept_parts > 0) {
-        // Beyond this rank's columns.
-        if (first_slice >= last_slice) keep_no_columns(arguments, row, true);
-        return;
-    }
+    if (thread > 0 || arguments.kept_parts > 0) return;
     Sums<double> sums;
     if (gridDim.y > 1) {
         // The last block of the row to come here adds up the slices, in order. The count returns to 0 by itself.
@@ -295,27 +361,32 @@ __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
         sums = shared.row;
     }
     const auto* logits = static_cast<const typename T::Bits*>(arguments.logits) + int64_t{row} * arguments.row_stride;
-    const float target_logit = load<T>(logits + target);
+    const float target_logit = load<T>(logits + shared.target);
     // The scale is made anew, so that its exact part costs the loop no register.
     const Scale exact = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
     finish_row<SOFTCAP, ENTROPY>(arguments, exact, sums, target_logit, row);
 }
 
-#define KERNEL(NAME, T, SOFTCAP, ENTROPY, BLOCKS)                 \
+// `_unaligned`: for rows that need not start at 16 bytes, as all others but the plain ones: their loads take registers, which
+// six blocks of a multiprocessor have none of to spare.
+#define KERNEL(NAME, T, SOFTCAP, ENTROPY, ALIGNED, BLOCKS)        \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) \
         NAME(const __grid_constant__ TokenLogProb arguments) {    \
-        token_log_prob<T, SOFTCAP, ENTROPY>(arguments);           \
+        token_log_prob<T, SOFTCAP, ENTROPY, ALIGNED>(arguments);  \
     }
 
-KERNEL(token_log_prob_f32, F32, false, false, 6)
-KERNEL(token_log_prob_f16, F16, false, false, 6)
-KERNEL(token_log_prob_bf16, Bf16, false, false, 6)
-KERNEL(token_log_prob_f32_entropy, F32, false, true, 4)
-KERNEL(token_log_prob_f16_entropy, F16, false, true, 4)
-KERNEL(token_log_prob_bf16_entropy, Bf16, false, true, 4)
-KERNEL(token_log_prob_f32_softcap, F32, true, false, 4)
-KERNEL(token_log_prob_f16_softcap, F16, true, false, 4)
-KERNEL(token_log_prob_bf16_softcap, Bf16, true, false, 4)
-KERNEL(token_log_prob_f32_softcap_entropy, F32, true, true, 4)
-KERNEL(token_log_prob_f16_softcap_entropy, F16, true, true, 4)
-KERNEL(token_log_prob_bf16_softcap_entropy, Bf16, true, true, 4)
+KERNEL(token_log_prob_f32, F32, false, false, true, 6)
+KERNEL(token_log_prob_f16, F16, false, false, true, 6)
+KERNEL(token_log_prob_bf16, Bf16, false, false, true, 6)
+KERNEL(token_log_prob_f32_unaligned, F32, false, false, false, 4)
+KERNEL(token_log_prob_f16_unaligned, F16, false, false, false, 4)
+KERNEL(token_log_prob_bf16_unaligned, Bf16, false, false, false, 4)
+KERNEL(token_log_prob_f32_entropy, F32, false, true, false, 4)
+KERNEL(token_log_prob_f16_entropy, F16, false, true, false, 4)
+KERNEL(token_log_prob_bf16_entropy, Bf16, false, true, false, 4)
+KERNEL(token_log_prob_f32_softcap, F32, true, false, false, 4)
+KERNEL(token_log_prob_f16_softcap, F16, true, false, false, 4)
+KERNEL(token_log_prob_bf16_softcap, Bf16, true, false, false, 4)
+KERNEL(token_log_prob_f32_softcap_entropy, F32, true, true, false, 4)
+KERNEL(token_log_prob_f16_softcap_entropy, F16, true, true, false, 4)
+KERNEL(token_log_prob_bf16_softcap_entropy, Bf16, true, true, false, 4)

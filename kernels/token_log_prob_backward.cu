@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "include/logits.cuh"
+#include "include/memory_access.cuh"
 #include "include/row_gradient.cuh"
 #include "include/status.cuh"
 
@@ -73,20 +74,28 @@ __device__ __forceinline__ void store_vector(void* address, const Vector<T>& v) 
     }
 }
 
-// How a block's columns are divided: vectors where logits and gradient are 16-byte aligned at once, single columns at
-// both ends; nothing but single columns where the two are never aligned at once.
+// How a block's columns are divided: vectors where the gradient is 16-byte aligned, single columns at both ends.
 template <typename T>
 struct Division {
-    int32_t head;  // single columns before the first vector
+    uint32_t residue;  // of the logits' vectors: bytes after a 16-byte boundary; 0 in place
+    int32_t head;      // single columns before the first vector
     int32_t vectors;
     int32_t singles;  // head and tail
 
     __device__ __forceinline__ Division(const void* logits, const void* gradients, int32_t columns) {
-        const uint32_t from = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(logits));
-        const uint32_t to = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(gradients));
-        const int32_t to_aligned = static_cast<int32_t>((0u - to) % 16u / sizeof(typename T::Bits));
-        head = (from - to) % 16u == 0 ? min(to_aligned, columns) : columns;
-        vectors = (columns - head) / COLUMNS<T>;
+        constexpr uint32_t BYTES = sizeof(typename T::Bits);
+        residue = (residue_of(logits) - residue_of(gradients)) % 16u;
+        head = static_cast<int32_t>((16u - residue_of(gradients)) % 16u / BYTES);
+        int32_t after = 0;
+        if (residue != 0) {
+            // Vectors across a boundary are taken from the 32 bytes around them. All of these must be the block's: what lies
+            // next to a row may be another one that is being written, or no memory at all.
+            const int32_t before = static_cast<int32_t>(residue / BYTES);
+            if (head < before) head += COLUMNS<T>;
+            after = COLUMNS<T> - before;
+        }
+        head = min(head, columns);
+        vectors = max(columns - head - after, 0) / COLUMNS<T>;
         singles = columns - vectors * COLUMNS<T>;
     }
 
@@ -179,35 +188,58 @@ __device__ __forceinline__ void all_to_gradients(Vector<T> (&v)[COUNT], const Sc
     for (int i = 0; i < COUNT; i++) to_gradients<T, SOFTCAP, ENTROPY, FOLD, true>(v[i], scale, factors);
 }
 
+// Vectors of logits, from one to the next a block's threads apart, and their gradients' places. ACROSS: the logits' lie
+// `residue` bytes after a 16-byte boundary, the first of them after `boundary`. Then they are not in place, so that nothing
+// writes them. WARP: all lanes of a warp call it.
+template <typename T, bool SOFTCAP, bool ENTROPY, bool FOLD, bool ACROSS, bool WARP, int COUNT>
+__device__ __forceinline__ void write_vectors(const char* boundary, uint32_t residue, char* to, const Scale& scale,
+                                              const RowFactors& factors) {
+    Vector<T> v[COUNT];
+    if constexpr (ACROSS) {
+        load_across<THREADS>(v, boundary, residue);
+    } else {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) v[i] = load_vector<T>(boundary + i * THREADS * 16);
+    }
+    all_to_gradients<T, SOFTCAP, ENTROPY, FOLD, WARP>(v, scale, factors);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) store_vector<T>(to + i * THREADS * 16, v[i]);
+}
+
+// A thread's vectors of a block's `left` from its first on.
+template <typename T, bool SOFTCAP, bool ENTROPY, bool FOLD, bool ACROSS>
+__device__ __forceinline__ void write_all_vectors(const char* boundary, uint32_t residue, char* to, int32_t left,
+                                                  const Scale& scale, const RowFactors& factors) {
+    // Under a softcap whole warps, because they vote.
+    const int32_t to_last_lane = SOFTCAP ? 31 - static_cast<int32_t>(threadIdx.x) % 32 : 0;
+#pragma unroll 1
+    for (; left - to_last_lane > (LOADS - 1) * THREADS; left -= LOADS * THREADS) {
+        write_vectors<T, SOFTCAP, ENTROPY, FOLD, ACROSS, true, LOADS>(boundary, residue, to, scale, factors);
+        boundary += LOADS * THREADS * 16;
+        to += LOADS * THREADS * 16;
+    }
+#pragma unroll 1
+    for (; left > 0; left -= THREADS) {
+        write_vectors<T, SOFTCAP, ENTROPY, FOLD, ACROSS, false, 1>(boundary, residue, to, scale, factors);
+        boundary += THREADS * 16;
+        to += THREADS * 16;
+    }
+}
+
 // A block's columns, as if none were the target.
 template <typename T, bool SOFTCAP, bool ENTROPY, bool FOLD>
 __device__ __forceinline__ void write_columns(const typename T::Bits* logits, typename T::Bits* gradients,
                                               const Division<T>& division, const Scale& scale,
                                               const RowFactors& factors) {
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
-    const auto* from = logits + division.head + thread * COLUMNS<T>;
-    auto* to = gradients + division.head + thread * COLUMNS<T>;
-    int32_t left = division.vectors - thread;
-    // Under a softcap whole warps, because they vote.
-    const int32_t to_last_lane = SOFTCAP ? 31 - thread % 32 : 0;
-#pragma unroll 1
-    for (; left - to_last_lane > (LOADS - 1) * THREADS; left -= LOADS * THREADS) {
-        Vector<T> v[LOADS];
-#pragma unroll
-        for (int i = 0; i < LOADS; i++) v[i] = load_vector<T>(from + i * THREADS * COLUMNS<T>);
-        all_to_gradients<T, SOFTCAP, ENTROPY, FOLD, true>(v, scale, factors);
-#pragma unroll
-        for (int i = 0; i < LOADS; i++) store_vector<T>(to + i * THREADS * COLUMNS<T>, v[i]);
-        from += LOADS * THREADS * COLUMNS<T>;
-        to += LOADS * THREADS * COLUMNS<T>;
-    }
-#pragma unroll 1
-    for (; left > 0; left -= THREADS) {
-        Vector<T> v[1] = {load_vector<T>(from)};
-        all_to_gradients<T, SOFTCAP, ENTROPY, FOLD, false>(v, scale, factors);
-        store_vector<T>(to, v[0]);
-        from += THREADS * COLUMNS<T>;
-        to += THREADS * COLUMNS<T>;
+    const uint32_t residue = division.residue;
+    const char* boundary = reinterpret_cast<const char*>(logits + division.head) - residue + thread * 16;
+    char* to = reinterpret_cast<char*>(gradients + division.head) + thread * 16;
+    const int32_t left = division.vectors - thread;
+    if (residue == 0) {
+        write_all_vectors<T, SOFTCAP, ENTROPY, FOLD, false>(boundary, residue, to, left, scale, factors);
+    } else {
+        write_all_vectors<T, SOFTCAP, ENTROPY, FOLD, true>(boundary, residue, to, left, scale, factors);
     }
 #pragma unroll 1
     for (int32_t i = thread; i < division.singles; i += THREADS) {

@@ -147,14 +147,17 @@ const TOKEN_LOG_PROB: &[&str] = &[
     "token_log_prob_bf16_entropy",
     "token_log_prob_bf16_softcap",
     "token_log_prob_bf16_softcap_entropy",
+    "token_log_prob_bf16_unaligned",
     "token_log_prob_f16",
     "token_log_prob_f16_entropy",
     "token_log_prob_f16_softcap",
     "token_log_prob_f16_softcap_entropy",
+    "token_log_prob_f16_unaligned",
     "token_log_prob_f32",
     "token_log_prob_f32_entropy",
     "token_log_prob_f32_softcap",
     "token_log_prob_f32_softcap_entropy",
+    "token_log_prob_f32_unaligned",
 ];
 
 /// Which kernel is launched: its place in the table above, found when this crate is compiled, so that a launch looks nothing

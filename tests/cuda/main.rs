@@ -5,4 +5,5 @@ mod graph;
 mod kernels;
 mod linear;
 mod preference_loss;
+mod residues;
 mod token_log_prob;

@@ -12,3 +12,4 @@ mod linear_order;
 mod stream_order;
 mod threads;
 mod traffic;
+mod unaligned_rows;

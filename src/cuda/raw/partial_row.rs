@@ -3,8 +3,8 @@
 use crate::cuda::context::CurrentContext;
 use crate::cuda::kernels::{KernelId, variant, variants};
 use crate::cuda::memory::Address;
-use crate::cuda::raw::token_log_prob::{FORWARD, ForwardOutputs, TokenLogProb, check};
-use crate::cuda::raw::{MatrixAt, Targets, index, launch, passed_by_value, scale};
+use crate::cuda::raw::token_log_prob::{ForwardOutputs, TokenLogProb, check, forward_kernel};
+use crate::cuda::raw::{MatrixAt, Targets, launch, passed_by_value, scale};
 use crate::cuda::{Cuda, tuning};
 use crate::error::{Error, Result};
 use crate::options::LogitOptions;
@@ -94,7 +94,7 @@ pub unsafe fn partial_rows(
         kept_parts: parts.per_row as i32,
         reserved: 0,
     };
-    let kernel = FORWARD[index(logits.dtype)][variant(options.softcap() > 0.0, entropy)];
+    let kernel = forward_kernel(&logits, options, entropy);
     let grid = (logits.rows as u32, parts.per_row as u32);
     // SAFETY: the caller's promise.
     unsafe { launch(cuda, kernel.in_file(file), grid, &arguments) }

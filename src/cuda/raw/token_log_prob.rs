@@ -2,7 +2,7 @@
 
 use crate::cuda::context::CurrentContext;
 use crate::cuda::driver::called;
-use crate::cuda::kernels::{KernelId, variant, variants};
+use crate::cuda::kernels::{KernelId, kernel, variant, variants};
 use crate::cuda::memory::{Address, Scratch, address};
 use crate::cuda::raw::{MatrixAt, Targets, bytes, bytes_fit, index, launch, passed_by_value, scale};
 use crate::cuda::{Cuda, tuning};
@@ -75,13 +75,21 @@ pub(crate) struct TokenLogProbBackward {
 passed_by_value!(TokenLogProbBackward);
 
 /// By the type of the logits, then by [`variant`].
-pub(super) const FORWARD: [[KernelId; 4]; 3] = [
+const FORWARD: [[KernelId; 4]; 3] = [
     variants!("token_log_prob", "token_log_prob_f32"),
     variants!("token_log_prob", "token_log_prob_f16"),
     variants!("token_log_prob", "token_log_prob_bf16"),
 ];
 
-/// The same.
+/// Those without softcap and entropy, by the type of the logits, for rows that need not start at 16 bytes. All others take
+/// such rows too.
+const FORWARD_UNALIGNED: [KernelId; 3] = [
+    kernel!("token_log_prob", "token_log_prob_f32_unaligned"),
+    kernel!("token_log_prob", "token_log_prob_f16_unaligned"),
+    kernel!("token_log_prob", "token_log_prob_bf16_unaligned"),
+];
+
+/// As [`FORWARD`].
 const BACKWARD: [[KernelId; 4]; 3] = [
     variants!("token_log_prob_backward", "token_log_prob_backward_f32"),
     variants!("token_log_prob_backward", "token_log_prob_backward_f16"),
@@ -195,8 +203,10 @@ unsafe fn with_scratch(
     let slices = logits.columns.div_ceil(tuning::SLICE);
     let key = tuning::Key { dtype: logits.dtype, vocab: logits.columns, capability: cuda.capability };
     let plain = options.softcap() == 0.0 && outputs.entropies == 0;
+    // The loads of rows that start elsewhere take registers: six blocks of a multiprocessor have none to spare for them.
+    let six_blocks = plain && rows_start_at_16_bytes(&logits);
     let (file, tuned) = cuda.token_log_prob_tuning.choose(key, |file| cuda.kernels.has(file));
-    let slices_per_block = tuned.slices_per_block(logits.rows, slices, cuda.multiprocessors, plain);
+    let slices_per_block = tuned.slices_per_block(logits.rows, slices, cuda.multiprocessors, six_blocks);
     let shared = slices_per_block < slices;
     let stream = &cuda.stream;
     let (mut partials, mut tickets) = (0, 0);
@@ -227,7 +237,7 @@ unsafe fn with_scratch(
         kept_parts: 0,
         reserved: 0,
     };
-    let kernel = FORWARD[index(logits.dtype)][variant(options.softcap() > 0.0, outputs.entropies != 0)];
+    let kernel = forward_kernel(&logits, options, outputs.entropies != 0);
     let grid = (logits.rows as u32, slices.div_ceil(slices_per_block) as u32);
     // SAFETY: the caller's promise, for the addresses; the scratch memory has the sizes that the kernel takes.
     unsafe { launch(cuda, kernel.in_file(file), grid, &arguments) }
@@ -247,6 +257,22 @@ unsafe fn zero(cuda: &Cuda, columns: MatrixAt) -> Result<()> {
     called("cuMemsetD2D8Async", unsafe {
         sys::cuMemsetD2D8Async(columns.address, pitch, 0, width, columns.rows, cuda.stream.cu_stream()).result()
     })
+}
+
+/// The forward pass of these logits.
+pub(super) fn forward_kernel(logits: &MatrixAt, options: &LogitOptions, entropy: bool) -> KernelId {
+    let (softcap, dtype) = (options.softcap() > 0.0, index(logits.dtype));
+    if softcap || entropy || rows_start_at_16_bytes(logits) {
+        FORWARD[dtype][variant(softcap, entropy)]
+    } else {
+        FORWARD_UNALIGNED[dtype]
+    }
+}
+
+/// Whether every row does.
+fn rows_start_at_16_bytes(logits: &MatrixAt) -> bool {
+    let row_bytes = (logits.row_stride % 16) * bytes(logits.dtype);
+    logits.address.is_multiple_of(16) && (logits.rows == 1 || row_bytes.is_multiple_of(16))
 }
 
 /// Checks the shape of logits.

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use softcuda::report::{FaultKind, LaunchReport};
 use std::path::Path;
 
-const KERNEL: &str = "token_log_prob_f32";
+const KERNEL: &str = "token_log_prob_f32_unaligned";
 const THREADS: u32 = 256;
 /// Columns of a slice, `SLICE` of the kernel.
 const SLICE: i32 = 1 << 15;
