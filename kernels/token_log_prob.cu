@@ -18,6 +18,7 @@
 #include "include/row_results.cuh"
 #include "include/softmax_sums.cuh"
 #include "include/status.cuh"
+#include "include/terms.cuh"
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
@@ -167,26 +168,7 @@ __device__ __forceinline__ void add_columns(const Vector<T> (&v)[LOADS], const S
     // Rare after a slice's first iteration. False for NaN, which then shows in s.
     if (__builtin_expect(exponent > sums.r, 0)) rescale<ENTROPY>(sums, round_up(exponent));
 
-    float accumulators[4], weighted[4];
-#pragma unroll
-    for (int i = 0; i < 4 * LOADS; i++) {
-#pragma unroll
-        for (int half = 0; half < T::PER_WORD; half++) {
-            const typename T::Word word = v[i / 4].word[i % 4];
-            const int lane = (T::PER_WORD * i + half) % 4;
-            const bool first = T::PER_WORD * i + half < 4;
-            const float t = scale.exponent<SOFTCAP, NEAR>(half == 0 ? T::low(word) : T::high(word), sums.r);
-            const float power = exp2_approximate(t);
-            accumulators[lane] = first ? power : accumulators[lane] + power;
-            if constexpr (ENTROPY) {
-                // An excluded column's -inf * 0 would be NaN; a NaN is in the power.
-                const float finite = fmaxf(t, -127.0f);
-                weighted[lane] = first ? finite * power : fmaf(finite, power, weighted[lane]);
-            }
-        }
-    }
-    sums.s += (accumulators[0] + accumulators[1]) + (accumulators[2] + accumulators[3]);
-    if constexpr (ENTROPY) sums.weighted += (weighted[0] + weighted[1]) + (weighted[2] + weighted[3]);
+    add_terms<SOFTCAP, ENTROPY, NEAR>(v, scale, sums);
 }
 
 // The same. All lanes of a warp call it.
