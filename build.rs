@@ -5,7 +5,7 @@
 //! `EXO_KERNELS_CUDA_ARCHS` (such as `8.0,9.0`; empty is the default list, less what this nvcc does not support), PTX of
 //! the lowest, which every later device can compile and the software device of the tests runs, and PTX of the highest, for
 //! devices that are newer than all of them. What lies in a folder such as `sm90a` is compiled for that architecture alone, if
-//! the list has it and this nvcc can. Without nvcc, and on docs.rs, the crate builds without kernels, and opening a
+//! the list has one that its code runs on and this nvcc can. Without nvcc, and on docs.rs, the crate builds without kernels, and opening a
 //! device says so.
 //!
 //! Cargo hides the warnings of packages that are not of the workspace: what a user must know is in
@@ -192,10 +192,10 @@ fn output(source: &Path, out: &Path, extension: &str) -> PathBuf {
     out.join(format!("{}.{extension}", name(source).replace('/', "-")))
 }
 
-/// The table of fatbins, as Rust: name, compute capability and bytes of each.
+/// The table of fatbins, as Rust: name, compute capabilities and bytes of each.
 fn write_table(sources: &[PathBuf], out: &Path) {
     let rows = sources.iter().map(|source| {
-        let (name, only) = (name(source), only(source).map(Architecture::capability));
+        let (name, only) = (name(source), only(source).map(Architecture::capabilities));
         let fatbin = output(source, out, "fatbin").display().to_string();
         format!("Image {{ file: {name:?}, only: {only:?}, bytes: include_bytes!({fatbin:?}) }},\n")
     });

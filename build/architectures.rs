@@ -57,14 +57,17 @@ impl Architecture {
         )
     }
 
-    /// Major and minor.
-    pub fn capability(self) -> (u32, u32) {
-        (self.number / 10, self.number % 10)
+    /// The first and the last compute capability that its machine code runs on, major and minor each: those of its major
+    /// number from it on, and with the suffix `a` it alone.
+    pub fn capabilities(self) -> ((u32, u32), (u32, u32)) {
+        let (major, minor) = (self.number / 10, self.number % 10);
+        ((major, minor), (major, if self.suffix == Some('a') { minor } else { 9 }))
     }
 
-    /// Whether the kernels are compiled for devices of this compute capability: with which suffix does not matter.
+    /// Whether the kernels are compiled for devices that its machine code runs on: with which suffix does not matter.
     pub fn is_among(self, chosen: &[Self]) -> bool {
-        chosen.iter().any(|other| other.number == self.number)
+        let (first, last) = self.capabilities();
+        chosen.iter().any(|other| (first..=last).contains(&(other.number / 10, other.number % 10)))
     }
 
     /// `-gencode` options for this architecture alone: machine code, and PTX for the software device of the tests.

@@ -14,9 +14,16 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 pub(super) struct Image {
     /// The file: `linear/rows` is `kernels/linear/rows.cu`.
     pub(super) file: &'static str,
-    /// The one compute capability that it is for, where it lies in the folder of an architecture.
-    pub(super) only: Option<Capability>,
+    /// The first and the last compute capability that it runs on, where it lies in the folder of an architecture.
+    pub(super) only: Option<(Capability, Capability)>,
     pub(super) bytes: &'static [u8],
+}
+
+impl Image {
+    /// Whether a device of this compute capability loads it.
+    fn is_for(&self, capability: Capability) -> bool {
+        self.only.is_none_or(|(first, last)| (first..=last).contains(&capability))
+    }
 }
 
 /// None where there was no nvcc.
@@ -308,8 +315,7 @@ impl Kernels {
             .iter()
             .map(|(_, kernels)| File { module: None, kernels: kernels.iter().map(|_| OnceLock::new()).collect() })
             .collect();
-        for Image { file, bytes, .. } in images.iter().filter(|image| image.only.is_none_or(|only| only == capability))
-        {
+        for Image { file, bytes, .. } in images.iter().filter(|image| image.is_for(capability)) {
             let Some(index) = TABLE.iter().position(|row| row.0 == *file) else { continue };
             let module = context.load_module(Ptx::from_binary(bytes.to_vec()));
             let module = driver::loaded(module, NVCC_RELEASE, capability)?;
@@ -365,6 +371,20 @@ mod test {
         Image { file, only: None, bytes }
     }
 
+    /// Machine code runs on later devices of its major number, and on no others; with a suffix on one alone.
+    #[test]
+    fn an_architecture_s_image_is_for_its_devices() {
+        let is_for = |only, capability| Image { only, ..image("token_log_prob", b"") }.is_for(capability);
+        let of_10 = Some(((10, 0), (10, 9)));
+        for (capability, loaded) in
+            [((9, 0), false), ((10, 0), true), ((10, 3), true), ((11, 0), false), ((12, 0), false)]
+        {
+            assert_eq!(is_for(of_10, capability), loaded, "{capability:?}");
+            assert!(is_for(None, capability) && is_for(Some((capability, capability)), capability));
+        }
+        assert!(!is_for(Some(((10, 0), (10, 0))), (10, 3)));
+    }
+
     /// Images of other block sizes than the host launches: made for fewer threads, and for any number.
     #[test]
     fn a_kernel_of_another_block_size_is_refused() {
@@ -382,14 +402,26 @@ mod test {
         }
     }
 
+    /// The source of an image: of one that is the file it stands in for under other settings, that file's.
+    fn source(file: &str) -> String {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels").join(file).with_extension("cu");
+        let read =
+            |path: &std::path::Path| std::fs::read_to_string(path).expect("the file that the image was made from");
+        let source = read(&path);
+        let other = source.lines().find_map(|line| line.strip_prefix("#include \"")?.strip_suffix(".cu\""));
+        other.map_or(source.clone(), |other| read(&path.with_file_name(other).with_extension("cu")))
+    }
+
     /// Every file that was compiled is in the table, and every kernel of the table in its file.
     #[test]
     fn the_table_has_every_kernel() {
         softcuda::install().expect("softcuda can be loaded where there is no driver");
         let context = CudaContext::new(0).expect("device 0");
         let kernels = Kernels::load(&context, IMAGES).expect("the kernels load");
+        let capability = context.compute_capability().expect("a capability");
+        let capability = (capability.0 as u32, capability.1 as u32);
         for (file, row) in TABLE.iter().enumerate() {
-            let built = IMAGES.iter().any(|image| image.file == row.0);
+            let built = IMAGES.iter().any(|image| image.file == row.0 && image.is_for(capability));
             for kernel in 0..row.1.len() {
                 let found = kernels.kernel(KernelId { file, kernel }).map(drop);
                 assert_eq!(found, if built { Ok(()) } else { Err(Error::KernelsNotBuilt) }, "{}", row.1[kernel]);
@@ -398,9 +430,7 @@ mod test {
         for Image { file, .. } in IMAGES {
             let names =
                 TABLE.iter().find(|row| row.0 == *file).unwrap_or_else(|| panic!("{file} is not in the table")).1;
-            let path = format!("{}/kernels/{file}.cu", env!("CARGO_MANIFEST_DIR"));
-            let source = std::fs::read_to_string(&path).expect("the file that the image was made from");
-            let kernels: usize = source.matches("__global__").count();
+            let kernels: usize = source(file).matches("__global__").count();
             assert!(kernels > 0 && kernels <= names.len(), "{file}: {kernels} kernels and macros, {names:?}");
         }
     }
@@ -424,8 +454,7 @@ mod test {
     #[test]
     fn block_sizes_are_the_kernels() {
         for Image { file, .. } in IMAGES {
-            let path = format!("{}/kernels/{file}.cu", env!("CARGO_MANIFEST_DIR"));
-            let source = std::fs::read_to_string(&path).expect("the file that the image was made from");
+            let source = source(file);
             let constant = |name: &str| -> Option<u32> {
                 let line = source.lines().find_map(|line| line.strip_prefix(&format!("constexpr int {name} = ")))?;
                 line.strip_suffix(';')?.parse().ok()

@@ -335,7 +335,7 @@ mod test {
     /// A kernel of 9.0's own, which writes 1 where a log-prob would be.
     const OWN: Image = Image {
         file: "sm90a/token_log_prob",
-        only: Some((9, 0)),
+        only: Some(((9, 0), (9, 0))),
         bytes: b"
 .version 8.0
 .target sm_90a

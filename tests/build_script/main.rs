@@ -210,10 +210,10 @@ fn what_is_no_architecture_is_refused_by_name() {
 #[test]
 fn a_folder_names_one_architecture() {
     let read = |name| {
-        architectures::Architecture::of_folder(name).map(|read| read.map(|one| (one.capability(), one.to_string())))
+        architectures::Architecture::of_folder(name).map(|read| read.map(|one| (one.capabilities(), one.to_string())))
     };
-    assert_eq!(read("sm90a"), Some(Ok(((9, 0), "90a".to_owned()))));
-    assert_eq!(read("sm120"), Some(Ok(((12, 0), "120".to_owned()))));
+    assert_eq!(read("sm90a"), Some(Ok((((9, 0), (9, 0)), "90a".to_owned()))));
+    assert_eq!(read("sm120"), Some(Ok((((12, 0), (12, 9)), "120".to_owned()))));
     for all in ["linear", "include", "sm", "small", "kernels", "90a"] {
         assert_eq!(read(all), None, "{all}");
     }
@@ -223,6 +223,12 @@ fn a_folder_names_one_architecture() {
     let own = choose("9.0a", "13.0").expect("understood").architectures[0];
     assert!(own.is_among(&choose("8.0 9.0", "13.0").expect("understood").architectures));
     assert!(!own.is_among(&choose("8.0 10.0", "13.0").expect("understood").architectures));
+    // Machine code without a suffix runs on later devices of its major number, and on no others.
+    let own = choose("10.0", "13.0").expect("understood").architectures[0];
+    for (list, among) in [("10.0", true), ("8.0 10.3f", true), ("9.0", false), ("12.0", false)] {
+        assert_eq!(own.is_among(&choose(list, "13.0").expect("understood").architectures), among, "{list}");
+    }
+    let own = choose("9.0a", "13.0").expect("understood").architectures[0];
     let options = ["-gencode=arch=compute_90a,code=sm_90a", "-gencode=arch=compute_90a,code=compute_90a"];
     assert_eq!(own.code_options(), options);
 }

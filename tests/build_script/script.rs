@@ -194,7 +194,7 @@ fn an_architecture_s_folder_is_compiled_for_it_alone() {
         let variables = [("NVCC", compiler.as_os_str()), ("EXO_KERNELS_CUDA_ARCHS", list.as_ref())];
         let lines = lines(&root, &run(&root, &variables));
         let table = fs::read_to_string(root.join("images.rs")).expect("a table");
-        let row = "Image { file: \"linear/sm90a/rows\", only: Some((9, 0)), ";
+        let row = "Image { file: \"linear/sm90a/rows\", only: Some(((9, 0), (9, 0))), ";
         assert_eq!(table.contains(row), is_built, "nvcc {version}, {list:?}: {table}");
         assert!(table.contains("Image { file: \"one\", only: None, "), "{table}");
         assert_eq!(root.join("linear-sm90a-rows.fatbin").is_file(), is_built);
