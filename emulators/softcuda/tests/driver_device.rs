@@ -37,6 +37,22 @@ fn the_default_is_like_an_h100() {
     }
 }
 
+/// One thread releases the primary context, as the last that has it, while another retains it.
+#[test]
+fn a_primary_context_that_is_retained_again_stays() {
+    let _alone = alone(&Settings::default());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in 0..100_000 {
+                    let context = CudaContext::new(0).expect("the context is there");
+                    drop(context.new_stream().expect("and of use"));
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn other_compute_capabilities_bring_their_limits() {
     // CUDA C++ Programming Guide, technical specifications by compute capability.

@@ -157,7 +157,14 @@ entry_points! {
     fn cuDevicePrimaryCtxRelease_v2(device: i32) {
         let last = state().release_primary(device)?;
         if let Some(context) = last {
-            destroy(context);
+            // Its sticky error is no matter any more.
+            let _ = synchronise_context(context);
+            // Not if another thread has retained it meanwhile: what it was given must stay.
+            let mut state = state();
+            let ordinal = state.ordinal(device)?;
+            if state.primary(ordinal).retained == 0 {
+                state.remove_context(context);
+            }
         }
         Ok(())
     }
