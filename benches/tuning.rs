@@ -3,7 +3,8 @@
 //! Of each table and constant every alternative runs in turns with the others and with a device-to-device copy, over several
 //! numbers of rows. The best is the one whose times, as multiples of the best at each number of rows, have the least geometric
 //! mean; of constants that are also memory, the smallest within [`CLOSE`] of it. It is printed as it stands in `tuning.rs`, to be
-//! pasted there: no alternative changes a bit of the results. All times are medians in milliseconds, and go to the file that
+//! pasted there: no shape of a launch changes a bit of the results. Of a table with an architecture's own file, that file and the
+//! one for every architecture are both tried. All times are medians in milliseconds, and go to the file that
 //! `EXO_KERNELS_BENCH_JSON` names, one JSON object a line. A whole run ends within [`LIMIT`] and what is being measured then.
 //!
 //! `--test` runs every alternative once over tiny shapes, on whatever device there is: what it prints then is no measurement.
@@ -44,11 +45,13 @@ const WAVES: [usize; 6] = [0, 1, 2, 3, 4, usize::MAX];
 /// And before that from how full a last wave on, in hundredths of a multiprocessor's block.
 const FILLING_PERCENT: [usize; 8] = [0, 50, 75, 110, 150, 175, 200, usize::MAX];
 
-/// At one number of rows: the milliseconds of each alternative of [`SHARED`], and of whole rows.
+/// At one number of rows: the milliseconds of one file's kernels with each alternative of [`SHARED`] and with whole rows, and the
+/// least of all files.
 struct AtRows {
     rows: usize,
     shared: [Option<f64>; SHARED.len()],
     whole: f64,
+    best: f64,
 }
 
 impl AtRows {
@@ -59,27 +62,23 @@ impl AtRows {
         let shared = place.and_then(|place| self.shared[place]);
         if whole { self.whole } else { shared.unwrap_or(self.whole) }
     }
-
-    fn best(&self) -> f64 {
-        self.shared.iter().flatten().copied().fold(self.whole, f64::min)
-    }
 }
 
 /// A rule's geometric mean, as a multiple of the best.
 fn of_best(found: &[AtRows], rule: &RowSharing, device: (usize, usize)) -> f64 {
-    let logs = found.iter().map(|at| (at.of_rule(rule, device) / at.best()).ln());
+    let logs = found.iter().map(|at| (at.of_rule(rule, device) / at.best).ln());
     (logs.sum::<f64>() / found.len().max(1) as f64).exp()
 }
 
-/// The best rule.
-fn best_rule(found: &[AtRows], device: (usize, usize)) -> RowSharing {
+/// The best rule, and its mean.
+fn best_rule(found: &[AtRows], device: (usize, usize)) -> (RowSharing, f64) {
     let rules = WAVES.iter().flat_map(|&waves| {
         FILLING_PERCENT.iter().flat_map(move |&filling_percent| {
             SHARED.iter().map(move |&shared_slices| RowSharing { waves, filling_percent, shared_slices })
         })
     });
     let all = rules.map(|rule| (rule, of_best(found, &rule, device)));
-    all.min_by(|one, other| one.1.total_cmp(&other.1)).expect("there are rules").0
+    all.min_by(|one, other| one.1.total_cmp(&other.1)).expect("there are rules")
 }
 
 /// Rows of `tuning.rs` for logits of one type.
@@ -90,7 +89,8 @@ fn token_log_probs<T: Element + DeviceRepr + ValidAsZeroBits>(bench: &mut Bench)
         (&[SLICE + 1000], &[1, 3])
     };
     let dtype = format!("{:?}", T::DTYPE);
-    let mut found = Vec::new();
+    let files = bench.cuda.token_log_prob_files();
+    let mut found: Vec<Vec<AtRows>> = files.iter().map(|_| Vec::new()).collect();
     for &vocab in vocabularies {
         let largest = counts[counts.len() - 1] * vocab;
         let all = if bench.timed { largest.max(ROTATED_BYTES / size_of::<T>()) } else { largest };
@@ -98,31 +98,35 @@ fn token_log_probs<T: Element + DeviceRepr + ValidAsZeroBits>(bench: &mut Bench)
         for &rows in counts {
             let name = format!("token_log_prob/{}/{rows}x{vocab}", dtype.to_lowercase());
             if bench.begins(&name) {
-                found.push(at_rows(bench, &name, &logits, rows, vocab)?);
+                let of_files = at_rows(bench, &name, &files, &logits, rows, vocab)?;
+                found.iter_mut().zip(of_files).for_each(|(found, at)| found.push(at));
             }
         }
     }
-    if found.is_empty() {
+    if found[0].is_empty() {
         return Ok(());
     }
     let device = bench.cuda.resident_blocks();
-    let (best, now) = (best_rule(&found, device), bench.cuda.row_sharing(T::DTYPE, vocabularies[0]));
-    let means = [best, now].map(|rule| of_best(&found, &rule, device));
-    let of_now = SHARED.contains(&now.shared_slices).then_some(means[1]);
+    let best_of_file = |(index, found): (usize, &Vec<AtRows>)| (files[index], best_rule(found, device));
+    let of_files = found.iter().enumerate().map(best_of_file);
+    let best = of_files.min_by(|one, other| one.1.1.total_cmp(&other.1.1)).expect("the file for all");
+    let (file, (RowSharing { waves, filling_percent, shared_slices }, mean)) = best;
+    let (file_now, now) = bench.cuda.row_sharing(T::DTYPE, vocabularies[0]);
+    let place = files.iter().position(|&file| file == file_now).expect("a file of this device");
+    let of_now = SHARED.contains(&now.shared_slices).then(|| of_best(&found[place], &now, device));
     let (major, minor) = bench.cuda.stream().context().compute_capability()?;
-    let RowSharing { waves, filling_percent, shared_slices } = best;
     let [shown_waves, shown_filling] = [waves, filling_percent]
         .map(|number| if number == usize::MAX { "usize::MAX".to_owned() } else { number.to_string() });
-    println!("\n        // {}", comment(bench, Some(means[0]), of_now));
+    println!("\n        // {}", comment(bench, Some(mean), of_now));
     println!(
-        "        Row {{\n            file: FORWARD,\n            dtypes: &[Dtype::{dtype}],\n            vocab: 2 * SLICE + 1..=usize::MAX,\n            \
+        "        Row {{\n            file: {file:?},\n            dtypes: &[Dtype::{dtype}],\n            vocab: 2 * SLICE + 1..=usize::MAX,\n            \
          capability: ({major}, {minor})..=({major}, {minor}),\n            entry: with_sharing({shown_waves}, {shown_filling}, \
          {shared_slices}),\n        }},\n"
     );
     let bounded = |number: usize| (number != usize::MAX).then_some(number);
     bench.write(&json!({
-        "best": "token_log_prob", "dtype": dtype.to_lowercase(), "waves": bounded(waves),
-        "filling_percent": bounded(filling_percent), "shared_slices": shared_slices, "of_best": means[0], "now_of_best": of_now,
+        "best": "token_log_prob", "file": file, "dtype": dtype.to_lowercase(), "waves": bounded(waves),
+        "filling_percent": bounded(filling_percent), "shared_slices": shared_slices, "of_best": mean, "now_of_best": of_now,
     }))
 }
 
@@ -139,14 +143,15 @@ fn percent(multiple: Option<f64>) -> String {
     multiple.map_or("not among the alternatives".to_owned(), |multiple| format!("{:.1} %", 100.0 * (multiple - 1.0)))
 }
 
-/// Every alternative at one number of rows, and the copy.
+/// Every alternative of every file at one number of rows, and the copy.
 fn at_rows<T: Element + DeviceRepr + ValidAsZeroBits>(
     bench: &mut Bench,
     name: &str,
+    files: &[&'static str],
     logits: &CudaSlice<T>,
     rows: usize,
     vocab: usize,
-) -> Result<AtRows, Failure> {
+) -> Result<Vec<AtRows>, Failure> {
     let (stream, slices) = (bench.stream(), vocab.div_ceil(SLICE));
     let (elements, windows) = (rows * vocab, (logits.len() / (rows * vocab)).max(1));
     let bytes = elements * size_of::<T>();
@@ -171,33 +176,39 @@ fn at_rows<T: Element + DeviceRepr + ValidAsZeroBits>(
         })
     };
     let tried: Vec<usize> = SHARED.into_iter().filter(|&shared| shared < slices).collect();
-    let mut runs: Vec<Run<'_>> = tried
+    // Rules and what they are called; whole rows last.
+    let shared = tried.iter().map(|&shared_slices| {
+        (RowSharing { shared_slices, ..RowSharing::ALWAYS }, format!("{shared_slices} slices a block"))
+    });
+    let launches: Vec<_> = shared.chain([(RowSharing::NEVER, "whole rows".to_owned())]).collect();
+    let alternatives: Vec<_> =
+        files.iter().flat_map(|&file| launches.iter().map(move |launch| (file, launch))).collect();
+    let mut runs: Vec<Run<'_>> = alternatives
         .iter()
-        .map(|&shared_slices| forward(bench.cuda.with_row_sharing(RowSharing { shared_slices, ..RowSharing::ALWAYS })))
-        .chain([forward(bench.cuda.with_row_sharing(RowSharing::NEVER))])
+        .map(|&(file, &(rule, _))| forward(bench.cuda.with_row_sharing(file, rule)))
         .collect();
     runs.push(Box::new(|index| Ok(stream.memcpy_dtod(&window(index), &mut copied)?)));
     let times = bench.time(OF_ROWS, &mut runs)?;
     drop(runs);
     let copy = times[times.len() - 1];
-    let names = tried.iter().map(|shared| format!("{shared} slices a block")).chain(["whole rows".to_owned()]);
-    for (alternative, milliseconds) in names.zip(&times) {
+    for ((file, (_, alternative)), milliseconds) in alternatives.iter().zip(&times) {
         let share = milliseconds.zip(copy).map(|(time, copy)| rate(bytes, time) / rate(2 * bytes, copy));
         if let (Some(time), Some(share)) = (milliseconds, share) {
-            println!("{name:<36} {alternative:<18} {time:>9.4} ms {:>5.1} % of copy", 100.0 * share);
+            println!("{name:<36} {file:<20} {alternative:<18} {time:>9.4} ms {:>5.1} % of copy", 100.0 * share);
         }
         bench.write(&json!({
-            "name": name, "rows": rows, "vocabulary": vocab, "alternative": alternative, "milliseconds": milliseconds,
-            "copy_milliseconds": copy, "share_of_copy": share,
+            "name": name, "rows": rows, "vocabulary": vocab, "file": file, "alternative": alternative,
+            "milliseconds": milliseconds, "copy_milliseconds": copy, "share_of_copy": share,
         }))?;
     }
     // No measurement: all the same.
-    let time = |index: usize| times[index].unwrap_or(1.0);
-    let mut shared = [None; SHARED.len()];
-    for (place, slices) in shared.iter_mut().zip(SHARED) {
-        *place = tried.iter().position(|&tried| tried == slices).map(time);
-    }
-    Ok(AtRows { rows, shared, whole: time(tried.len()) })
+    let times: Vec<f64> = times[..alternatives.len()].iter().map(|time| time.unwrap_or(1.0)).collect();
+    let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+    let of_file = |times: &[f64]| {
+        let of = |slices| tried.iter().position(|&tried| tried == slices).map(|index| times[index]);
+        AtRows { rows, shared: SHARED.map(of), whole: times[tried.len()], best }
+    };
+    Ok(times.chunks(launches.len()).map(of_file).collect())
 }
 
 /// A constant of the linear stage, and what is timed of it.
@@ -333,18 +344,23 @@ fn constant(bench: &mut Bench, constant: &Constant) -> Result<(), Failure> {
 
 /// What is chosen of times that are made up.
 fn check_choices() {
-    let at = |rows, one, two, whole| AtRows { rows, shared: [Some(one), Some(two), None], whole };
+    let at = |rows, one: f64, two: f64, whole: f64| AtRows {
+        rows,
+        shared: [Some(one), Some(two), None],
+        whole,
+        best: one.min(two).min(whole),
+    };
     // One slice for few rows, whole rows for many: on 10 multiprocessors of 10 blocks from two waves on.
     let device = (10, 10);
     let found = [at(1, 1.0, 2.0, 3.0), at(190, 1.0, 1.5, 2.0), at(200, 2.0, 1.5, 1.0), at(1001, 2.0, 1.5, 1.0)];
-    let rule = best_rule(&found, device);
-    assert_eq!((rule.waves, rule.shared_slices, of_best(&found, &rule, device)), (2, 1, 1.0));
+    let (rule, mean) = best_rule(&found, device);
+    assert_eq!((rule.waves, rule.shared_slices, mean), (2, 1, 1.0));
     // A last wave of 15 rows is too few, one of 20 is not.
     let found = [at(15, 1.0, 2.0, 3.0), at(115, 1.0, 2.0, 3.0), at(20, 2.0, 2.0, 1.0), at(120, 2.0, 2.0, 1.0)];
-    let rule = best_rule(&found, device);
-    assert_eq!((rule.filling_percent, of_best(&found, &rule, device)), (175, 1.0));
-    assert_eq!(best_rule(&[at(1, 3.0, 3.0, 1.0), at(500, 3.0, 3.0, 1.0)], device).waves, 0);
-    let rule = best_rule(&[at(1, 3.0, 1.0, 2.0), at(5000, 3.0, 1.0, 2.0)], device);
+    let (rule, mean) = best_rule(&found, device);
+    assert_eq!((rule.filling_percent, mean), (175, 1.0));
+    assert_eq!(best_rule(&[at(1, 3.0, 3.0, 1.0), at(500, 3.0, 3.0, 1.0)], device).0.waves, 0);
+    let (rule, _) = best_rule(&[at(1, 3.0, 1.0, 2.0), at(5000, 3.0, 1.0, 2.0)], device);
     assert_eq!((rule.waves, rule.filling_percent, rule.shared_slices), (usize::MAX, usize::MAX, 2));
     // The smallest that is close, over all numbers of rows.
     assert_eq!(best_alternative(&[vec![3.0, 1.005, 1.0], vec![1.5, 1.005, 1.0]]).0, 1);

@@ -18,7 +18,12 @@
 #include "include/row_results.cuh"
 #include "include/softmax_sums.cuh"
 #include "include/status.cuh"
+// Defined by the file that stands in for this one on an architecture with arithmetic of pairs.
+#ifdef PACKED_ARITHMETIC
+#include "include/packed_terms.cuh"
+#else
 #include "include/terms.cuh"
+#endif
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;

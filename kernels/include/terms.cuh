@@ -1,4 +1,5 @@
-// The terms of a softmax's sums: 2^t of every column, and t 2^t for the entropy.
+// The terms of a softmax's sums: 2^t of every column, and t 2^t for the entropy. `packed_terms.cuh` is the same for
+// architectures with arithmetic of pairs.
 #pragma once
 
 #include "logits.cuh"

@@ -7,19 +7,32 @@ use crate::cuda::{Cuda, tuning};
 use crate::element::Dtype;
 
 impl Cuda {
-    /// A clone whose token log-probs are launched so. The table is never freed.
+    /// A clone whose token log-probs are launched so, by the kernels of `file`, one of [`Cuda::token_log_prob_files`]. The table is
+    /// never freed.
     #[must_use]
-    pub fn with_row_sharing(&self, sharing: RowSharing) -> Self {
+    pub fn with_row_sharing(&self, file: &'static str, sharing: RowSharing) -> Self {
         let otherwise = tuning::TokenLogProb { sharing, ..tuning::OF_LAUNCH_BOUNDS };
-        let file = tuning::TOKEN_LOG_PROB.file;
         let table = Box::leak(Box::new(tuning::Table { file, rows: &[], otherwise }));
         Self { token_log_prob_tuning: table, ..self.clone() }
     }
 
-    /// What the table has for this device.
-    pub fn row_sharing(&self, dtype: Dtype, vocab: usize) -> RowSharing {
+    /// What the table has for this device: the file and the rule.
+    pub fn row_sharing(&self, dtype: Dtype, vocab: usize) -> (&'static str, RowSharing) {
         let key = tuning::Key { dtype, vocab, capability: self.capability };
-        self.token_log_prob_tuning.choose(key, |file| self.kernels.has(file)).1.sharing
+        let (file, entry) = self.token_log_prob_tuning.choose(key, |file| self.kernels.has(file));
+        (file, entry.sharing)
+    }
+
+    /// The files whose kernels this device can launch: the one for every architecture, and any of its own.
+    pub fn token_log_prob_files(&self) -> Vec<&'static str> {
+        let table = &tuning::TOKEN_LOG_PROB;
+        let mut files = vec![table.file];
+        for row in table.rows {
+            if self.kernels.has(row.file) && !files.contains(&row.file) {
+                files.push(row.file);
+            }
+        }
+        files
     }
 
     /// Multiprocessors of the device, and how many blocks of the kernel without softcap and entropy each holds.

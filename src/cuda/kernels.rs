@@ -145,6 +145,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "token_log_prob_backward_f32_softcap_entropy",
         ],
     ),
+    ("sm100/token_log_prob", TOKEN_LOG_PROB),
     #[cfg(test)]
     ("sm90a/token_log_prob", TOKEN_LOG_PROB),
 ];

@@ -1,7 +1,8 @@
 //! Launches as data: tables looked up by the type of the logits, the vocabulary and the compute capability, which say which
 //! file's kernels are launched and in what shape.
 //!
-//! None of the shapes changes a bit of the results, so a table may be changed by measurement alone: `benches/tuning.rs` times
+//! None of the shapes changes a bit of the results, so they may be changed by measurement alone (an architecture's own file may:
+//! `docs/numerics.md`): `benches/tuning.rs` times
 //! the alternatives on a GPU and prints rows and constants as they stand here (`docs/gpu.md`). What stands in them now follows
 //! from counts (registers, launch bounds); nothing has been measured on a GPU yet. Threads of a block are in `kernels.rs` and in
 //! the kernels' `__launch_bounds__`.
@@ -133,10 +134,37 @@ const OF_NARROW_MEMORY: TokenLogProb = with_sharing(3, 75, 1);
 
 const FORWARD: &str = "token_log_prob";
 
+/// 10.x has arithmetic of pairs and takes too few exponentials for 16-bit logits (`kernels/include/packed_terms.cuh`). Not
+/// 12.x: it takes the pairs' instructions apart, so that the loop of bf16 logits has 7.3 instructions for each logit in place
+/// of 5.0 (`scripts/kernel-report`'s count of the file compiled for it). The backward pass has no such file: it writes as much as it
+/// reads, so it takes its exponentials half as fast, and the memory bounds it.
+const FORWARD_PACKED: &str = "sm100/token_log_prob";
+
 /// `kernels/token_log_prob.cu`.
 pub(super) static TOKEN_LOG_PROB: Table<TokenLogProb> = Table {
     file: FORWARD,
     rows: &[
+        Row {
+            file: FORWARD_PACKED,
+            dtypes: EVERY_DTYPE,
+            vocab: 1..=SLICE,
+            capability: (10, 0)..=(10, 3),
+            entry: OF_LAUNCH_BOUNDS,
+        },
+        Row {
+            file: FORWARD_PACKED,
+            dtypes: EVERY_DTYPE,
+            vocab: SLICE + 1..=2 * SLICE,
+            capability: (10, 0)..=(10, 3),
+            entry: OF_TWO_SLICES,
+        },
+        Row {
+            file: FORWARD_PACKED,
+            dtypes: EVERY_DTYPE,
+            vocab: 2 * SLICE + 1..=usize::MAX,
+            capability: (10, 0)..=(10, 3),
+            entry: OF_10,
+        },
         // A row is one slice: nothing to share.
         Row { file: FORWARD, dtypes: EVERY_DTYPE, vocab: 1..=SLICE, capability: COUNTED, entry: OF_LAUNCH_BOUNDS },
         Row {
@@ -191,13 +219,14 @@ mod test {
     use std::sync::Arc;
 
     /// With the most threads of a multiprocessor.
-    const DEVICES: [(Capability, usize); 8] = [
+    const DEVICES: [(Capability, usize); 9] = [
         ((8, 0), 2048),
         ((8, 6), 1536),
         ((8, 7), 1536),
         ((8, 9), 1536),
         ((9, 0), 2048),
         ((10, 0), 2048),
+        ((10, 3), 2048),
         ((12, 0), 1536),
         ((12, 1), 1536),
     ];
@@ -258,9 +287,11 @@ mod test {
             let plain = aligned == "true";
             assert!(!plain || [softcap, entropy] == ["false", "false"], "{name}: who would launch it?");
             for (key, _) in keys() {
-                let (_, entry) = TOKEN_LOG_PROB.choose(key, |file| file == FORWARD);
-                let counted = if plain { entry.plain_blocks } else { entry.other_blocks };
-                assert_eq!(counted, blocks, "{name} on {key:?}");
+                // Of whichever file: all are made of this source.
+                for row in TOKEN_LOG_PROB.rows.iter().filter(|row| row.fits(key)) {
+                    let counted = if plain { row.entry.plain_blocks } else { row.entry.other_blocks };
+                    assert_eq!(counted, blocks, "{name} of {} on {key:?}", row.file);
+                }
             }
             seen += 1;
         }
@@ -289,6 +320,15 @@ mod test {
 
     const fn walking(shared_slices: usize) -> Table<TokenLogProb> {
         Table { file: FORWARD, rows: &[], otherwise: with(RowSharing { shared_slices, ..RowSharing::ALWAYS }) }
+    }
+
+    /// Pairs on 10.x, whatever the logits, and nowhere else.
+    #[test]
+    fn pairs_are_for_the_architecture_that_has_them() {
+        for (key, _) in keys() {
+            let (file, _) = TOKEN_LOG_PROB.choose(key, |_| true);
+            assert_eq!(file == FORWARD_PACKED, key.capability.0 == 10, "{key:?}: {file}");
+        }
     }
 
     /// The same rows with one, two, three and all slices to a block.

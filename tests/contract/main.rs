@@ -13,6 +13,7 @@ mod objective_golden;
 mod objective_invariance;
 mod objective_precision;
 mod objective_statistics;
+mod other_devices;
 mod parameter_ranges;
 mod preference_loss;
 mod ranks;

@@ -2,11 +2,22 @@
 
 use cudarc::driver::{CudaContext, CudaSlice, DevicePtr, DeviceRepr};
 use exo_kernels::cuda::Cuda;
+use softcuda::Settings;
+use std::sync::Once;
+
+/// The variable that names another compute capability than 9.0 for softcuda, such as 100: all of a process's.
+pub const CAPABILITY: &str = "EXO_KERNELS_TEST_CAPABILITY";
 
 /// A backend on a stream of its own.
 pub fn cuda() -> Cuda {
+    static CONFIGURED: Once = Once::new();
     let installed = softcuda::install().expect("softcuda can be loaded where there is no driver");
     eprintln!("CUDA device: {installed:?}");
+    CONFIGURED.call_once(|| {
+        let (Ok(number), Some(control)) = (std::env::var(CAPABILITY), softcuda::control()) else { return };
+        let number: u32 = number.parse().expect("a compute capability such as 100");
+        control.configure(&Settings { compute_capability: (number / 10, number % 10), ..control.settings() });
+    });
     let context = CudaContext::new(0).expect("device 0");
     Cuda::new(&context.new_stream().expect("a stream")).expect("the kernels load")
 }

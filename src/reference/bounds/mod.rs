@@ -54,7 +54,8 @@ impl Arithmetic {
 
     /// The CUDA backend.
     ///
-    /// - `exp2`: ex2.approx is good to 2 units in the last place of its result (PTX ISA), which is up to 4 u of it.
+    /// - `exp2`: ex2.approx is good to 2 units in the last place of its result (PTX ISA), which is up to 4 u of it. The
+    ///   polynomial that stands in for some of them on 10.x (`kernels/include/packed_terms.cuh`) is off by 2.6 u.
     /// - `tanh`: |x| ≤ c: a polynomial that is off by 2 u, its roundings of 2.9 u and one of the product with x/c
     ///   (`kernels/include/logits.cuh`). Beyond, (1 − e)/(1 + e) with e = 2^(−2|y| log2 e): e is off by 4 u and by 2.5 |y| u
     ///   from its exponent and the constant in it, of which the quotient sees 2e/(1 − e²) ≤ 0.28 of each, at most 1.9 u, and
