@@ -183,10 +183,8 @@ fn at_rows<T: Element + DeviceRepr + ValidAsZeroBits>(
     let launches: Vec<_> = shared.chain([(RowSharing::NEVER, "whole rows".to_owned())]).collect();
     let alternatives: Vec<_> =
         files.iter().flat_map(|&file| launches.iter().map(move |launch| (file, launch))).collect();
-    let mut runs: Vec<Run<'_>> = alternatives
-        .iter()
-        .map(|&(file, &(rule, _))| forward(bench.cuda.with_row_sharing(file, rule)))
-        .collect();
+    let mut runs: Vec<Run<'_>> =
+        alternatives.iter().map(|&(file, &(rule, _))| forward(bench.cuda.with_row_sharing(file, rule))).collect();
     runs.push(Box::new(|index| Ok(stream.memcpy_dtod(&window(index), &mut copied)?)));
     let times = bench.time(OF_ROWS, &mut runs)?;
     drop(runs);

@@ -59,6 +59,7 @@ struct Shared {
     Sums<double> row;
     int32_t target;
     int32_t last_slice;
+    int32_t kept_parts;
 };
 
 // A streaming load. The read-only path is safe: nothing writes logits while this kernel runs.
@@ -245,13 +246,9 @@ __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
     }
 
     const int32_t first_slice = static_cast<int32_t>(blockIdx.y) * arguments.slices_per_block;
-    if (arguments.kept_parts > 0 && first_slice >= arguments.slices) {
-        // Beyond this rank's columns.
-        if (thread == 0) keep_no_columns(arguments, row, true);
-        return;
-    }
     if (thread == 0) {
         shared.target = static_cast<int32_t>(target);
+        shared.kept_parts = arguments.kept_parts;
         shared.last_slice = min(first_slice + arguments.slices_per_block, arguments.slices) - 1;
         shared.row = {START, 0.0, 0.0};
     }
@@ -271,6 +268,7 @@ __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
     // Or the compiler makes them anew in every iteration; for f32 it may, since there a softcap leaves no registers.
     if (!ALIGNED && T::PER_WORD == 2) asm volatile("" : "+r"(all_across), "+r"(across_range), "+r"(residue));
     int32_t slice = first_slice;
+    // Once at least: a block of parts that are kept, beyond this rank's columns, finds none, and keeps a part that counts for nothing.
     do {
         Sums<float> sums{START, 0.0f, 0.0f};
         // Columns of the row after this slice; at so many left, one iteration of the slice is left.
@@ -312,7 +310,7 @@ __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
             sums = thread < WARPS ? warps[thread] : Sums<float>{START, 0.0f, 0.0f};
             reduce_warp<ENTROPY>(sums);
             if (thread == 0) {
-                if (arguments.kept_parts > 0) {
+                if (shared.kept_parts > 0) {
                     keep_part<T>(arguments, row, sums);
                 } else if (gridDim.y > 1) {
                     arguments.partials[int64_t{row} * arguments.slices + slice] =
@@ -326,7 +324,8 @@ __device__ __forceinline__ void token_log_prob(const TokenLogProb& arguments) {
         }
     } while (slice++ < shared.last_slice);
 
-    if (thread > 0 || arguments.kept_parts > 0) return;
+    if (thread > 0) return;
+    if (shared.kept_parts > 0) return;
     Sums<double> sums;
     if (gridDim.y > 1) {
         // The last block of the row to come here adds up the slices, in order. The count returns to 0 by itself.
