@@ -111,12 +111,6 @@ fn rows_alone<T: Element, W: Element, G: Element, B: TestBackend>(backend: &B) {
     if !backend.products_are_elementwise() {
         return;
     }
-    for backend in backend.variants() {
-        rows_alone_on::<T, W, G, B>(&backend);
-    }
-}
-
-fn rows_alone_on<T: Element, W: Element, G: Element, B: TestBackend>(backend: &B) {
     let fast: Sizes = (
         70,
         &[(1, 5), (2, 20), (9, 3), (24, 40), (9, 1030), (1100, 1030), (3, 513), (16, 514)],
