@@ -140,68 +140,37 @@ const FORWARD: &str = "token_log_prob";
 /// reads, so it takes its exponentials half as fast, and the memory bounds it.
 const FORWARD_PACKED: &str = "sm100/token_log_prob";
 
+/// Columns of rows of so many slices.
+const ONE_SLICE: RangeInclusive<usize> = 1..=SLICE;
+const TWO_SLICES: RangeInclusive<usize> = SLICE + 1..=2 * SLICE;
+const MORE_SLICES: RangeInclusive<usize> = 2 * SLICE + 1..=usize::MAX;
+
+const ON_10: RangeInclusive<Capability> = (10, 0)..=(10, 3);
+
+/// Of any type.
+const fn row(
+    file: &'static str,
+    vocab: RangeInclusive<usize>,
+    capability: RangeInclusive<Capability>,
+    entry: TokenLogProb,
+) -> Row<TokenLogProb> {
+    Row { file, dtypes: EVERY_DTYPE, vocab, capability, entry }
+}
+
 /// `kernels/token_log_prob.cu`.
 pub(super) static TOKEN_LOG_PROB: Table<TokenLogProb> = Table {
     file: FORWARD,
     rows: &[
-        Row {
-            file: FORWARD_PACKED,
-            dtypes: EVERY_DTYPE,
-            vocab: 1..=SLICE,
-            capability: (10, 0)..=(10, 3),
-            entry: OF_LAUNCH_BOUNDS,
-        },
-        Row {
-            file: FORWARD_PACKED,
-            dtypes: EVERY_DTYPE,
-            vocab: SLICE + 1..=2 * SLICE,
-            capability: (10, 0)..=(10, 3),
-            entry: OF_TWO_SLICES,
-        },
-        Row {
-            file: FORWARD_PACKED,
-            dtypes: EVERY_DTYPE,
-            vocab: 2 * SLICE + 1..=usize::MAX,
-            capability: (10, 0)..=(10, 3),
-            entry: OF_10,
-        },
-        // A row is one slice: nothing to share.
-        Row { file: FORWARD, dtypes: EVERY_DTYPE, vocab: 1..=SLICE, capability: COUNTED, entry: OF_LAUNCH_BOUNDS },
-        Row {
-            file: FORWARD,
-            dtypes: EVERY_DTYPE,
-            vocab: SLICE + 1..=2 * SLICE,
-            capability: COUNTED,
-            entry: OF_TWO_SLICES,
-        },
-        Row {
-            file: FORWARD,
-            dtypes: EVERY_DTYPE,
-            vocab: 2 * SLICE + 1..=usize::MAX,
-            capability: (8, 0)..=(8, 9),
-            entry: OF_NARROW_MEMORY,
-        },
-        Row {
-            file: FORWARD,
-            dtypes: EVERY_DTYPE,
-            vocab: 2 * SLICE + 1..=usize::MAX,
-            capability: (9, 0)..=(9, 0),
-            entry: OF_LAUNCH_BOUNDS,
-        },
-        Row {
-            file: FORWARD,
-            dtypes: EVERY_DTYPE,
-            vocab: 2 * SLICE + 1..=usize::MAX,
-            capability: (10, 0)..=(10, 3),
-            entry: OF_10,
-        },
-        Row {
-            file: FORWARD,
-            dtypes: EVERY_DTYPE,
-            vocab: 2 * SLICE + 1..=usize::MAX,
-            capability: (12, 0)..=(12, 1),
-            entry: OF_NARROW_MEMORY,
-        },
+        row(FORWARD_PACKED, ONE_SLICE, ON_10, OF_LAUNCH_BOUNDS),
+        row(FORWARD_PACKED, TWO_SLICES, ON_10, OF_TWO_SLICES),
+        row(FORWARD_PACKED, MORE_SLICES, ON_10, OF_10),
+        // Nothing to share.
+        row(FORWARD, ONE_SLICE, COUNTED, OF_LAUNCH_BOUNDS),
+        row(FORWARD, TWO_SLICES, COUNTED, OF_TWO_SLICES),
+        row(FORWARD, MORE_SLICES, (8, 0)..=(8, 9), OF_NARROW_MEMORY),
+        row(FORWARD, MORE_SLICES, (9, 0)..=(9, 0), OF_LAUNCH_BOUNDS),
+        row(FORWARD, MORE_SLICES, ON_10, OF_10),
+        row(FORWARD, MORE_SLICES, (12, 0)..=(12, 1), OF_NARROW_MEMORY),
     ],
     otherwise: OF_LAUNCH_BOUNDS,
 };

@@ -35,7 +35,7 @@ const MERGE: [KernelId; 4] = variants!("merge_rows", "merge_rows");
 /// Threads of a block of these.
 const THREADS: usize = 256;
 
-/// Partial rows: how many to a row, where they are, and whether they are to give entropies.
+/// Where partial rows are, and how many to a row.
 #[derive(Clone, Copy, Debug)]
 pub struct PartialRowsAt {
     /// `[N, per_row]` [`PartialRow`](crate::cuda::PartialRow), or `[ranks, N, per_row]`; aligned to 16 bytes.
