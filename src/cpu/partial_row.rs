@@ -112,13 +112,11 @@ fn merged<'a>(parts: impl Iterator<Item = &'a PartialRow>) -> (PartialSums, f32)
 mod tests {
     use super::*;
     use crate::cpu::dispatch::Available;
+    use crate::cpu::token_log_prob::tests::slices_of_many_sizes;
 
-    /// The f32 results would hide another order of the f64 sums nearly always: here the slices' sums differ by up to 2⁴³.
     #[test]
     fn parts_are_added_up_as_slices_are() {
-        let heights = [0.0, 14.0, 7.0, 30.0, 22.0, 3.0, 27.0, 11.0];
-        let noise = |j: usize| ((j * 7919) % 10_007) as f32 * 1.7e-4;
-        let logits: Vec<f32> = (0..7 * SLICE + 5).map(|j| heights[j / SLICE] + noise(j)).collect();
+        let logits = slices_of_many_sizes();
         let scale = Scale::new(&LogitOptions::default());
         let forward = RowForward { instructions: Available::best(), scale: &scale, entropy: true };
         let parts: Vec<PartialRow> =

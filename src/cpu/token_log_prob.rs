@@ -298,16 +298,20 @@ fn split_at(outputs: TokenLogProbs<'_>, row: usize) -> (TokenLogProbs<'_>, Token
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    /// The f32 results would hide another order of the f64 sums nearly always, and so would f64 sums of terms of one size,
-    /// which are exact. Here the slices' sums differ by up to 2⁴³.
-    #[test]
-    fn sums_do_not_depend_on_the_number_of_threads() {
+    /// A row that shows the order in which its slices are added up. The f32 results would hide another order of the f64 sums
+    /// nearly always, and so would f64 sums of terms of one size, which are exact. Here the slices' sums differ by up to 2⁴³.
+    pub(in crate::cpu) fn slices_of_many_sizes() -> Vec<f32> {
         let heights = [0.0, 14.0, 7.0, 30.0, 22.0, 3.0, 27.0, 11.0];
         let noise = |j: usize| ((j * 7919) % 10_007) as f32 * 1.7e-4;
-        let logits: Vec<f32> = (0..7 * SLICE + 5).map(|j| heights[j / SLICE] + noise(j)).collect();
+        (0..7 * SLICE + 5).map(|j| heights[j / SLICE] + noise(j)).collect()
+    }
+
+    #[test]
+    fn sums_do_not_depend_on_the_number_of_threads() {
+        let logits = slices_of_many_sizes();
         let scale = Scale::new(&LogitOptions::default());
         let forward = RowForward { instructions: Available::best(), scale: &scale, entropy: true };
         let bits = |threads: usize| {

@@ -59,8 +59,8 @@ impl Threads {
         self.shared.meeting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Brings this rank's words, waits for the others', and hands all of them to `take`.
-    fn meet<R>(&self, words: &[u32], take: impl FnOnce(&[u32]) -> R) -> Result<R> {
+    /// Brings this rank's words and waits for the others': all of them are in what comes back.
+    fn meet(&self, words: &[u32]) -> Result<MutexGuard<'_, Meeting>> {
         let mut meeting = self.meeting();
         let before = meeting.completed;
         meeting.brought[self.rank].clear();
@@ -81,7 +81,7 @@ impl Threads {
             let (given, expected) = (given as f64, expected as f64);
             return Err(Error::RanksDisagree { what: "words of an exchange", rank, given, other: 0, expected });
         }
-        Ok(take(&meeting.found))
+        Ok(meeting)
     }
 }
 
@@ -120,14 +120,14 @@ impl<B: Backend<Memory = Host>> Communicator<B> for Threads {
         let ranks = self.shared.ranks;
         let of_rank = words.len() / ranks;
         check_length("words of an exchange", words.len(), of_rank * ranks)?;
-        let own = words[self.rank * of_rank..][..of_rank].to_vec();
-        self.meet(&own, |found| words.copy_from_slice(found))
+        let met = self.meet(&words[self.rank * of_rank..][..of_rank])?;
+        words.copy_from_slice(&met.found);
+        Ok(())
     }
 
     fn exchange(&self, note: &Note) -> Result<Option<Vec<Note>>> {
-        self.meet(bytemuck::cast_slice(std::slice::from_ref(note)), |found| {
-            let notes = found.chunks_exact(size_of::<Note>() / size_of::<u32>());
-            Some(notes.map(|note| bytemuck::pod_read_unaligned(bytemuck::cast_slice(note))).collect())
-        })
+        let met = self.meet(bytemuck::cast_slice(std::slice::from_ref(note)))?;
+        let notes = met.found.chunks_exact(size_of::<Note>() / size_of::<u32>());
+        Ok(Some(notes.map(|note| bytemuck::pod_read_unaligned(bytemuck::cast_slice(note))).collect()))
     }
 }
