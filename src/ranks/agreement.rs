@@ -10,7 +10,7 @@ const REASON: usize = 128;
 /// What a rank says of its call, 184 bytes: for engines to copy.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Note {
+struct Note {
     rows: u64,
     start: u64,
     columns: u64,
@@ -55,11 +55,13 @@ impl Agreement {
         &self,
         rank: usize,
         checked: Result<()>,
-        exchange: impl FnOnce(&Note) -> Result<Option<Vec<Note>>>,
+        exchange: impl FnOnce(&[u32]) -> Result<Option<Vec<u32>>>,
     ) -> Result<usize> {
-        let notes = exchange(&self.note(checked.as_ref().err()))?;
+        let words = exchange(bytemuck::cast_slice(&[self.note(checked.as_ref().err())]))?;
         checked?;
-        let Some(notes) = notes else { return Ok(self.columns) };
+        let Some(words) = words else { return Ok(self.columns) };
+        let notes: Vec<Note> =
+            bytemuck::cast_slice(&words).chunks_exact(size_of::<Note>()).map(bytemuck::pod_read_unaligned).collect();
         let mut others = notes.iter().enumerate().filter(|(other, _)| *other != rank);
         if let Some((rank, reason)) = others.find_map(|(rank, note)| Some((rank, note.reason()?))) {
             return Err(Error::Rank { rank, reason });

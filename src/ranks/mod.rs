@@ -4,6 +4,7 @@
 //! all-gather of words in the backend's memory. What it does with them is copying, so that every rank has the same bits.
 
 mod agreement;
+mod sums;
 mod threads;
 
 use crate::backend::{Backend, Matrix, Targets, TokenLogProbs, ViewMut};
@@ -16,7 +17,7 @@ use crate::stage::partial_row::partial_rows_of;
 use crate::stage::token_log_prob::check_logits;
 use std::fmt::Debug;
 
-pub use crate::ranks::agreement::Note;
+pub use crate::ranks::sums::gather_by_sum;
 pub use crate::ranks::threads::Threads;
 
 /// Ranks that work on the same rows together. Every rank makes the same calls in the same order.
@@ -34,12 +35,25 @@ pub trait Communicator<B: Backend>: Debug + Send + Sync {
     /// Whatever the engine has. A rank that is gone or gives another number of words must not leave the others waiting.
     fn all_gather(&self, backend: &B, words: ViewMut<'_, B, u32>) -> Result<()>;
 
-    /// The notes of all ranks, in their order: of the host, apart from the backend's calls. An engine that can exchange nothing
-    /// there gives `None`; then nobody learns what another rank refuses, and what ranks disagree about is not found.
+    /// Adds up over ranks, in place, `numbers` of this rank `[n]` and as many of each other: every rank gets the same bits. `meanwhile` is
+    /// the caller's other work, to be called exactly once, which an engine can hide the sum behind. In the order of the backend's
+    /// calls, as [`Communicator::all_gather`].
+    ///
+    /// # Errors
+    /// As [`Communicator::all_gather`]; what `meanwhile` gives, once the sum is made.
+    fn sum(&self, backend: &B, numbers: ViewMut<'_, B, f32>, meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<()>;
+
+    /// Words of all ranks in their order, `[P, n]`, of n that each has on its host: apart from the backend's calls, which need not be
+    /// waited for. An engine that can exchange nothing there gives `None`; then nobody learns what another rank refuses, and what
+    /// ranks disagree about is not found.
     ///
     /// # Errors
     /// As [`Communicator::all_gather`].
-    fn exchange(&self, note: &Note) -> Result<Option<Vec<Note>>>;
+    fn exchange(&self, words: &[u32]) -> Result<Option<Vec<u32>>>;
+
+    /// This rank has failed between two exchanges of one call, and will not make the next: the others should not wait for it. An
+    /// engine that can tell them does.
+    fn abort(&self) {}
 }
 
 /// [`Backend::token_log_probs`] of rows whose columns lie on several ranks: each has the columns that `options` say

@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Host};
 use crate::error::{Error, Result, check_length};
-use crate::ranks::{Communicator, Note};
+use crate::ranks::Communicator;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// More threads no machine has.
@@ -31,12 +31,10 @@ struct Meeting {
     /// Of each rank; kept between exchanges.
     brought: Vec<Vec<u32>>,
     has_brought: Vec<bool>,
-    /// In the order of the ranks.
-    found: Vec<u32>,
+    /// In the order of the ranks. The next exchange makes another where somebody reads this one still.
+    found: Arc<Vec<u32>>,
     /// A rank whose number of words differs from rank 0's, its number, and rank 0's.
     differs: Option<(usize, usize, usize)>,
-    /// Exchanges that were completed.
-    completed: u64,
     gone: Option<usize>,
 }
 
@@ -60,9 +58,14 @@ impl Threads {
     }
 
     /// Brings this rank's words and waits for the others': all of them are in what comes back.
-    fn meet(&self, words: &[u32]) -> Result<MutexGuard<'_, Meeting>> {
+    fn meet(&self, words: &[u32]) -> Result<Arc<Vec<u32>>> {
+        self.bring(words);
+        self.wait()
+    }
+
+    /// Brings this rank's words.
+    fn bring(&self, words: &[u32]) {
         let mut meeting = self.meeting();
-        let before = meeting.completed;
         meeting.brought[self.rank].clear();
         meeting.brought[self.rank].extend_from_slice(words);
         meeting.has_brought[self.rank] = true;
@@ -70,7 +73,13 @@ impl Threads {
             meeting.complete();
             self.shared.changed.notify_all();
         }
-        while meeting.completed == before {
+    }
+
+    /// Waits until all ranks have brought theirs. The next exchange is not completed before this rank has brought its words for it,
+    /// so that what is found stays until then.
+    fn wait(&self) -> Result<Arc<Vec<u32>>> {
+        let mut meeting = self.meeting();
+        while meeting.has_brought[self.rank] {
             if let Some(rank) = meeting.gone {
                 meeting.has_brought[self.rank] = false;
                 return Err(Error::Rank { rank, reason: "it is gone".to_owned() });
@@ -81,13 +90,23 @@ impl Threads {
             let (given, expected) = (given as f64, expected as f64);
             return Err(Error::RanksDisagree { what: "words of an exchange", rank, given, other: 0, expected });
         }
-        Ok(meeting)
+        Ok(Arc::clone(&meeting.found))
+    }
+
+    /// The others do not wait for this rank any more.
+    fn leave(&self) {
+        self.meeting().gone.get_or_insert(self.rank);
+        self.shared.changed.notify_all();
     }
 }
 
 impl Meeting {
     fn complete(&mut self) {
         let Self { brought, found, .. } = self;
+        if Arc::get_mut(found).is_none() {
+            *found = Arc::default();
+        }
+        let Some(found) = Arc::get_mut(found) else { return };
         let of_first = brought.first().map_or(0, Vec::len);
         let other = brought.iter().position(|words| words.len() != of_first);
         self.differs = other.map(|rank| (rank, brought[rank].len(), of_first));
@@ -96,14 +115,12 @@ impl Meeting {
             found.extend_from_slice(words);
         }
         self.has_brought.fill(false);
-        self.completed += 1;
     }
 }
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        self.meeting().gone.get_or_insert(self.rank);
-        self.shared.changed.notify_all();
+        self.leave();
     }
 }
 
@@ -120,14 +137,28 @@ impl<B: Backend<Memory = Host>> Communicator<B> for Threads {
         let ranks = self.shared.ranks;
         let of_rank = words.len() / ranks;
         check_length("words of an exchange", words.len(), of_rank * ranks)?;
-        let met = self.meet(&words[self.rank * of_rank..][..of_rank])?;
-        words.copy_from_slice(&met.found);
+        let found = self.meet(&words[self.rank * of_rank..][..of_rank])?;
+        words.copy_from_slice(&found);
         Ok(())
     }
 
-    fn exchange(&self, note: &Note) -> Result<Option<Vec<Note>>> {
-        let met = self.meet(bytemuck::cast_slice(std::slice::from_ref(note)))?;
-        let notes = met.found.chunks_exact(size_of::<Note>() / size_of::<u32>());
-        Ok(Some(notes.map(|note| bytemuck::pod_read_unaligned(bytemuck::cast_slice(note))).collect()))
+    fn sum(&self, _: &B, numbers: &mut [f32], meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        self.bring(bytemuck::cast_slice(numbers));
+        let done = meanwhile();
+        let found = self.wait()?;
+        let count = numbers.len();
+        for (index, sum) in numbers.iter_mut().enumerate() {
+            let of_ranks = found.iter().skip(index).step_by(count.max(1));
+            *sum = of_ranks.map(|word| f64::from(f32::from_bits(*word))).sum::<f64>() as f32;
+        }
+        done
+    }
+
+    fn exchange(&self, words: &[u32]) -> Result<Option<Vec<u32>>> {
+        Ok(Some(self.meet(words)?.to_vec()))
+    }
+
+    fn abort(&self) {
+        self.leave();
     }
 }

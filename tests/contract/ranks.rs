@@ -4,8 +4,8 @@ use exo_kernels::backend::{Backend, Host, SLICE};
 use exo_kernels::ranks::{Communicator, Threads, token_log_probs};
 use exo_kernels::{Cpu, Element, Error, LogitOptions, Matrix, Result, Shard, SoftmaxState, TokenLogProbs};
 use half::bf16;
-use std::thread;
 use support::backend::{Layout, Rows, TestBackend, of_rank, on_every_host};
+use support::ranks::{Dying, on_ranks};
 
 on_every_host!(
     every_rank_gets_the_bits_of_one_call,
@@ -22,7 +22,7 @@ type Found = (Vec<f32>, Vec<SoftmaxState>, Vec<f32>);
 /// One call of one rank, and what was there before wherever nothing has been written.
 fn call<B: TestBackend + Backend<Memory = Host>, T: Element>(
     backend: &B,
-    communicator: &Threads,
+    communicator: &impl Communicator<B>,
     rows: &Rows<T>,
     options: &LogitOptions,
     parts: &mut B::Buffer<B::PartialRow>,
@@ -34,16 +34,6 @@ fn call<B: TestBackend + Backend<Memory = Host>, T: Element>(
     let logits = Matrix::new(&rows.logits, rows.vocab).expect("rows");
     let result = token_log_probs(backend, communicator, &logits, &rows.targets, options, outputs, parts);
     (result, (log_probs, states, entropies))
-}
-
-/// What each rank does, on a thread of its own.
-fn on_ranks<R: Send>(ranks: usize, run: impl Fn(usize, Threads) -> R + Sync) -> Vec<R> {
-    thread::scope(|scope| {
-        let run = &run;
-        let ranks = Threads::new(ranks).expect("few").into_iter().enumerate();
-        let ranks: Vec<_> = ranks.map(|(rank, own)| scope.spawn(move || run(rank, own))).collect();
-        ranks.into_iter().map(|rank| rank.join().expect("a rank")).collect()
-    })
 }
 
 fn rows<T: Element>(vocab: usize) -> Rows<T> {
@@ -140,64 +130,20 @@ fn ranks_that_disagree_are_all_told_so<B: TestBackend + Backend<Memory = Host>>(
 
 fn a_rank_that_is_gone_leaves_nobody_waiting<B: TestBackend + Backend<Memory = Host>>(backend: &B) {
     let (rows, layout) = (rows::<f32>(100), Layout::new(&[0, 30, 60]));
-    // Before any call; after its note, when the others have it and wait for its rows; after a whole call.
+    // Before its note; before its rows, when the others have its note and wait for them; before the note of a second call.
     for exchanges in 0..3 {
         let found = on_ranks(3, |rank, communicator| {
             let (own, options) = (layout.of_rank(&rows, rank), of_rank(&LogitOptions::default(), &layout, rank, 100));
             let mut parts = B::Buffer::default();
-            if rank == 2 && exchanges < 2 {
-                if exchanges == 1 {
-                    // A note that fits, and then nothing.
-                    let note = |shard: &LogitOptions| note_of(backend, &own, shard);
-                    Communicator::<B>::exchange(&communicator, &note(&options)).expect("all are there");
-                }
-                return None;
-            }
+            let communicator = Dying::new(communicator, if rank == 2 { exchanges } else { usize::MAX });
             let first = call(backend, &communicator, &own, &options, &mut parts);
-            if rank == 2 {
-                return None;
-            }
-            Some(if exchanges < 2 { first } else { call(backend, &communicator, &own, &options, &mut parts) })
+            if exchanges < 2 { first } else { call(backend, &communicator, &own, &options, &mut parts) }
         });
-        for of_rank in found.iter().flatten() {
-            let (result, _) = of_rank;
+        for (result, _) in &found[..2] {
             assert_eq!(*result, Err(Error::Rank { rank: 2, reason: "it is gone".to_owned() }), "{exchanges} exchanges");
         }
-        assert_eq!(found.iter().flatten().count(), 2);
+        assert_eq!(found[2].0, Err(Error::NoForward));
     }
-}
-
-/// The note that a rank makes of a call, caught by a communicator that goes no further.
-fn note_of<B: TestBackend + Backend<Memory = Host>>(
-    backend: &B,
-    rows: &Rows<f32>,
-    options: &LogitOptions,
-) -> exo_kernels::ranks::Note {
-    #[derive(Debug, Default)]
-    struct Catch(std::sync::Mutex<Option<exo_kernels::ranks::Note>>);
-    impl<B: Backend<Memory = Host>> Communicator<B> for Catch {
-        fn rank(&self) -> usize {
-            0
-        }
-        fn ranks(&self) -> usize {
-            1
-        }
-        fn all_gather(&self, _: &B, _: &mut [u32]) -> Result<()> {
-            Ok(())
-        }
-        fn exchange(&self, note: &exo_kernels::ranks::Note) -> Result<Option<Vec<exo_kernels::ranks::Note>>> {
-            *self.0.lock().expect("one thread") = Some(*note);
-            Err(Error::NoForward)
-        }
-    }
-    let (count, catch) = (rows.count(), Catch::default());
-    let (mut log_probs, mut states) = (vec![0.0; count], vec![SoftmaxState::default(); count]);
-    let mut entropies = vec![0.0; count];
-    let outputs = TokenLogProbs { log_probs: &mut log_probs, states: &mut states, entropies: Some(&mut entropies) };
-    let logits = Matrix::new(&rows.logits, rows.vocab).expect("rows");
-    let result = token_log_probs(backend, &catch, &logits, &rows.targets, options, outputs, &mut B::Buffer::default());
-    assert_eq!(result, Err(Error::NoForward));
-    catch.0.into_inner().expect("one thread").expect("a note")
 }
 
 /// A vocabulary that is a processor's: what threads hand over is what one backend made.

@@ -15,4 +15,5 @@ pub mod host_rows;
 pub mod linear;
 pub mod objective_bounds;
 pub mod objective_cases;
+pub mod ranks;
 pub mod turn;
