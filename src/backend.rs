@@ -58,12 +58,14 @@ pub use crate::data::rewards::Rewards;
 pub use crate::data::shard::{SLICE, Shard};
 pub use crate::data::targets::Targets;
 pub use crate::element::Number;
+pub use crate::ranks::Ranked;
 pub use crate::report::{ReadResults, RowSummary, ScoredLogProbs, StageResults};
 pub use crate::stage::linear::{LinearOutputs, SavedLinear, kept_logit_words};
 pub use crate::stage::log_ratio::{LogRatioOutputs, RowLogProbs};
 pub use crate::stage::objective::{ObjectiveOutputs, RowWeights};
 pub use crate::stage::partial_row::partial_rows_of;
 pub use crate::stage::row_loss::RowLosses;
+pub use crate::stage::sequence_part::{CountPart, RewardsMut, RowsOfRanks, SequencePart, Sequences, SequencesMut};
 pub use crate::stage::token_log_prob::{RowGradients, SavedRows, TokenLogProbs};
 pub use crate::step_buffers::StepBuffers;
 
@@ -73,7 +75,7 @@ pub use crate::step_buffers::StepBuffers;
 /// nothing. What only a device can see becomes NaN and is counted there. Inputs come by reference, outputs by value. After
 /// the first call of a shape none of the stages allocates memory of the backend, but for the CPU's linear stage: its scratch memory is a
 /// call's own.
-pub trait Backend: Place + Clone + Debug + Send + Sync {
+pub trait Backend: Ranked + Clone + Debug + Send + Sync {
     /// A buffer of that memory that grows when it must. Used with one backend and its clones: another stream would not wait
     /// for what this one writes.
     type Buffer<T: Number>: Default + Debug + Send + Sync;
@@ -176,6 +178,9 @@ pub trait Backend: Place + Clone + Debug + Send + Sync {
     /// [`Error::PairsOnly`](crate::Error::PairsOnly), [`Error::ZeroTarget`](crate::Error::ZeroTarget),
     /// [`Error::Device`](crate::Error::Device).
     fn check_rewards(&self, objective: &Objective, rewards: &Self::Rewards<'_>, batch: &Batch) -> Result<()>;
+
+    /// Whether there are proposal offsets with the rewards.
+    fn has_proposal(rewards: &Self::Rewards<'_>) -> bool;
 
     /// Checks, before a step of a loss writes anything, that it can bring to the backend's memory what is not there: not in a
     /// capture of a CUDA graph, which would read the host's memory again when it is launched. `same_batch`: the batch is that

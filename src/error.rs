@@ -136,6 +136,12 @@ pub enum Error {
         /// What it would have to have.
         expected: f64,
     },
+    /// A batch whose first or last group has more sequences on other ranks ([`Batch::with_open_ends`](crate::Batch::with_open_ends)), given where no
+    /// ranks of groups are.
+    OpenGroup {
+        /// Index of the group.
+        group: usize,
+    },
     /// A token range that does not lie within its sequence, or begins with its first token.
     TokenRange {
         /// Index of the sequence.
@@ -362,6 +368,9 @@ impl fmt::Display for Error {
             Error::Rank { rank, reason } => write!(f, "rank {rank}: {reason}"),
             Error::RanksDisagree { what, rank, given, other, expected } => {
                 write!(f, "{what}: {given} given by rank {rank}, {expected} expected, by rank {other}")
+            }
+            Error::OpenGroup { group } => {
+                write!(f, "group {group} has more sequences on another rank: ranks of groups expected")
             }
             Error::TokenRange { sequence, start, end, length } => write!(
                 f,

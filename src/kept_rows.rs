@@ -22,8 +22,10 @@ pub(crate) struct KeptRows<B: Backend> {
     pub(crate) states: B::Buffer<SoftmaxState>,
     /// `[N]`
     pub(crate) row_sequences: B::Buffer<i32>,
-    /// d loss / d log-prob of a row of each sequence, `[S]`.
+    /// d loss / d log-prob of a row of each sequence, `[S]`; of all ranks' sequences.
     pub(crate) sequence_weights: B::Buffer<f64>,
+    /// Which of them is that of this rank's first sequence.
+    pub(crate) first_sequence: usize,
     pub(crate) products: KeptProducts<B>,
 }
 
@@ -104,6 +106,7 @@ impl<B: Backend> Default for KeptRows<B> {
             states: B::Buffer::default(),
             row_sequences: B::Buffer::default(),
             sequence_weights: B::Buffer::default(),
+            first_sequence: 0,
             products: KeptProducts::default(),
         }
     }
@@ -119,11 +122,11 @@ impl<B: Backend> KeptRows<B> {
         loss_scale: f64,
     ) -> ForBackward<'_, B::Memory> {
         let saved = SavedRows { states: backend.view(&self.states, rows), entropies: None };
-        let upstream = RowGradients::PerSequence {
-            row_sequences: backend.view(&self.row_sequences, rows),
-            weights: backend.view(&self.sequence_weights, sequences),
-            loss_scale,
-        };
+        let end = self.first_sequence + sequences;
+        let weights = backend.view(&self.sequence_weights, end);
+        let weights = B::Memory::part(&weights, self.first_sequence..end).unwrap_or(weights);
+        let upstream =
+            RowGradients::PerSequence { row_sequences: backend.view(&self.row_sequences, rows), weights, loss_scale };
         (Targets::U32(backend.view(&self.targets, rows)), saved, upstream)
     }
 }

@@ -5,6 +5,7 @@ use crate::data::batch::Batch;
 use crate::data::head::{Head, Hidden, LinearGradients};
 use crate::data::matrix::{Matrix, MatrixMut};
 use crate::data::reference::Reference;
+use crate::data::shard::Shard;
 use crate::data::targets::Targets;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -12,15 +13,28 @@ use crate::forward_pass::ForwardPass;
 use crate::kept_rows::ForBackward;
 use crate::options::{LinearKept, LogRatio, LossOptions, Reduction};
 use crate::ordered;
+use crate::ranks::agreement::{Agreement, Call};
+use crate::ranks::exchange_rows;
+use crate::ranks::mesh::{Layout, Ranks};
+use crate::ranks::sequences::read_results_of_ranks;
 use crate::report::{Report, ScoredLogProbs, StageResults};
 use crate::stage::linear::{LinearOutputs, check_places};
 use crate::stage::log_ratio::check_rows;
+use crate::stage::objective::check_group_sizes;
 use crate::stage::token_log_prob::{check_gradient, check_logits};
 use crate::stages::Stages;
 use crate::step::{Inputs, Step};
 use crate::workspace::Workspace;
 use std::mem::take;
 use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// What a forward pass reads besides its logits.
+struct StepInputs<'a, 't, 'f, 'r, B: Backend> {
+    targets: &'a Targets<'t, B::Memory>,
+    batch: &'a Batch,
+    reference: &'a Reference<'f, B::Memory>,
+    rewards: &'a B::Rewards<'r>,
+}
 
 /// A preference loss on one backend: forward, then backward, with the workspaces kept between steps.
 ///
@@ -52,6 +66,9 @@ pub struct PreferenceLoss<B: Backend> {
     /// The report before, whose memory the next one takes.
     spare_report: Mutex<Report>,
     loss_scale: f64,
+    ranks: Ranks<B>,
+    /// Where the last step's rows and groups lie among those of all ranks.
+    layout: Layout,
     /// Number of the last forward pass that was not refused ([`Step::number`]).
     last_step: Option<u64>,
 }
@@ -66,6 +83,8 @@ impl<B: Backend> PreferenceLoss<B> {
             report: OnceLock::new(),
             spare_report: Mutex::default(),
             loss_scale: 1.0,
+            ranks: Ranks::default(),
+            layout: Layout::default(),
             last_step: None,
         }
     }
@@ -120,6 +139,26 @@ impl<B: Backend> PreferenceLoss<B> {
         self
     }
 
+    /// The logits are a rank's columns of a larger vocabulary, those that the shard says; for [`with_ranks`](Self::with_ranks).
+    #[must_use]
+    pub fn with_shard(mut self, shard: Shard) -> Self {
+        self.options.logits = self.options.logits.with_shard(shard);
+        self.last_step = None;
+        self
+    }
+
+    /// Divides the loss among ranks. Each makes the same calls in the same order, over what it has of the logits and of the batch; each
+    /// gets the gradient of what it has, and the [report](Self::report) of the whole batch, in the same bits as all others.
+    ///
+    /// The mean over groups is that over all ranks' groups. The gradient is that of the whole loss: what adds up gradients of weights
+    /// over ranks must sum, not average. A forward pass exchanges notes on the hosts first, so that what one rank refuses is an
+    /// error of all of them, and nothing has been written; nothing waits for the device.
+    #[must_use]
+    pub fn with_ranks(mut self, ranks: Ranks<B>) -> Self {
+        (self.ranks, self.layout, self.last_step) = (ranks, Layout::default(), None);
+        self
+    }
+
     /// What the next backward passes multiply the gradient by: 1 at first; the upstream gradient, or a loss scale against
     /// underflow in f16. The report is not scaled.
     ///
@@ -140,7 +179,8 @@ impl<B: Backend> PreferenceLoss<B> {
     /// # Errors
     /// Any input that does not fit: [`Error::OffsetsEnd`] if the batch does not divide the N rows, [`Error::Length`],
     /// [`Error::Vocabulary`], [`Error::Target`], [`Error::NotFinite`], [`Error::PairsOnly`], [`Error::ZeroTarget`];
-    /// [`Error::Device`] for what lies in the memory of another device or context than the backend's. A refused call changes
+    /// [`Error::Device`] for what lies in the memory of another device or context than the backend's; with ranks [`Error::Rank`] and
+    /// [`Error::RanksDisagree`], [`Error::OpenGroup`] without. A refused call changes
     /// nothing: the report and the backward pass stay those of the forward pass before it. After [`Error::Cuda`] there is
     /// none.
     ///
@@ -156,16 +196,30 @@ impl<B: Backend> PreferenceLoss<B> {
         rewards: impl Into<B::Rewards<'r>>,
     ) -> Result<Step> {
         let _entered = self.backend.enter()?;
-        check_logits(&self.backend, logits)?;
-        self.options.logits.check_whole(logits.columns())?;
         let (targets, rewards) = (targets.into(), rewards.into());
-        self.begin((logits.rows(), logits.columns()), &targets, batch, reference, &rewards)?;
-        let (logits, _logits) = ordered::matrix(&self.backend, logits);
-        let stages = Stages { backend: &self.backend, options: &self.options, batch };
-        stages.run(&mut self.workspace, &targets, reference, &rewards, |targets, outputs, products| {
-            products.keep_nothing();
-            self.backend.token_log_probs(&logits, targets, &self.options.logits, outputs)
-        })?;
+        let (rows, columns) = (logits.rows(), logits.columns());
+        let checked = check_logits(&self.backend, logits);
+        let inputs = &StepInputs { targets: &targets, batch, reference, rewards: &rewards };
+        self.begin(Call::FromLogits, (rows, columns, 0), checked, inputs)?;
+        let Self { backend, options, ranks, layout, workspace, .. } = self;
+        let (backend, options, ranks, layout) = (&*backend, &*options, &*ranks, &*layout);
+        let (logits, _logits) = ordered::matrix(backend, logits);
+        let stages = Stages { backend, options, batch, ranks, layout };
+        let done = stages.run(workspace, &targets, reference, &rewards, |targets, outputs, first| {
+            first.products.keep_nothing();
+            match &ranks.vocab {
+                None => backend.token_log_probs(&logits, targets, &options.logits, outputs),
+                Some(line) => {
+                    let (most, options, parts) = (layout.columns, &options.logits, first.partial_rows);
+                    exchange_rows(backend, line.as_ref(), most, &logits, &targets, options, outputs, parts)
+                }
+            }
+        });
+        if done.is_err() {
+            // The others would wait for a rank that has failed on the way.
+            ranks.abort();
+        }
+        done?;
         let step = Step::new(Inputs::of_logits(&logits));
         self.last_step = Some(step.number());
         Ok(step)
@@ -189,49 +243,89 @@ impl<B: Backend> PreferenceLoss<B> {
     ) -> Result<Step> {
         let _entered = self.backend.enter()?;
         let (hidden, targets, rewards) = (hidden.into(), targets.into(), rewards.into());
-        self.options.logits.check_whole(head.vocab())?;
-        self.backend.check_linear(&hidden, head, &targets)?;
-        self.begin((hidden.states.rows(), head.vocab()), &targets, batch, reference, &rewards)?;
-        let (states, _states) = ordered::matrix(&self.backend, hidden.states);
+        let (rows, columns) = (hidden.states.rows(), head.vocab());
+        let checked = self.backend.check_linear(&hidden, head, &targets);
+        let inputs = &StepInputs { targets: &targets, batch, reference, rewards: &rewards };
+        self.begin(Call::FromHidden, (rows, columns, hidden.states.columns()), checked, inputs)?;
+        let Self { backend, options, ranks, layout, workspace, .. } = self;
+        let (backend, options, ranks, layout) = (&*backend, &*options, &*ranks, &*layout);
+        let (states, _states) = ordered::matrix(backend, hidden.states);
         let hidden = Hidden { states: &states, scored_rows: hidden.scored_rows };
-        let (head, _head) = ordered::head(&self.backend, head);
-        let stages = Stages { backend: &self.backend, options: &self.options, batch };
-        let kept = self.options.linear_kept;
-        stages.run(&mut self.workspace, &targets, reference, &rewards, |targets, rows, products| {
+        let (head, _head) = ordered::head(backend, head);
+        let stages = Stages { backend, options, batch, ranks, layout };
+        let done = stages.run(workspace, &targets, reference, &rewards, |targets, rows, first| {
             let (unit_gradients, logit_gradients) =
-                products.reserve::<T, W>(&self.backend, kept, &hidden, head.vocab())?;
+                first.products.reserve::<T, W>(backend, options.linear_kept, &hidden, head.vocab())?;
             let outputs = LinearOutputs { rows, unit_gradients, logit_gradients };
-            self.backend.linear_token_log_probs(hidden, &head, targets, &self.options.logits, outputs)
-        })?;
+            backend.linear_token_log_probs(hidden, &head, targets, &options.logits, outputs)
+        });
+        if done.is_err() {
+            // The others would wait for a rank that has failed on the way.
+            ranks.abort();
+        }
+        done?;
         let step = Step::new(Inputs::of_hidden(&hidden, &head));
         self.last_step = Some(step.number());
         Ok(step)
     }
 
-    /// Checks what a forward pass reads besides its logits of so many rows and columns, and forgets the pass before.
+    /// Checks what a forward pass reads, agrees about it with the other ranks, and forgets the pass before. `checked`: whether the logits of
+    /// so many rows and columns, or the hidden states of that size, can be read.
     fn begin(
         &mut self,
-        (rows, vocab): (usize, usize),
-        targets: &Targets<'_, B::Memory>,
-        batch: &Batch,
-        reference: &Reference<'_, B::Memory>,
-        rewards: &B::Rewards<'_>,
+        call: Call,
+        (rows, columns, hidden_size): (usize, usize, usize),
+        checked: Result<()>,
+        inputs: &StepInputs<'_, '_, '_, '_, B>,
     ) -> Result<()> {
-        let (backend, work) = (&self.backend, &mut self.workspace);
-        backend.check_targets(targets, rows, vocab)?;
-        check_rows(batch, rows)?;
-        backend.check_reference(reference, targets, batch)?;
-        backend.check_rewards(&self.options.objective, rewards, batch)?;
-        backend.check_step(rewards, work.options.is_some() && work.batch.as_ref() == batch)?;
+        let StepInputs { batch, reference, rewards, .. } = *inputs;
+        let vocab = self.options.logits.shard_of(columns).vocab();
+        let checked = checked.and_then(|()| self.check(columns, rows, vocab, inputs));
+        if self.ranks.any() {
+            let reference = match reference {
+                Reference::None => 0,
+                Reference::PerToken(_) => 1,
+                Reference::PerSequence(_) => 2,
+            };
+            let of_loss = (reference, B::has_proposal(rewards), hidden_size);
+            let agreement = Agreement::new(call, rows, &self.options.logits, columns, self.options.entropy).with_loss(
+                &self.options,
+                batch,
+                of_loss,
+                !self.layout.is_of(batch),
+            );
+            self.ranks.agree(agreement, checked, columns, batch, &mut self.layout)?;
+            check_group_sizes(&self.options.objective, &self.layout.batch)?;
+        } else {
+            checked?;
+        }
 
         // From here on the workspace is this pass's: a driver's error leaves no forward pass.
         self.last_step = None;
         if let Some(report) = self.report.take() {
             *self.spare_report.get_mut().unwrap_or_else(PoisonError::into_inner) = report;
         }
-        work.vocab = vocab;
-        work.options = Some(self.options);
+        self.workspace.vocab = vocab;
+        self.workspace.options = Some(self.options);
         Ok(())
+    }
+
+    /// Checks what a forward pass reads besides its logits, of so many rows of so many columns of the vocabulary.
+    fn check(&self, columns: usize, rows: usize, vocab: usize, inputs: &StepInputs<'_, '_, '_, '_, B>) -> Result<()> {
+        let StepInputs { targets, batch, reference, rewards } = *inputs;
+        let (backend, work) = (&self.backend, &self.workspace);
+        if self.ranks.vocab.is_none() {
+            self.options.logits.check_whole(columns)?;
+        }
+        if self.ranks.groups.is_none() && batch.open_ends() != (false, false) {
+            let group = if batch.open_ends().0 { 0 } else { batch.groups() - 1 };
+            return Err(Error::OpenGroup { group });
+        }
+        backend.check_targets(targets, rows, vocab)?;
+        check_rows(batch, rows)?;
+        backend.check_reference(reference, targets, batch)?;
+        backend.check_rewards(&self.options.objective, rewards, batch)?;
+        backend.check_step(rewards, work.options.is_some() && work.batch.as_ref() == batch)
     }
 
     /// Writes loss scale × d loss / d logits, `[N, V]`, to `gradient`. `step` is what [`forward`](Self::forward) gave for
@@ -349,23 +443,31 @@ impl<B: Backend> PreferenceLoss<B> {
         let _entered = self.backend.enter()?;
         let (backend, work) = (&self.backend, &self.workspace);
         let Some(options) = work.options else { return Err(Error::NoForward) };
-        let (rows, sequences, groups) =
-            (work.batch.as_ref().rows(), work.batch.as_ref().sequences(), work.batch.as_ref().groups());
-        let found = ScoredLogProbs {
-            log_probs: backend.view(&work.log_probs, rows),
-            entropies: options.entropy.then(|| backend.view(&work.entropies, rows)),
-            entropy_sums: options.entropy.then(|| backend.view(&work.step.entropy_sums, sequences)),
-            scored_rows: backend.view(&work.step.scored_rows, sequences),
-            targets: Targets::U32(backend.view(&work.kept.targets, rows)),
-            vocab: work.vocab,
-        };
+        let divided = self.ranks.divide_sequences();
+        let batch = if divided { &self.layout.batch } else { work.batch.as_ref() };
+        let (rows, sequences, groups) = (work.batch.as_ref().rows(), batch.sequences(), batch.groups());
         let results = StageResults {
             log_ratios: backend.view(&work.step.log_ratios, sequences),
             group_losses: backend.view(&work.step.group_losses, groups),
             statistics: backend.view(&work.step.statistics, groups),
         };
-        let read = backend.read_results(&found, &results, work.batch.as_ref())?;
-        report.fill(work.batch.as_ref(), &read, options.objective.beta_policy(), options.reduction.weight(groups));
+        let scored_rows = backend.view(&work.step.scored_rows, sequences);
+        let entropy_sums = options.entropy.then(|| backend.view(&work.step.entropy_sums, sequences));
+        let read = if divided {
+            let counts = work.ranks.counts(&self.ranks, &self.layout, backend)?;
+            read_results_of_ranks(backend, &self.ranks, &counts, work.vocab, &results, &scored_rows, entropy_sums)?
+        } else {
+            let found = ScoredLogProbs {
+                log_probs: backend.view(&work.log_probs, rows),
+                entropies: options.entropy.then(|| backend.view(&work.entropies, rows)),
+                entropy_sums,
+                scored_rows,
+                targets: Targets::U32(backend.view(&work.kept.targets, rows)),
+                vocab: work.vocab,
+            };
+            backend.read_results(&found, &results, batch)?
+        };
+        report.fill(batch, &read, options.objective.beta_policy(), options.reduction.weight(groups));
         Ok(report)
     }
 

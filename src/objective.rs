@@ -181,6 +181,23 @@ impl Objective {
         self.beta_policy
     }
 
+    /// All that it is, in numbers: target, its β_r or ε, divergence, its α, β_π.
+    pub(crate) fn numbers(&self) -> [f64; 5] {
+        let (target, of_target) = match self.target {
+            Target::Rewards { beta } => (0.0, beta),
+            Target::Preference { label_smoothing } => (1.0, label_smoothing),
+            Target::OfficialPreference => (2.0, 0.0),
+            Target::Distribution => (3.0, 0.0),
+        };
+        let (divergence, alpha) = match self.divergence {
+            Divergence::ReverseKl => (0.0, 0.0),
+            Divergence::ForwardKl => (1.0, 0.0),
+            Divergence::Alpha(alpha) => (2.0, alpha),
+            Divergence::JensenShannon => (3.0, 0.0),
+        };
+        [target, of_target, divergence, alpha, self.beta_policy]
+    }
+
     /// Whether the loss is infinite where q = 0 and p > 0.
     pub(crate) fn is_infinite_at_zero_target(&self) -> bool {
         match self.divergence {

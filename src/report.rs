@@ -148,12 +148,11 @@ impl RowSummary {
                     summary.first_non_finite_row.get_or_insert(row);
                 }
                 summary.impossible_targets += usize::from(log_prob == f32::NEG_INFINITY);
-                if let Some(entropies) = rows.entropies {
-                    *summary.entropy.get_or_insert(0.0) += f64::from(entropies[row]);
-                }
             }
             summary.empty_sequences += usize::from(summary.scored_rows == before);
         }
+        // By sequences, as where these lie on several ranks.
+        summary.entropy = rows.entropy_sums.filter(|_| summary.scored_rows > 0).map(|sums| sums.iter().sum());
         summary
     }
 }

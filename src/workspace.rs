@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::error::Result;
 use crate::kept_rows::KeptRows;
 use crate::options::LossOptions;
+use crate::ranks::sequences::RankBuffers;
 use crate::step_buffers::StepBuffers;
 
 /// Buffers that are kept between steps: per row (N), per sequence (S) and per group (G), never anything of the size of the
@@ -18,6 +19,7 @@ pub(crate) struct Workspace<B: Backend> {
     pub(crate) entropies: B::Buffer<f32>,
     pub(crate) log_prob_sums: B::Buffer<f64>,
     pub(crate) coefficients: B::Buffer<f64>,
+    pub(crate) ranks: RankBuffers<B>,
     /// V of the last forward pass.
     pub(crate) vocab: usize,
     /// The options of the last forward pass.
@@ -34,6 +36,7 @@ impl<B: Backend> Default for Workspace<B> {
             entropies: B::Buffer::default(),
             log_prob_sums: B::Buffer::default(),
             coefficients: B::Buffer::default(),
+            ranks: RankBuffers::default(),
             vocab: 0,
             options: None,
         }
@@ -41,7 +44,7 @@ impl<B: Backend> Default for Workspace<B> {
 }
 
 impl<B: Backend> Workspace<B> {
-    /// Makes room for so many rows, sequences and groups.
+    /// Makes room for so many rows, and so many sequences and groups of all ranks.
     pub(crate) fn reserve(
         &mut self,
         backend: &B,

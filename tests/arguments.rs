@@ -35,6 +35,8 @@ const STRUCTS: &[Pair] = &[
     ("linear/unit_gradient.cu", "UnitGradient", "raw/linear/unit_gradient.rs", "UnitGradient"),
     ("log_ratio.cu", "LogRatio", "raw/log_ratio.rs", "LogRatio"),
     ("merge_rows.cu", "MergeRows", "raw/partial_row.rs", "MergeRows"),
+    ("sequence_parts.cu", "AddRanks", "raw/sequence_part.rs", "AddRanks"),
+    ("sequence_parts.cu", "SequenceParts", "raw/sequence_part.rs", "SequenceParts"),
     ("token_log_prob.cu", "TokenLogProb", "raw/token_log_prob.rs", "TokenLogProb"),
     ("token_log_prob_backward.cu", "TokenLogProbBackward", "raw/token_log_prob.rs", "TokenLogProbBackward"),
 ];
@@ -52,6 +54,7 @@ const CONSTANTS: &[Pair] = &[
     ("linear/fold.cu", "UNIT", "tuning.rs", "LINEAR_UNIT"),
     ("include/linear_chunk.cuh", "BLOCK_COLUMNS", "tuning.rs", "LINEAR_BLOCK_COLUMNS"),
     ("merge_rows.cu", "THREADS", "raw/partial_row.rs", "THREADS"),
+    ("sequence_parts.cu", "THREADS", "raw/sequence_part.rs", "THREADS"),
     ("linear/head.cu", "BIAS_COLUMNS", "raw/linear/head.rs", "BIAS_COLUMNS"),
 ];
 

@@ -12,10 +12,12 @@ use crate::host::{
 };
 use crate::objective::Objective;
 use crate::options::{LogRatio, LogitOptions, Reduction};
+use crate::ranks::on_host::host_ranked;
 use crate::stage::linear::check_inputs;
 use crate::stage::row_loss::RowLoss;
 
 host_place!(Cpu);
+host_ranked!(Cpu);
 
 impl Backend for Cpu {
     host_memory!();

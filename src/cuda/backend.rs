@@ -121,6 +121,13 @@ impl Backend for Cuda {
         })
     }
 
+    fn has_proposal(rewards: &Rewards<'_>) -> bool {
+        match rewards {
+            Rewards::Host(rewards) => rewards.proposal.is_some(),
+            Rewards::Device(rewards) => rewards.proposal.is_some(),
+        }
+    }
+
     fn clear_counts(&self) -> Result<()> {
         self.clear_status()
     }

@@ -127,6 +127,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("log_ratio", &["log_ratio"]),
     ("merge_rows", &["merge_rows", "merge_rows_entropy", "merge_rows_softcap", "merge_rows_softcap_entropy"]),
     ("objective", &["objective"]),
+    ("sequence_parts", &["add_ranks", "add_sequences", "place_sequences", "write_count_part", "write_sequence_parts"]),
     ("token_log_prob", TOKEN_LOG_PROB),
     (
         "token_log_prob_backward",

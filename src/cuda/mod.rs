@@ -37,6 +37,7 @@ mod partial_row;
 pub mod raw;
 mod rewards;
 mod row_sharing;
+mod sequence_part;
 mod status;
 mod status_word;
 mod step;

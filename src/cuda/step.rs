@@ -155,7 +155,7 @@ fn summary(status: &Status, scored_rows: &[i32], entropy_sums: Option<Vec<f64>>)
 }
 
 /// Inputs that were on the device, and that the host would have refused.
-fn check_status(status: &Status, vocab: usize) -> Result<()> {
+pub(super) fn check_status(status: &Status, vocab: usize) -> Result<()> {
     if let Some(row) = status.first_bad_target_row() {
         return Err(Error::DeviceTarget { row, count: status.bad_targets(), vocab });
     }

@@ -12,12 +12,14 @@ use std::ops::Range;
 pub struct Batch {
     sequence_offsets: Vec<usize>,
     group_offsets: Vec<usize>,
+    /// Whether the first group began on the rank before, and whether the last one goes on on the next.
+    open_ends: (bool, bool),
 }
 
 impl Default for Batch {
     /// A batch of nothing.
     fn default() -> Self {
-        Self { sequence_offsets: vec![0], group_offsets: vec![0] }
+        Self { sequence_offsets: vec![0], group_offsets: vec![0], open_ends: (false, false) }
     }
 }
 
@@ -32,6 +34,7 @@ impl Batch {
     pub(crate) fn become_same(&mut self, other: &Batch) {
         self.sequence_offsets.clone_from(&other.sequence_offsets);
         self.group_offsets.clone_from(&other.group_offsets);
+        self.open_ends = other.open_ends;
     }
 
     /// From S + 1 sequence offsets (in rows) and G + 1 group offsets (in sequences). Any integer type will do.
@@ -59,7 +62,7 @@ impl Batch {
         }
         match group_offsets.windows(2).position(|pair| pair[0] == pair[1]) {
             Some(group) => Err(Error::EmptyGroup { group }),
-            None => Ok(Batch { sequence_offsets, group_offsets }),
+            None => Ok(Batch { sequence_offsets, group_offsets, open_ends: (false, false) }),
         }
     }
 
@@ -84,7 +87,27 @@ impl Batch {
         Ok(Batch {
             sequence_offsets: multiples("sequence offsets", sequences, length)?,
             group_offsets: multiples("group offsets", sequences / k, k)?,
+            open_ends: (false, false),
         })
+    }
+
+    /// Groups of sequences of which no rows are known, by their offsets.
+    pub(crate) fn of_groups(group_offsets: Vec<usize>) -> Self {
+        let sequences = group_offsets.last().copied().unwrap_or(0);
+        Self { sequence_offsets: vec![0; sequences + 1], group_offsets, open_ends: (false, false) }
+    }
+
+    /// What a rank has of a batch whose groups lie on several ranks ([`ranks::Ranks`](crate::ranks::Ranks)): whether its first group is the rest of
+    /// one that began on the rank before, and whether its last group goes on on the next rank. A batch without groups has no ends.
+    #[must_use]
+    pub fn with_open_ends(self, begins_before: bool, goes_on: bool) -> Self {
+        let any = self.groups() > 0;
+        Self { open_ends: (begins_before && any, goes_on && any), ..self }
+    }
+
+    /// Whether the first group began on the rank before, and whether the last one goes on on the next.
+    pub fn open_ends(&self) -> (bool, bool) {
+        self.open_ends
     }
 
     /// Rows, N.

@@ -116,6 +116,10 @@ macro_rules! host_memory {
             self.reserve(&mut buffers.scored_rows, sequences)
         }
 
+        fn has_proposal(rewards: &Rewards<'_>) -> bool {
+            rewards.proposal.is_some()
+        }
+
         fn begin_step<'a>(&self, rewards: &'a Rewards<'_>, (): &'a mut ()) -> Result<Rewards<'a>> {
             Ok(rewards.borrowed())
         }

@@ -3,7 +3,11 @@
 //! This crate brings no transport of its own but [`Threads`]. A trainer's, NCCL's or MPI's is a [`Communicator`]: an
 //! all-gather of words in the backend's memory. What it does with them is copying, so that every rank has the same bits.
 
-mod agreement;
+pub(crate) mod agreement;
+pub(crate) mod mesh;
+pub(crate) mod on_host;
+mod ranked;
+pub(crate) mod sequences;
 mod sums;
 mod threads;
 
@@ -12,12 +16,14 @@ use crate::data::memory::Memory;
 use crate::element::Element;
 use crate::error::Result;
 use crate::options::LogitOptions;
-use crate::ranks::agreement::Agreement;
+use crate::ranks::agreement::{Agreement, Call, Divided, Standing};
 use crate::stage::partial_row::partial_rows_of;
 use crate::stage::token_log_prob::check_logits;
 use std::fmt::Debug;
 
-pub use crate::ranks::sums::gather_by_sum;
+pub use crate::ranks::mesh::Ranks;
+pub use crate::ranks::ranked::Ranked;
+pub use crate::ranks::sums::{clear_others, gather_by_sum, sum_by_gather};
 pub use crate::ranks::threads::Threads;
 
 /// Ranks that work on the same rows together. Every rank makes the same calls in the same order.
@@ -82,16 +88,32 @@ pub fn token_log_probs<'i, B: Backend, T: Element>(
     let checked = check_logits(backend, logits)
         .and_then(|()| backend.check_targets(&targets, rows, shard.vocab()))
         .and_then(|()| outputs.check(backend, rows));
-    let agreement = Agreement {
-        rows,
-        shard,
-        columns: logits.columns(),
-        temperature: options.temperature(),
-        softcap: options.softcap(),
-        entropy: outputs.entropies.is_some(),
-    };
-    let most = agreement.of_all(communicator.rank(), checked, |note| communicator.exchange(note))?;
+    let columns = logits.columns();
+    let agreement = Agreement::new(Call::TokenLogProbs, rows, options, columns, outputs.entropies.is_some());
+    let (rank, mut standing) = (communicator.rank(), Standing::from(checked));
+    let notes = agreement.exchange(Divided::Vocab, rank, &mut standing, |words| communicator.exchange(words));
+    standing.checked?;
+    let most = notes.map_or(columns, |notes| notes.most_columns());
+    let done = exchange_rows(backend, communicator, most, logits, &targets, options, outputs, parts);
+    if done.is_err() {
+        communicator.abort();
+    }
+    done
+}
 
+/// The exchange of [`token_log_probs`], of ranks that have agreed about it. `most`: columns of the rank that has most.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn exchange_rows<B: Backend, T: Element>(
+    backend: &B,
+    communicator: &(impl Communicator<B> + ?Sized),
+    most: usize,
+    logits: &Matrix<'_, T, B::Memory>,
+    targets: &Targets<'_, B::Memory>,
+    options: &LogitOptions,
+    outputs: TokenLogProbs<'_, B::Memory>,
+    parts: &mut B::Buffer<B::PartialRow>,
+) -> Result<()> {
+    let rows = logits.rows();
     let (rank, ranks) = (communicator.rank(), communicator.ranks());
     let of_rank = rows * partial_rows_of(most);
     backend.reserve(parts, ranks * of_rank)?;
@@ -103,5 +125,5 @@ pub fn token_log_probs<'i, B: Backend, T: Element>(
     backend.partial_rows(logits, targets.clone(), options, outputs.entropies.is_some(), own)?;
     communicator.all_gather(backend, B::Memory::words_mut(&mut all))?;
     drop(all);
-    backend.merge_rows(&backend.view(parts, ranks * of_rank), ranks, targets, options, outputs)
+    backend.merge_rows(&backend.view(parts, ranks * of_rank), ranks, targets.clone(), options, outputs)
 }

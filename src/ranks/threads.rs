@@ -59,13 +59,14 @@ impl Threads {
 
     /// Brings this rank's words and waits for the others': all of them are in what comes back.
     fn meet(&self, words: &[u32]) -> Result<Arc<Vec<u32>>> {
-        self.bring(words);
+        self.bring(words)?;
         self.wait()
     }
 
-    /// Brings this rank's words.
-    fn bring(&self, words: &[u32]) {
+    /// Brings this rank's words; not once one is gone, who may have been waited for in the exchange before.
+    fn bring(&self, words: &[u32]) -> Result<()> {
         let mut meeting = self.meeting();
+        meeting.all_are_there()?;
         meeting.brought[self.rank].clear();
         meeting.brought[self.rank].extend_from_slice(words);
         meeting.has_brought[self.rank] = true;
@@ -73,6 +74,7 @@ impl Threads {
             meeting.complete();
             self.shared.changed.notify_all();
         }
+        Ok(())
     }
 
     /// Waits until all ranks have brought theirs. The next exchange is not completed before this rank has brought its words for it,
@@ -80,10 +82,7 @@ impl Threads {
     fn wait(&self) -> Result<Arc<Vec<u32>>> {
         let mut meeting = self.meeting();
         while meeting.has_brought[self.rank] {
-            if let Some(rank) = meeting.gone {
-                meeting.has_brought[self.rank] = false;
-                return Err(Error::Rank { rank, reason: "it is gone".to_owned() });
-            }
+            meeting.all_are_there()?;
             meeting = self.shared.changed.wait(meeting).unwrap_or_else(PoisonError::into_inner);
         }
         if let Some((rank, given, expected)) = meeting.differs {
@@ -101,6 +100,13 @@ impl Threads {
 }
 
 impl Meeting {
+    fn all_are_there(&self) -> Result<()> {
+        match self.gone {
+            Some(rank) => Err(Error::Rank { rank, reason: "it is gone".to_owned() }),
+            None => Ok(()),
+        }
+    }
+
     fn complete(&mut self) {
         let Self { brought, found, .. } = self;
         if Arc::get_mut(found).is_none() {
@@ -143,7 +149,7 @@ impl<B: Backend<Memory = Host>> Communicator<B> for Threads {
     }
 
     fn sum(&self, _: &B, numbers: &mut [f32], meanwhile: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        self.bring(bytemuck::cast_slice(numbers));
+        self.bring(bytemuck::cast_slice(numbers))?;
         let done = meanwhile();
         let found = self.wait()?;
         let count = numbers.len();

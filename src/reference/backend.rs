@@ -13,6 +13,7 @@ use crate::host::{
 };
 use crate::objective::Objective;
 use crate::options::{LogRatio, LogitOptions, Reduction};
+use crate::ranks::on_host::host_ranked;
 use crate::reference::linear_log_prob::Gradients;
 use crate::reference::partial_row::PartialRow;
 use crate::reference::row_loss::Clipping;
@@ -34,6 +35,7 @@ use crate::stage::token_log_prob::{SoftmaxState, check_gradient, check_logits, c
 pub struct ReferenceBackend;
 
 host_place!(ReferenceBackend);
+host_ranked!(ReferenceBackend);
 
 impl Backend for ReferenceBackend {
     host_memory!();

@@ -5,4 +5,5 @@ pub(crate) mod log_ratio;
 pub(crate) mod objective;
 pub(crate) mod partial_row;
 pub(crate) mod row_loss;
+pub(crate) mod sequence_part;
 pub(crate) mod token_log_prob;

@@ -93,7 +93,9 @@ pub(crate) fn check_rewards(objective: &Objective, rewards: &Rewards<'_, Host>, 
             check_group_sizes(objective, batch)
         }
         Target::Distribution => {
-            for group in batch.group_ranges() {
+            let (begins_open, ends_open) = batch.open_ends();
+            let last = batch.groups().saturating_sub(1);
+            for (index, group) in batch.group_ranges().enumerate() {
                 let sequence = group.start;
                 for i in group.clone() {
                     let value = rewards.value(i);
@@ -104,7 +106,9 @@ pub(crate) fn check_rewards(objective: &Objective, rewards: &Rewards<'_, Host>, 
                         return Err(Error::ZeroTarget { sequence: i });
                     }
                 }
-                if group.clone().all(|i| rewards.value(i) == f64::NEG_INFINITY) {
+                // Of a group that lies on several ranks this is not all.
+                let is_open = (index == 0 && begins_open) || (index == last && ends_open);
+                if !is_open && group.clone().all(|i| rewards.value(i) == f64::NEG_INFINITY) {
                     return Err(Error::ZeroTarget { sequence });
                 }
             }

@@ -13,6 +13,7 @@ pub mod device;
 pub mod fifty_digits;
 pub mod host_rows;
 pub mod linear;
+pub mod mesh;
 pub mod objective_bounds;
 pub mod objective_cases;
 pub mod ranks;

@@ -7,6 +7,7 @@ pub(crate) mod linear;
 pub(crate) mod log_ratio;
 pub(crate) mod objective;
 pub(crate) mod partial_row;
+pub(crate) mod sequence_part;
 pub(crate) mod token_log_prob;
 
 use crate::cuda::Cuda;

@@ -18,7 +18,7 @@ pub enum Rewards {
 }
 
 impl Rewards {
-    fn parts(self) -> (Address, i32) {
+    pub(in crate::cuda) fn parts(self) -> (Address, i32) {
         match self {
             Self::F32(address) => (address, 4),
             Self::F64(address) => (address, 8),

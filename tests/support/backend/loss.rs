@@ -4,7 +4,8 @@ use crate::backend::calls::{Ids, PlacedReference, download, place, place_mut, up
 use crate::backend::linear::Buffers;
 use crate::backend::{Placed, Rows, TestBackend};
 use crate::linear::{Gradients, Wanted};
-use exo_kernels::{Batch, Element, LossOptions, PreferenceLoss, Reference, Report, Result, Rewards, Step};
+use exo_kernels::ranks::Ranks;
+use exo_kernels::{Batch, Element, LossOptions, PreferenceLoss, Reference, Report, Result, Rewards, Shard, Step};
 
 /// A loss, and the backend that brings its inputs to where they are read. Steps over logits are of moved inputs: every call
 /// brings the same numbers again.
@@ -15,8 +16,14 @@ pub struct HostLoss<B: TestBackend> {
 }
 
 impl<B: TestBackend> HostLoss<B> {
-    pub(crate) fn new(backend: &B, options: impl Into<LossOptions>) -> Self {
+    pub fn new(backend: &B, options: impl Into<LossOptions>) -> Self {
         Self { backend: backend.clone(), loss: PreferenceLoss::new(backend.clone(), options) }
+    }
+
+    /// Divides it among ranks; this one has the columns of the shard.
+    #[must_use]
+    pub fn with_ranks(self, ranks: Ranks<B>, shard: Shard) -> Self {
+        Self { loss: self.loss.with_ranks(ranks).with_shard(shard), ..self }
     }
 
     pub fn forward<T: Element>(
