@@ -142,6 +142,15 @@ pub enum Error {
         /// Index of the group.
         group: usize,
     },
+    /// What ranks exchange their words with (MPI, NCCL, a trainer's own) has failed, or cannot be used so.
+    Engine {
+        /// Its name.
+        engine: &'static str,
+        /// The call that failed.
+        call: &'static str,
+        /// What it says about it.
+        reason: String,
+    },
     /// A token range that does not lie within its sequence, or begins with its first token.
     TokenRange {
         /// Index of the sequence.
@@ -372,6 +381,7 @@ impl fmt::Display for Error {
             Error::OpenGroup { group } => {
                 write!(f, "group {group} has more sequences on another rank: ranks of groups expected")
             }
+            Error::Engine { engine, call, reason } => write!(f, "{engine}: {call} failed: {reason}"),
             Error::TokenRange { sequence, start, end, length } => write!(
                 f,
                 "scored tokens of sequence {sequence}: {start}..{end} given, a range within 1..{length} expected \
