@@ -11,6 +11,7 @@ pub mod count;
 #[cfg(target_os = "linux")]
 mod driver;
 pub mod fatbin;
+pub mod host_work;
 mod install;
 pub mod machine;
 pub mod product;

@@ -14,6 +14,7 @@ mod function;
 mod graph;
 mod graph_node;
 mod host_memory;
+mod host_work;
 mod launch;
 mod library;
 mod limits;
