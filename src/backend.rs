@@ -1,45 +1,4 @@
-//! What a backend is: memory, and the stages as its verbs. [`PreferenceLoss`](crate::PreferenceLoss) is written over this
-//! trait once, and so is the suite of contracts in `tests/contract`.
-//!
-//! [`Cpu`](crate::Cpu), [`ReferenceBackend`](crate::reference::ReferenceBackend) and, with the feature `cuda`, `cuda::Cuda`
-//! are backends. The types of this module are generic over the [`Memory`] that they are views of; `exo_kernels::Matrix` and
-//! its like are those of the host, `exo_kernels::cuda::Matrix` and its like those of a CUDA device.
-//!
-//! A stage called by hand, on whatever backend it is:
-//!
-//! ```
-//! use exo_kernels::backend::{Backend, Matrix, Targets, TokenLogProbs};
-//! use exo_kernels::reference::ReferenceBackend;
-//! use exo_kernels::{Cpu, LogitOptions, Result, SoftmaxState};
-//!
-//! /// Log-probs of the ids `[N]` under logits `[N, vocab]`, from the host and back to it.
-//! fn log_probs<B: Backend>(backend: &B, logits: &[f32], vocab: usize, ids: &[i64]) -> Result<Vec<f32>> {
-//!     let rows = ids.len();
-//!     let (mut placed_logits, mut placed_ids) = (B::Buffer::<f32>::default(), B::Buffer::<i64>::default());
-//!     let (mut log_probs, mut states) = (B::Buffer::<f32>::default(), B::Buffer::<SoftmaxState>::default());
-//!     backend.upload(logits, &mut placed_logits)?;
-//!     backend.upload(ids, &mut placed_ids)?;
-//!     backend.reserve(&mut log_probs, rows)?;
-//!     backend.reserve(&mut states, rows)?;
-//!     backend.token_log_probs(
-//!         &Matrix::new(backend.view(&placed_logits, logits.len()), vocab)?,
-//!         Targets::I64(backend.view(&placed_ids, rows)),
-//!         &LogitOptions::default(),
-//!         TokenLogProbs {
-//!             log_probs: backend.view_mut(&mut log_probs, rows),
-//!             states: backend.view_mut(&mut states, rows),
-//!             entropies: None,
-//!         },
-//!     )?;
-//!     Ok(backend.read(&backend.view(&log_probs, rows))?.into_owned())
-//! }
-//!
-//! let (logits, ids) = ([0.5, 0.25, 1.0, 0.0], [0, 1]);
-//! let fast = log_probs(&Cpu::default(), &logits, 2, &ids)?;
-//! let exact = log_probs(&ReferenceBackend, &logits, 2, &ids)?;
-//! assert!(fast.iter().zip(&exact).all(|(fast, exact)| (fast - exact).abs() < 1e-6));
-//! # Ok::<(), exo_kernels::Error>(())
-//! ```
+#![doc = include_str!("backend.md")]
 
 use crate::data::batch::Batch;
 use crate::element::Element;
@@ -61,6 +20,7 @@ pub use crate::element::Number;
 pub use crate::ranks::Ranked;
 pub use crate::report::{ReadResults, RowSummary, ScoredLogProbs, StageResults};
 pub use crate::stage::linear::{LinearOutputs, SavedLinear, kept_logit_words};
+pub use crate::stage::linear_shard::{GatheredRows, LinearParts, UnitSums};
 pub use crate::stage::log_ratio::{LogRatioOutputs, RowLogProbs};
 pub use crate::stage::objective::{ObjectiveOutputs, RowWeights};
 pub use crate::stage::partial_row::partial_rows_of;
@@ -423,6 +383,10 @@ pub trait Backend: Ranked + Clone + Debug + Send + Sync {
     /// With kept unit gradients the gradient of a hidden state is its product with g/T, rounded once: within its bounds that
     /// of the call without them, but not bit for bit.
     ///
+    /// Of a [shard](LogitOptions::with_shard) these are the gradients of its rows of the head, with what [`Backend::merge_rows`] gave
+    /// for `saved`; padding at the end of the last rank gets 0, or stays as it is where gradients are added to. The gradient of the
+    /// hidden states is whole where the kept unit gradients are the sums over ranks, and this rank's share of it without them.
+    ///
     /// # Errors
     /// As [`Backend::linear_token_log_probs`] and [`Backend::token_log_probs_backward`]; on a GPU
     /// [`Error::GradientType`](crate::Error::GradientType) for gradients of the head that are neither f32 nor of its type.
@@ -436,6 +400,53 @@ pub trait Backend: Ranked + Clone + Debug + Send + Sync {
         saved: impl Into<SavedLinear<'s, Self::Memory>>,
         upstream: &RowGradients<'_, Self::Memory>,
         gradients: LinearGradients<'_, T, G, Self::Memory>,
+    ) -> Result<()>;
+
+    /// What [`Backend::check_linear`] checks, of a rank's rows of a head: targets are columns of the whole vocabulary.
+    ///
+    /// # Errors
+    /// As [`Backend::linear_partial_rows`].
+    fn check_linear_shard<T: Element, W: Element>(
+        &self,
+        hidden: &Hidden<'_, '_, T, Self::Memory>,
+        head: &Head<'_, W, Self::Memory>,
+        targets: &Targets<'_, Self::Memory>,
+        options: &LogitOptions,
+    ) -> Result<()>;
+
+    /// [`Backend::partial_rows`] from hidden states, under a rank's rows of a head: those of the [shard](LogitOptions::with_shard),
+    /// and padding at the end of the last rank, which is not read. Asked for unit sums, it makes two matrix products, else one.
+    ///
+    /// # Errors
+    /// As [`Backend::partial_rows`] and [`Backend::linear_token_log_probs`].
+    fn linear_partial_rows<'m, 'd: 'm, 'i, T: Element, W: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T, Self::Memory>>,
+        head: &Head<'_, W, Self::Memory>,
+        targets: impl Into<Targets<'i, Self::Memory>>,
+        options: &LogitOptions,
+        entropy: bool,
+        outputs: LinearParts<'_, Self::Memory, Self::PartialRow>,
+    ) -> Result<()>;
+
+    /// Turns the unit sums of [`Backend::linear_partial_rows`], with the same operands, into this rank's share of the
+    /// [unit gradients](LinearOutputs::unit_gradients) `[M, H]`: these are the sum of all ranks' shares. No hidden state is read.
+    ///
+    /// With s·2ʳ the state of all columns and r' that of the rank's sums, the share is σ_t·W_t·(Σ' e_j)/s, where the rank has the
+    /// target t, less 2^(r' − r)·(Σ' e_j·σ_j·W_j)/s of its columns. The first sum is of all ranks' columns but t: it is never formed
+    /// as s − e_t, which has no digits next to p = 1. A row without a softmax gets NaN.
+    ///
+    /// # Errors
+    /// As [`Backend::linear_partial_rows`] and [`Backend::merge_rows`]; [`Error::Parameter`](crate::Error::Parameter) for a rank that
+    /// is none of them.
+    fn linear_unit_gradients<'m, 'd: 'm, 'i, T: Element, W: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T, Self::Memory>>,
+        head: &Head<'_, W, Self::Memory>,
+        targets: impl Into<Targets<'i, Self::Memory>>,
+        options: &LogitOptions,
+        gathered: &GatheredRows<'_, Self::Memory, Self::PartialRow>,
+        unit_sums: UnitSums<'_, Self::Memory, Self::PartialRow>,
     ) -> Result<()>;
 
     /// A loss over rows of hidden states `[N, H]` under a head, and its gradients, in one pass: what

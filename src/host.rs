@@ -38,3 +38,9 @@ pub type ObjectiveOutputs<'a> = backend::ObjectiveOutputs<'a, Host>;
 pub type RowWeights<'a> = backend::RowWeights<'a, Host>;
 /// [`backend::RowLosses`] on the host.
 pub type RowLosses<'a> = backend::RowLosses<'a, Host>;
+/// [`backend::LinearParts`] on the host; P is [`Backend::PartialRow`](crate::Backend::PartialRow).
+pub type LinearParts<'a, P> = backend::LinearParts<'a, Host, P>;
+/// [`backend::UnitSums`] on the host.
+pub type UnitSums<'a, P> = backend::UnitSums<'a, Host, P>;
+/// [`backend::GatheredRows`] on the host.
+pub type GatheredRows<'a, P> = backend::GatheredRows<'a, Host, P>;

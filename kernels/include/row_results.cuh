@@ -7,12 +7,17 @@
 #include "softmax_sums.cuh"
 #include "status.cuh"
 
-// A row's results from its sums and the logit of its target. One thread.
-template <bool SOFTCAP, bool ENTROPY, typename Arguments>
-__device__ __forceinline__ void finish_row(const Arguments& arguments, const Scale& scale, const Sums<double>& sums,
-                                           float target_logit, uint32_t row) {
-    float log_prob = NAN, entropy = NAN;
-    float2 state = make_float2(0.0f, NAN);
+// What a row is, of its columns or of some of them; all NaN but r where they have no softmax.
+struct RowResult {
+    float log_prob;
+    float2 state;
+    float entropy;
+};
+
+// The same from its sums and the logit of its target. One thread.
+template <bool SOFTCAP, bool ENTROPY>
+__device__ __forceinline__ RowResult row_result(const Scale& scale, const Sums<double>& sums, float target_logit) {
+    RowResult result{NAN, make_float2(0.0f, NAN), NAN};
     // r still at its start: only -inf. r infinite: a +inf. A sum that is NaN: a NaN.
     if (fabsf(sums.r) < LARGEST_EXPONENT && !isnan(sums.s)) {
         constexpr double LN_2 = 0.693147180559945309;
@@ -21,16 +26,28 @@ __device__ __forceinline__ void finish_row(const Arguments& arguments, const Sca
         const float r = sums.r + 0.0f;
         const double t = scale.exact_exponent<SOFTCAP>(target_logit + 0.0f, r);
         // The roundings of the sum must not make a probability larger than 1, nor an entropy negative.
-        log_prob = static_cast<float>(fmin((t - log2_sum) * LN_2, 0.0));
-        state = make_float2(r, static_cast<float>(sums.s));
-        if constexpr (ENTROPY) entropy = static_cast<float>(fmax((log2_sum - sums.weighted / sums.s) * LN_2, 0.0));
-        if (log_prob == -INFINITY) atomicAdd(&arguments.status->minus_infinite_targets, 1u);
-    } else {
-        record(&arguments.status->non_finite_rows, &arguments.status->first_non_finite_row, row);
+        result.log_prob = static_cast<float>(fmin((t - log2_sum) * LN_2, 0.0));
+        result.state = make_float2(r, static_cast<float>(sums.s));
+        if constexpr (ENTROPY) {
+            result.entropy = static_cast<float>(fmax((log2_sum - sums.weighted / sums.s) * LN_2, 0.0));
+        }
     }
-    arguments.log_probs[row] = log_prob;
-    arguments.states[row] = state;
-    if constexpr (ENTROPY) arguments.entropies[row] = entropy;
+    return result;
+}
+
+// Writes a row's results, and counts what is odd about it. One thread.
+template <bool SOFTCAP, bool ENTROPY, typename Arguments>
+__device__ __forceinline__ void finish_row(const Arguments& arguments, const Scale& scale, const Sums<double>& sums,
+                                           float target_logit, uint32_t row) {
+    const RowResult result = row_result<SOFTCAP, ENTROPY>(scale, sums, target_logit);
+    if (isnan(result.state.y)) {
+        record(&arguments.status->non_finite_rows, &arguments.status->first_non_finite_row, row);
+    } else if (result.log_prob == -INFINITY) {
+        atomicAdd(&arguments.status->minus_infinite_targets, 1u);
+    }
+    arguments.log_probs[row] = result.log_prob;
+    arguments.states[row] = result.state;
+    if constexpr (ENTROPY) arguments.entropies[row] = result.entropy;
 }
 
 // A row that is not read: masked, or with a target that is no column. One thread.

@@ -2,12 +2,14 @@
 // of each row. The last chunk's launch writes the results.
 //
 // Grid (M), THREADS threads: a block does one gathered row. Columns are summed up in units of UNIT, one warp each, and
-// units are added in f64 in ascending order, across chunks too. Chunks begin at multiples of UNIT. So the bits of a row
-// do not depend on how the vocabulary is divided into chunks, as long as those of its logits do not.
+// units are added in f64 in ascending order, across chunks too: those of a slice of SLICE columns first, whose sums are
+// rounded to f32, as ranks exchange them (merge_rows.cu), and then added to those of the slices before. Chunks begin at
+// multiples of UNIT. So the bits of a row do not depend on how the vocabulary is divided into chunks, nor on which rank has
+// which slices, as long as those of its logits do not.
 //
 // The state of a partial sum is that of token_log_prob.cu: sum 2^t = s * 2^r. A unit's r is that of its own largest
 // exponent, and all of its terms are made with it: nothing is rescaled in f32. A term goes through at most 10 additions
-// in f32: 3 in an accumulator, 2 across accumulators, 5 in the warp.
+// in f32: 3 in an accumulator, 2 across accumulators, 5 in the warp; and its slice is rounded once.
 
 #include <cstdint>
 
@@ -24,13 +26,18 @@ constexpr int LOADS = 4;
 constexpr int32_t STEP = 32 * 4;
 constexpr int32_t UNIT = LOADS * STEP;
 constexpr int32_t ROUND = WARPS * UNIT;
+constexpr int32_t UNITS_OF_SLICE = SLICE / UNIT;
 
-// What is kept of a row from chunk to chunk.
+// What is kept of a row from chunk to chunk: of the slices before, and of the one that the chunk's end is in.
 struct RowSums {
     double s;
     double weighted;
+    double slice_s;
+    double slice_weighted;
     float r;
+    float slice_r;
     float target_logit;
+    int32_t reserved;
 };
 
 struct LinearLogProb {
@@ -39,14 +46,18 @@ struct LinearLogProb {
     const void* targets;  // [N]
     const int32_t* rows;  // [M]: which of the N rows each is; -1: none
     RowSums* sums;        // [M]; not used where one chunk is all
-    float* log_probs;     // [N]
+    float4* parts;        // [N, parts_per_row]: r, s, weighted, the target's logit; or null: rows are finished
+    float* log_probs;     // [N]; with parts: of these columns alone, as the states, or null
     float2* states;       // [N]: r, s
-    float* entropies;     // [N]; not read by kernels without entropy
+    float* entropies;     // [N]; not read by kernels without entropy, nor with parts
     Status* status;
     int64_t row_stride;
-    int32_t begin;    // the vocabulary's column that the chunk begins with
+    int64_t parts_per_row;
+    int32_t begin;    // the column that the chunk begins with, of those that are here
     int32_t columns;  // of the chunk
-    int32_t vocab;
+    int32_t vocab;    // columns that are here
+    int32_t first_column;  // of the whole vocabulary
+    int32_t whole_vocab;
     int32_t target_bytes;  // 4 or 8
     float scale;           // log2(e)/T
     float softcap;         // not read by kernels without softcap
@@ -133,18 +144,41 @@ __device__ __forceinline__ Sums<float> sum_unit(const float (&x)[4 * LOADS], con
 struct Shared {
     Sums<float> units[2][WARPS];
     Sums<double> row;
+    Sums<double> slice;
+    // Of the row that have been added.
+    int32_t count;
 };
+
+// Adds the slice whose last unit has been added to the row, and begins the next. One thread.
+template <bool ENTROPY>
+__device__ __forceinline__ void end_slice(Shared& shared, const LinearLogProb& arguments) {
+    const Sums<double> slice = shared.slice;
+    const auto s = static_cast<float>(slice.s), weighted = static_cast<float>(slice.weighted);
+    if (arguments.parts != nullptr) {
+        const int64_t place = (shared.count - 1) / UNITS_OF_SLICE;
+        // Read anew, so that it costs the loop no register. The target's logit stays what it is.
+        float4* part = arguments.parts + arguments.rows[blockIdx.x] * arguments.parts_per_row + place;
+        part->x = slice.r;
+        part->y = s;
+        part->z = ENTROPY ? weighted : 0.0f;
+    }
+    Sums<double> row = shared.row;
+    add_slice<ENTROPY>(row, slice.r, s, weighted);
+    shared.row = row;
+    shared.slice = {START, 0.0, 0.0};
+}
 
 // Adds units in ascending order. One thread.
 template <bool ENTROPY>
-__device__ __forceinline__ void add_units(Shared& shared, int32_t place, int32_t count) {
-    Sums<double> row = shared.row;
+__device__ __forceinline__ void add_units(Shared& shared, const LinearLogProb& arguments, int32_t place, int32_t count) {
 #pragma unroll 1
     for (int32_t i = 0; i < count; i++) {
         const Sums<float> unit = shared.units[place][i];
-        add_slice<ENTROPY>(row, unit.r, unit.s, unit.weighted);
+        Sums<double> slice = shared.slice;
+        add_slice<ENTROPY>(slice, unit.r, unit.s, unit.weighted);
+        shared.slice = slice;
+        if (++shared.count % UNITS_OF_SLICE == 0) end_slice<ENTROPY>(shared, arguments);
     }
-    shared.row = row;
 }
 
 // Adds the chunk's columns to the row's sums.
@@ -166,7 +200,7 @@ __device__ __forceinline__ void add_columns(Shared& shared, const LinearLogProb&
         const Sums<float> unit = sum_unit<SOFTCAP, ENTROPY>(x, scale);
         if (lane == 0) shared.units[place][warp] = unit;
         __syncthreads();
-        if (thread == 0) add_units<ENTROPY>(shared, place, WARPS);
+        if (thread == 0) add_units<ENTROPY>(shared, arguments, place, WARPS);
         place ^= 1;
         from += ROUND;
         if constexpr (BIAS) bias += ROUND;
@@ -182,7 +216,27 @@ __device__ __forceinline__ void add_columns(Shared& shared, const LinearLogProb&
         if (lane == 0) shared.units[place][warp] = unit;
     }
     __syncthreads();
-    if (thread == 0) add_units<ENTROPY>(shared, place, (left + UNIT - 1) / UNIT);
+    if (thread == 0) add_units<ENTROPY>(shared, arguments, place, (left + UNIT - 1) / UNIT);
+}
+
+// A row whose target is no column. One thread.
+template <bool ENTROPY>
+__device__ __forceinline__ void skip_bad_target(const LinearLogProb& arguments, int32_t row) {
+    if (arguments.parts == nullptr) return skip_row<ENTROPY>(arguments, row, false);
+    record(&arguments.status->bad_targets, &arguments.status->first_bad_target_row, row);
+    // Makes NaN of the row.
+    arguments.parts[row * arguments.parts_per_row] = make_float4(START, NAN, 0.0f, 0.0f);
+    if (arguments.states != nullptr) arguments.states[row] = make_float2(0.0f, NAN);
+}
+
+// What a row is of these columns alone. One thread.
+template <bool SOFTCAP>
+__device__ __forceinline__ void finish_part(const LinearLogProb& arguments, const Scale& scale, const Sums<double>& sums,
+                                            float target_logit, bool has_target, int32_t row) {
+    if (arguments.states == nullptr) return;
+    const RowResult result = row_result<SOFTCAP, false>(scale, sums, target_logit);
+    arguments.states[row] = result.state;
+    arguments.log_probs[row] = has_target ? result.log_prob : -INFINITY;
 }
 
 template <bool SOFTCAP, bool ENTROPY>
@@ -192,17 +246,19 @@ __device__ __forceinline__ void linear_log_prob(const LinearLogProb& arguments) 
     if (row < 0) return;
     const bool is_last = arguments.begin + arguments.columns == arguments.vocab;
     const int64_t target = target_id(arguments.targets, arguments.target_bytes, row);
-    if (target >= arguments.vocab) {
-        if (is_last && threadIdx.x == 0) skip_row<ENTROPY>(arguments, row, false);
+    if (target >= arguments.whole_vocab) {
+        if (is_last && threadIdx.x == 0) skip_bad_target<ENTROPY>(arguments, row);
         return;
     }
 
     const float* logits = arguments.logits + int64_t{blockIdx.x} * arguments.row_stride;
     if (threadIdx.x == 0) {
-        shared.row = {START, 0.0, 0.0};
+        shared.row = shared.slice = {START, 0.0, 0.0};
+        shared.count = arguments.begin / UNIT;
         if (arguments.begin > 0) {
             const RowSums before = arguments.sums[blockIdx.x];
             shared.row = {before.r, before.s, before.weighted};
+            shared.slice = {before.slice_r, before.slice_s, before.slice_weighted};
         }
     }
     if (arguments.bias == nullptr) {
@@ -212,18 +268,29 @@ __device__ __forceinline__ void linear_log_prob(const LinearLogProb& arguments) 
     }
 
     if (threadIdx.x > 0) return;
-    const Sums<double> sums = shared.row;
     float target_logit = arguments.begin > 0 ? arguments.sums[blockIdx.x].target_logit : 0.0f;
-    const int32_t column = static_cast<int32_t>(target) - arguments.begin;
+    const int32_t of_rank = static_cast<int32_t>(target) - arguments.first_column;
+    const int32_t column = of_rank - arguments.begin;
     if (column >= 0 && column < arguments.columns) {
         target_logit = __ldg(logits + column);
         if (arguments.bias != nullptr) target_logit += __ldg(arguments.bias + column);
+        if (arguments.parts != nullptr) {
+            arguments.parts[row * arguments.parts_per_row + of_rank / SLICE].w = target_logit;
+        }
     }
     if (is_last) {
+        if (shared.count % UNITS_OF_SLICE != 0) end_slice<ENTROPY>(shared, arguments);
+        const Sums<double> sums = shared.row;
         const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
-        finish_row<SOFTCAP, ENTROPY>(arguments, scale, sums, target_logit, row);
+        if (arguments.parts == nullptr) {
+            finish_row<SOFTCAP, ENTROPY>(arguments, scale, sums, target_logit, row);
+        } else {
+            finish_part<SOFTCAP>(arguments, scale, sums, target_logit, of_rank >= 0 && of_rank < arguments.vocab, row);
+        }
     } else {
-        arguments.sums[blockIdx.x] = {sums.s, sums.weighted, sums.r, target_logit};
+        const Sums<double> sums = shared.row, slice = shared.slice;
+        arguments.sums[blockIdx.x] = {sums.s,  sums.weighted, slice.s, slice.weighted,
+                                      sums.r, slice.r,       target_logit, 0};
     }
 }
 

@@ -30,9 +30,9 @@ struct LinearLogProbBackward {
     int64_t row_stride;
     int64_t gradient_row_stride;
     double largest_upstream;  // as in row_gradient.cuh
-    int32_t begin;    // the vocabulary's column that the chunk begins with
+    int32_t begin;    // the whole vocabulary's column that the chunk begins with
     int32_t columns;  // of the chunk
-    int32_t vocab;
+    int32_t vocab;    // columns of the whole vocabulary
     int32_t target_bytes;  // 4 or 8
     float scale;           // log2(e)/T
     float inverse_temperature;

@@ -42,7 +42,7 @@ struct LinearExponentials {
     int32_t keeps_logits;  // another kernel reads them again
     float scale;           // log2(e)/T
     float softcap;         // not read by kernels without softcap
-    int32_t reserved;
+    int32_t first_column;  // of the whole vocabulary
 };
 
 // The power of two that brings the largest e_j that is not the target's just below 2^14, for f16: it holds nothing below
@@ -93,7 +93,11 @@ __device__ __forceinline__ void linear_exponentials(const LinearExponentials& ar
     if constexpr (T::SMALL_RANGE) shift = range_shift(state, arguments.log_probs[row]);
     const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
     // The target's logit is -inf while the row is rewritten, so that it adds nothing.
-    const TargetColumn at = TargetColumn::find<THREADS>(target - offset, columns);
+    const int64_t of_rank = target - arguments.first_column;
+    const TargetColumn at = TargetColumn::find<THREADS>(of_rank - offset, columns);
+    if (threadIdx.x == 0 && blockIdx.y == 0 && (of_rank < 0 || of_rank >= arguments.vocab)) {
+        arguments.targets_of_rows[blockIdx.x] = make_float2(0.0f, shift);
+    }
     float target_logit = 0.0f;
     if (at.is_mine) {
         target_logit = load<F32>(logits + at.column);

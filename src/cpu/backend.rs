@@ -7,8 +7,9 @@ use crate::data::host_memory::{host_memory, host_place};
 use crate::element::Element;
 use crate::error::Result;
 use crate::host::{
-    Head, Hidden, LinearGradients, LinearOutputs, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs, Reference,
-    Rewards, RowGradients, RowLogProbs, RowLosses, SavedLinear, SavedRows, Targets, TokenLogProbs,
+    GatheredRows, Head, Hidden, LinearGradients, LinearOutputs, LinearParts, LogRatioOutputs, Matrix, MatrixMut,
+    ObjectiveOutputs, Reference, Rewards, RowGradients, RowLogProbs, RowLosses, SavedLinear, SavedRows, Targets,
+    TokenLogProbs, UnitSums,
 };
 use crate::objective::Objective;
 use crate::options::{LogRatio, LogitOptions, Reduction};
@@ -108,7 +109,17 @@ impl Backend for Cpu {
         head: &Head<'_, W>,
         targets: &Targets<'_>,
     ) -> Result<()> {
-        check_inputs(self, hidden, head, *targets)
+        check_inputs(self, hidden, head, *targets, head.vocab())
+    }
+
+    fn check_linear_shard<T: Element, W: Element>(
+        &self,
+        hidden: &Hidden<'_, '_, T>,
+        head: &Head<'_, W>,
+        targets: &Targets<'_>,
+        options: &LogitOptions,
+    ) -> Result<()> {
+        check_inputs(self, hidden, head, *targets, options.shard_of(head.vocab()).vocab())
     }
 
     fn linear_token_log_probs<'m, 'd: 'm, 'i, 'o, T: Element, W: Element>(
@@ -134,6 +145,30 @@ impl Backend for Cpu {
     ) -> Result<()> {
         let (hidden, targets, saved) = (hidden.into(), targets.into(), saved.into());
         linear::log_prob_backward::backward(*self, hidden, head, targets, options, &saved, upstream, gradients)
+    }
+
+    fn linear_partial_rows<'m, 'd: 'm, 'i, T: Element, W: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        entropy: bool,
+        outputs: LinearParts<'_, PartialRow>,
+    ) -> Result<()> {
+        linear::shard::partial_rows(*self, hidden.into(), head, targets.into(), options, entropy, outputs)
+    }
+
+    fn linear_unit_gradients<'m, 'd: 'm, 'i, T: Element, W: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        gathered: &GatheredRows<'_, PartialRow>,
+        unit_sums: UnitSums<'_, PartialRow>,
+    ) -> Result<()> {
+        linear::shard::unit_gradients(*self, hidden.into(), head, targets.into(), options, gathered, unit_sums)
     }
 
     fn linear_row_loss<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(

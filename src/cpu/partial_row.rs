@@ -28,13 +28,13 @@ pub struct PartialRow {
 
 impl PartialRow {
     /// No column at all.
-    const EMPTY: Self = Self::new(PartialSums::EMPTY, 0.0);
+    pub(super) const EMPTY: Self = Self::new(PartialSums::EMPTY, 0.0);
 
-    const fn new(sums: PartialSums, target: f32) -> Self {
+    pub(super) const fn new(sums: PartialSums, target: f32) -> Self {
         Self { r: sums.r, target, sum: sums.sum, weighted: sums.weighted }
     }
 
-    fn sums(self) -> PartialSums {
+    pub(super) fn sums(self) -> PartialSums {
         PartialSums { r: self.r, sum: self.sum, weighted: self.weighted }
     }
 }
@@ -104,7 +104,7 @@ pub(super) fn merge_rows(
 }
 
 /// The sums of all parts of a row, in ascending order as those of its slices are added up in one call, and its target's logit.
-fn merged<'a>(parts: impl Iterator<Item = &'a PartialRow>) -> (PartialSums, f32) {
+pub(super) fn merged<'a>(parts: impl Iterator<Item = &'a PartialRow>) -> (PartialSums, f32) {
     parts.fold((PartialSums::EMPTY, 0.0), |(sums, target), part| (sums.merge(part.sums()), target + part.target))
 }
 

@@ -5,10 +5,10 @@ use crate::cuda::context::CurrentContext;
 use crate::cuda::driver::called;
 use crate::cuda::memory::{Use, copy_on_device, download};
 use crate::cuda::{
-    Cuda, Device, DeviceBatch, DeviceRewards, Grown, Head, Hidden, LinearGradients, LinearOutputs, LogRatioOutputs,
-    Matrix, MatrixMut, ObjectiveOutputs, PartialRow, Reference, RewardBuffers, Rewards, RowGradients, RowLogProbs,
-    RowLosses, SavedLinear, SavedRows, Targets, TokenLogProbs, View, ViewMut, linear, log_ratio, objective,
-    partial_row, step, token_log_prob,
+    Cuda, Device, DeviceBatch, DeviceRewards, GatheredRows, Grown, Head, Hidden, LinearGradients, LinearOutputs,
+    LinearParts, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs, PartialRow, Reference, RewardBuffers, Rewards,
+    RowGradients, RowLogProbs, RowLosses, SavedLinear, SavedRows, Targets, TokenLogProbs, UnitSums, View, ViewMut,
+    linear, log_ratio, objective, partial_row, step, token_log_prob,
 };
 use crate::data::batch::Batch;
 use crate::element::Element;
@@ -271,6 +271,17 @@ impl Backend for Cuda {
         self.with_linear_scratch(|work| work.blas(&self.stream).map(drop))
     }
 
+    /// On a device nobody sees the targets, so that it is the same check.
+    fn check_linear_shard<T: Element, W: Element>(
+        &self,
+        hidden: &Hidden<'_, '_, T>,
+        head: &Head<'_, W>,
+        targets: &Targets<'_>,
+        _options: &LogitOptions,
+    ) -> Result<()> {
+        self.check_linear(hidden, head, targets)
+    }
+
     fn linear_token_log_probs<'m, 'd: 'm, 'i, 'o, T: Element, W: Element>(
         &self,
         hidden: impl Into<Hidden<'m, 'd, T>>,
@@ -296,6 +307,32 @@ impl Backend for Cuda {
         let _current = self.enter()?;
         let (hidden, targets, saved) = (hidden.into(), targets.into(), saved.into());
         linear::log_prob::backward(self, hidden, head, &targets, options, &saved, upstream, gradients)
+    }
+
+    fn linear_partial_rows<'m, 'd: 'm, 'i, T: Element, W: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        entropy: bool,
+        outputs: LinearParts<'_, PartialRow>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        linear::shard::partial_rows(self, hidden.into(), head, &targets.into(), options, entropy, outputs)
+    }
+
+    fn linear_unit_gradients<'m, 'd: 'm, 'i, T: Element, W: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        gathered: &GatheredRows<'_, PartialRow>,
+        unit_sums: UnitSums<'_, PartialRow>,
+    ) -> Result<()> {
+        let _current = self.enter()?;
+        linear::shard::unit_gradients(self, hidden.into(), head, &targets.into(), options, gathered, unit_sums)
     }
 
     fn linear_row_loss<'m, 'd: 'm, 'i, T: Element, W: Element, G: Element>(

@@ -108,6 +108,16 @@ const TABLE: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "linear/shard",
+        &[
+            "linear_empty_parts",
+            "linear_unit_share_bf16",
+            "linear_unit_share_f16",
+            "linear_unit_share_f32",
+            "linear_unit_sums",
+        ],
+    ),
+    (
         "linear/unit_gradient",
         &[
             "linear_exponentials_bf16",

@@ -109,6 +109,12 @@ mod views {
     pub type RowWeights<'a> = backend::RowWeights<'a, Device>;
     /// [`backend::RowLosses`] on the device.
     pub type RowLosses<'a> = backend::RowLosses<'a, Device>;
+    /// [`backend::LinearParts`] on the device; P is [`PartialRow`](crate::cuda::PartialRow).
+    pub type LinearParts<'a, P> = backend::LinearParts<'a, Device, P>;
+    /// [`backend::UnitSums`] on the device.
+    pub type UnitSums<'a, P> = backend::UnitSums<'a, Device, P>;
+    /// [`backend::GatheredRows`] on the device.
+    pub type GatheredRows<'a, P> = backend::GatheredRows<'a, Device, P>;
 }
 
 /// A CUDA device as a backend: a stream, the kernels of its context, and scratch memory that is kept between calls.

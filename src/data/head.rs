@@ -3,8 +3,9 @@
 //! The logits of row n are x_n = W·h_n + b, with h_n `[H]` a hidden state, W `[V, H]` the weight of the head and b `[V]`
 //! its bias. They are formed in f32 a block at a time, and never held as a whole.
 
-use crate::data::matrix::{Matrix, MatrixMut, check_vocab};
+use crate::data::matrix::{Matrix, MatrixMut, Shape, check_vocab};
 use crate::data::memory::{Host, Memory};
+use crate::data::shard::Shard;
 use crate::element::Number;
 use crate::error::{Result, check_length};
 
@@ -16,6 +17,15 @@ pub struct Head<'a, T: Number, M: Memory> {
 }
 
 impl<T: Number> Copy for Head<'_, T, Host> {}
+
+impl<T: Number> Head<'_, T, Host> {
+    /// The rows that are no padding.
+    pub(crate) fn without_padding(self, shard: Shard) -> Self {
+        let rows = shard.columns(self.vocab());
+        let shape = Shape { rows, ..self.weight.shape };
+        Self { weight: Matrix { shape, ..self.weight }, bias: self.bias.map(|bias| &bias[..rows]) }
+    }
+}
 
 impl<'a, T: Number, M: Memory> Head<'a, T, M> {
     /// A head without bias.

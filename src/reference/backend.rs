@@ -8,17 +8,21 @@ use crate::data::targets::narrowed;
 use crate::element::Element;
 use crate::error::{Result, check_length};
 use crate::host::{
-    Head, Hidden, LinearGradients, LinearOutputs, LogRatioOutputs, Matrix, MatrixMut, ObjectiveOutputs, Reference,
-    Rewards, RowGradients, RowLogProbs, RowLosses, RowWeights, SavedLinear, SavedRows, Targets, TokenLogProbs,
+    GatheredRows, Head, Hidden, LinearGradients, LinearOutputs, LinearParts, LogRatioOutputs, Matrix, MatrixMut,
+    ObjectiveOutputs, Reference, Rewards, RowGradients, RowLogProbs, RowLosses, RowWeights, SavedLinear, SavedRows,
+    Targets, TokenLogProbs, UnitSums,
 };
 use crate::objective::Objective;
 use crate::options::{LogRatio, LogitOptions, Reduction};
 use crate::ranks::on_host::host_ranked;
 use crate::reference::linear_log_prob::Gradients;
+use crate::reference::linear_results::{write_gradients, write_unit_gradients};
 use crate::reference::partial_row::PartialRow;
 use crate::reference::row_loss::Clipping;
 use crate::reference::token_log_prob::TokenLogProb;
-use crate::reference::{linear_log_prob, log_ratio, objective, partial_row, row_loss, statistics, token_log_prob};
+use crate::reference::{
+    linear_log_prob, linear_shard, log_ratio, objective, partial_row, row_loss, statistics, token_log_prob,
+};
 use crate::stage::linear::{check_gradients, check_inputs};
 use crate::stage::log_ratio::{check_finite_reference, check_reference, check_rows};
 use crate::stage::objective::check_rewards;
@@ -226,7 +230,17 @@ impl Backend for ReferenceBackend {
         head: &Head<'_, W>,
         targets: &Targets<'_>,
     ) -> Result<()> {
-        check_inputs(self, hidden, head, *targets)
+        check_inputs(self, hidden, head, *targets, head.vocab())
+    }
+
+    fn check_linear_shard<T: Element, W: Element>(
+        &self,
+        hidden: &Hidden<'_, '_, T>,
+        head: &Head<'_, W>,
+        targets: &Targets<'_>,
+        options: &LogitOptions,
+    ) -> Result<()> {
+        check_inputs(self, hidden, head, *targets, options.shard_of(head.vocab()).vocab())
     }
 
     fn linear_token_log_probs<'m, 'd: 'm, 'i, 'o, T: Element, W: Element>(
@@ -265,13 +279,13 @@ impl Backend for ReferenceBackend {
         upstream: &RowGradients<'_>,
         gradients: LinearGradients<'_, T, G>,
     ) -> Result<()> {
-        let (hidden, targets, saved) = (hidden.into(), targets.into(), saved.into());
-        options.check_whole(head.vocab())?;
-        self.check_linear(&hidden, head, &targets)?;
+        let (hidden, targets, kept) = (hidden.into(), targets.into(), saved.into());
+        self.check_linear_shard(&hidden, head, &targets, options)?;
         check_gradients(self, &gradients, &hidden, head)?;
-        saved.check(self, &hidden, head, W::DTYPE)?;
-        let saved = &saved.rows;
+        kept.check(self, &hidden, head, W::DTYPE, options)?;
+        let saved = &kept.rows;
         check_saved(self, saved, upstream, hidden.states.rows())?;
+        let head = &head.without_padding(options.shard_of(head.vocab()));
         let (rows, vocab) = (hidden.states.rows(), head.vocab());
         let mut of_logits = vec![0.0; rows * vocab];
         let mut withheld = Vec::new();
@@ -288,7 +302,44 @@ impl Backend for ReferenceBackend {
         for row in withheld {
             sums.hidden[row * hidden.states.columns()..][..hidden.states.columns()].fill(f64::NAN);
         }
+        let of_entropy = matches!(upstream, RowGradients::PerRow { entropies: Some(_), .. });
+        let is_part = options.check_whole(vocab).is_err();
+        if let (Some(units), true, false) = (kept.unit_gradients, is_part, of_entropy) {
+            linear_shard::use_units(&mut sums.hidden, units, &targets, options, saved, upstream);
+        }
         write_gradients(&sums, gradients);
+        Ok(())
+    }
+
+    fn linear_partial_rows<'m, 'd: 'm, 'i, T: Element, W: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        _entropy: bool,
+        outputs: LinearParts<'_, PartialRow>,
+    ) -> Result<()> {
+        let (hidden, targets) = (hidden.into(), targets.into());
+        self.check_linear_shard(&hidden, head, &targets, options)?;
+        let per_row = outputs.check(self, &hidden, head)?;
+        linear_shard::partial_rows(hidden.states, head, &targets, options, per_row, outputs);
+        Ok(())
+    }
+
+    fn linear_unit_gradients<'m, 'd: 'm, 'i, T: Element, W: Element>(
+        &self,
+        hidden: impl Into<Hidden<'m, 'd, T>>,
+        head: &Head<'_, W>,
+        targets: impl Into<Targets<'i>>,
+        options: &LogitOptions,
+        gathered: &GatheredRows<'_, PartialRow>,
+        unit_sums: UnitSums<'_, PartialRow>,
+    ) -> Result<()> {
+        let (hidden, targets) = (hidden.into(), targets.into());
+        self.check_linear_shard(&hidden, head, &targets, options)?;
+        let per_row = gathered.check(self, &hidden, head, &unit_sums)?;
+        linear_shard::unit_gradients(head, &targets, options, per_row, gathered, unit_sums);
         Ok(())
     }
 
@@ -367,22 +418,9 @@ fn logit_gradient(
     upstream: &RowGradients<'_>,
 ) -> Vec<f64> {
     let Some(target) = targets.column(row) else { return vec![0.0; logits.len()] };
-    let (g, e) = match upstream {
-        RowGradients::PerRow { log_probs, entropies } => {
-            (log_probs[row], entropies.map_or(0.0, |entropies| entropies[row]))
-        }
-        RowGradients::PerSequence { row_sequences, weights, loss_scale } => {
-            // A sequence that is none has no weight.
-            let sequence = usize::try_from(row_sequences[row]).ok();
-            let weight = sequence.and_then(|sequence| weights.get(sequence)).copied();
-            ((weight.unwrap_or(f64::NAN) * loss_scale) as f32, 0.0)
-        }
-    };
-    let (g, e, s) = (f64::from(g), f64::from(e), f64::from(saved.states[row].s));
-    let has_entropy = saved.entropies.is_none_or(|entropies| entropies[row].is_finite());
-    // The smaller of a NaN and 1 is 1: a row without a softmax is asked for by name.
-    let fits = !s.is_nan() && 2.0 * g.abs() + 256.0 * e.abs() <= options.largest_upstream() * (2.0 * s).min(1.0);
-    match (fits && (e == 0.0 || has_entropy), g == 0.0 && e == 0.0) {
+    let (g, e) = upstream_of(row, upstream);
+    let (fits, is_zero) = (has_gradient(row, options, saved, (g, e)), g == 0.0 && e == 0.0);
+    match (fits, is_zero) {
         (false, _) => vec![f64::NAN; logits.len()],
         (true, true) => vec![0.0; logits.len()],
         (true, false) if options.check_whole(logits.len()).is_ok() => {
@@ -396,54 +434,29 @@ fn logit_gradient(
     }
 }
 
-/// T·∂ log π/∂h of each scored row, in their order; NaN where a row has no softmax. Nobody reads it here: the backward pass
-/// makes all of it again.
-fn write_unit_gradients<T: Element, W: Element>(
-    hidden: &Matrix<'_, T>,
-    head: &Head<'_, W>,
-    targets: &Targets<'_>,
-    options: &LogitOptions,
-    out: &mut [f32],
-) -> Result<()> {
-    let size = hidden.columns();
-    let scored = (0..hidden.rows()).filter_map(|row| targets.column(row).map(|target| (row, target)));
-    for ((row, target), out) in scored.zip(out.chunks_exact_mut(size)) {
-        let logits = linear_log_prob::logits(hidden.row(row), head);
-        let of_logits = token_log_prob::backward_f64(&logits, target, options, options.temperature(), 0.0);
-        let gradients = linear_log_prob::backward(&of_logits, &Matrix::new(hidden.row(row), size)?, head);
-        for (out, gradient) in out.iter_mut().zip(&gradients.hidden) {
-            *out = *gradient as f32;
+/// d loss / d log-prob and d loss / d entropy of a row.
+pub(super) fn upstream_of(row: usize, upstream: &RowGradients<'_>) -> (f64, f64) {
+    let (g, e) = match upstream {
+        RowGradients::PerRow { log_probs, entropies } => {
+            (log_probs[row], entropies.map_or(0.0, |entropies| entropies[row]))
         }
-    }
-    Ok(())
+        RowGradients::PerSequence { row_sequences, weights, loss_scale } => {
+            // A sequence that is none has no weight.
+            let sequence = usize::try_from(row_sequences[row]).ok();
+            let weight = sequence.and_then(|sequence| weights.get(sequence)).copied();
+            ((weight.unwrap_or(f64::NAN) * loss_scale) as f32, 0.0)
+        }
+    };
+    (f64::from(g), f64::from(e))
 }
 
-/// Rounds sums once, to the type of their buffers.
-fn write_gradients<T: Element, G: Element>(sums: &Gradients, gradients: LinearGradients<'_, T, G>) {
-    let LinearGradients { hidden, weight, bias, accumulate } = gradients;
-    let add = |out: &mut G, sum: f64| {
-        let before = if accumulate { f64::from(out.to_f32()) } else { 0.0 };
-        *out = G::from_f32((before + sum) as f32);
-    };
-    if let Some(mut hidden) = hidden {
-        for row in 0..hidden.rows() {
-            let columns = hidden.columns();
-            for (out, sum) in hidden.row_mut(row).iter_mut().zip(&sums.hidden[row * columns..]) {
-                *out = T::from_f32(*sum as f32);
-            }
-        }
-    }
-    if let Some(mut weight) = weight {
-        for row in 0..weight.rows() {
-            let columns = weight.columns();
-            for (out, sum) in weight.row_mut(row).iter_mut().zip(&sums.weight[row * columns..]) {
-                add(out, *sum);
-            }
-        }
-    }
-    for (out, sum) in bias.into_iter().flatten().zip(&sums.bias) {
-        add(out, *sum);
-    }
+/// Whether a row has a softmax, and a gradient that fits ([`RowGradients`]).
+pub(super) fn has_gradient(row: usize, options: &LogitOptions, saved: &SavedRows<'_>, (g, e): (f64, f64)) -> bool {
+    let s = f64::from(saved.states[row].s);
+    let has_entropy = saved.entropies.is_none_or(|entropies| entropies[row].is_finite());
+    // The smaller of a NaN and 1 is 1: a row without a softmax is asked for by name.
+    let fits = !s.is_nan() && 2.0 * g.abs() + 256.0 * e.abs() <= options.largest_upstream() * (2.0 * s).min(1.0);
+    fits && (e == 0.0 || has_entropy)
 }
 
 /// l and dl / d log π of a scored row, as numbers that fit f32.

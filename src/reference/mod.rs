@@ -11,6 +11,8 @@
 mod backend;
 pub mod bounds;
 pub mod linear_log_prob;
+mod linear_results;
+mod linear_shard;
 pub mod log_ratio;
 pub mod objective;
 pub mod partial_row;

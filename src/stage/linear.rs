@@ -6,6 +6,7 @@ use crate::data::memory::{Host, Memory, Place, check_view, check_view_mut};
 use crate::data::targets::Targets;
 use crate::element::{Dtype, Number};
 use crate::error::{Error, Result, check_length};
+use crate::options::LogitOptions;
 use crate::stage::token_log_prob::{SavedRows, TokenLogProbs};
 
 /// Where the forward pass of the linear stage writes: the results of its rows, and what it keeps for the backward pass
@@ -93,12 +94,15 @@ impl<M: Memory> SavedLinear<'_, M> {
         hidden: &Hidden<'_, '_, T, M>,
         head: &Head<'_, W, M>,
         dtype: Dtype,
+        options: &LogitOptions,
     ) -> Result<()> {
         let rows = hidden.most_scored_rows();
         if let Some(unit) = &self.unit_gradients {
             check_view(place, "unit gradients", unit, rows * hidden.states.columns())?;
         }
         let Some(logits) = &self.logit_gradients else { return Ok(()) };
+        // No rank keeps any.
+        options.check_whole(head.vocab())?;
         check_view(place, "kept gradients of the logits", logits, kept_logit_words(dtype, rows, head.vocab()))
     }
 }
@@ -124,15 +128,17 @@ pub(crate) fn check_places<P: Place, T: Number, W: Number>(
     head.bias().map_or(Ok(()), |bias| place.check_place("bias", bias))
 }
 
-/// Checks that hidden states, head and targets go together, on the host, where the targets can be seen.
+/// Checks that hidden states, head and targets go together, on the host, where the targets can be seen. `vocab`: what they are
+/// columns of.
 pub(crate) fn check_inputs<P: Place<Memory = Host>, T: Number, W: Number>(
     place: &P,
     hidden: &Hidden<'_, '_, T, Host>,
     head: &Head<'_, W, Host>,
     targets: Targets<'_, Host>,
+    vocab: usize,
 ) -> Result<()> {
     check_operands(place, hidden, head)?;
-    targets.check(hidden.states.rows(), head.vocab())?;
+    targets.check(hidden.states.rows(), vocab)?;
     let beyond = hidden.scored_rows.map_or(0, |most| targets.scored_rows().saturating_sub(most));
     if beyond > 0 { Err(Error::ScoredRows { beyond }) } else { Ok(()) }
 }

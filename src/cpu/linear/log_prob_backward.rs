@@ -53,15 +53,16 @@ pub(in crate::cpu) fn backward<T: Element, W: Element, G: Element>(
     upstream: &RowGradients<'_>,
     gradients: LinearGradients<'_, T, G>,
 ) -> Result<()> {
-    options.check_whole(head.vocab())?;
-    saved.check(&cpu, &hidden, head, W::DTYPE)?;
-    check_inputs(&cpu, &hidden, head, targets)?;
+    let shard = options.shard_of(head.vocab());
+    saved.check(&cpu, &hidden, head, W::DTYPE, options)?;
+    check_inputs(&cpu, &hidden, head, targets, shard.vocab())?;
     check_gradients(&cpu, &gradients, &hidden, head)?;
     let backward = prepare(cpu, hidden.states.rows(), head.vocab(), targets, options, &saved.rows, upstream)?;
     if gradients.hidden.is_none() && gradients.weight.is_none() && gradients.bias.is_none() {
         return Ok(());
     }
-    let mut scored = ScoredRows::new(hidden.states, targets);
+    let head = &head.without_padding(shard);
+    let mut scored = ScoredRows::new(hidden.states, targets, shard, head.vocab());
     let mut rows: Vec<RowGradient> = scored.rows.iter().map(|(row, _)| backward.row_gradient(*row)).collect();
     // The gradient of an entropy is no multiple of what was kept.
     let uses_kept = !matches!(upstream, RowGradients::PerRow { entropies: Some(_), .. });
@@ -82,6 +83,7 @@ pub(in crate::cpu) fn backward<T: Element, W: Element, G: Element>(
         clear(gradients);
         return Ok(());
     }
+    clear_head(&mut gradients, vocab);
     let kept = saved.logit_gradients.filter(|_| uses_kept && gradients.hidden.is_none());
     let kept: Option<KeptLogits<'_, W>> = kept.map(|words| KeptLogits::new(words, count, vocab));
     let products = Products::new(cpu.instruction_set(), T::DTYPE, W::DTYPE);
@@ -150,18 +152,23 @@ pub(crate) fn chunk_tiles(row_tiles: usize) -> usize {
 }
 
 /// The gradients where no row is scored. What is added to stays as it is.
-fn clear<T: Element, G: Element>(gradients: LinearGradients<'_, T, G>) {
-    if let Some(mut hidden) = gradients.hidden {
+fn clear<T: Element, G: Element>(mut gradients: LinearGradients<'_, T, G>) {
+    if let Some(hidden) = &mut gradients.hidden {
         (0..hidden.rows()).for_each(|row| hidden.row_mut(row).fill(T::from_f32(0.0)));
     }
+    clear_head(&mut gradients, 0);
+}
+
+/// The gradients of the head from column `first` on where no row has any. What is added to stays as it is.
+fn clear_head<T: Element, G: Element>(gradients: &mut LinearGradients<'_, T, G>, first: usize) {
     if gradients.accumulate {
         return;
     }
-    if let Some(mut weight) = gradients.weight {
-        (0..weight.rows()).for_each(|row| weight.row_mut(row).fill(G::from_f32(0.0)));
+    if let Some(weight) = &mut gradients.weight {
+        (first..weight.rows()).for_each(|row| weight.row_mut(row).fill(G::from_f32(0.0)));
     }
-    if let Some(bias) = gradients.bias {
-        bias.fill(G::from_f32(0.0));
+    if let Some(bias) = &mut gradients.bias {
+        bias[first..].fill(G::from_f32(0.0));
     }
 }
 

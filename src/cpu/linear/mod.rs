@@ -7,5 +7,6 @@ mod product;
 #[cfg(test)]
 mod product_counts;
 pub(super) mod row_loss;
+pub(super) mod shard;
 mod tiles;
 mod unit_gradient;

@@ -33,7 +33,7 @@ pub(in crate::cpu) fn row_loss<T: Element, W: Element, G: Element>(
 ) -> Result<()> {
     let rows = hidden.states.rows();
     options.check_whole(head.vocab())?;
-    check_inputs(&cpu, &hidden, head, targets)?;
+    check_inputs(&cpu, &hidden, head, targets, head.vocab())?;
     check_gradients(&cpu, &gradients, &hidden, head)?;
     loss.check(rows, |slice| slice.len())?;
     loss.check_numbers(&targets, options)?;

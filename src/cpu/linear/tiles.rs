@@ -5,6 +5,7 @@
 //! columns that take part and on H, not on N, V, or the number of threads.
 
 use crate::cpu::linear::product::{Block, ProductScratch, Products, Sums};
+use crate::data::shard::{SLICE, Shard};
 use crate::element::Element;
 use crate::host::{Head, Matrix, Targets};
 
@@ -14,9 +15,15 @@ pub(crate) const ROWS: usize = 256;
 /// Columns of a tile, and the unit in which a row is reduced.
 pub(crate) const COLUMNS: usize = 512;
 
+/// The column of a target that another rank has: of no tile.
+pub(crate) const ELSEWHERE: usize = usize::MAX;
+
+/// Tiles of a slice of the vocabulary.
+pub(crate) const TILES_OF_SLICE: usize = SLICE / COLUMNS;
+
 /// The rows that are scored, next to one another.
 pub(crate) struct ScoredRows<T> {
-    /// Row and target column of each.
+    /// Row and target column of each: [`ELSEWHERE`] where that is no column of the head.
     pub(crate) rows: Vec<(usize, usize)>,
     /// Hidden states, `[M, H]`.
     hidden: Vec<T>,
@@ -26,9 +33,11 @@ pub(crate) struct ScoredRows<T> {
 }
 
 impl<T: Element> ScoredRows<T> {
-    pub(crate) fn new(hidden: &Matrix<'_, T>, targets: Targets<'_>) -> Self {
+    /// For a head of so many columns of the vocabulary that are no padding, from the shard's first on.
+    pub(crate) fn new(hidden: &Matrix<'_, T>, targets: Targets<'_>, shard: Shard, columns: usize) -> Self {
+        let column = |target| shard.column_of(target, columns).unwrap_or(ELSEWHERE);
         let rows: Vec<(usize, usize)> =
-            (0..targets.len()).filter_map(|row| targets.column(row).map(|column| (row, column))).collect();
+            (0..targets.len()).filter_map(|row| targets.column(row).map(|target| (row, column(target)))).collect();
         let hidden_size = hidden.columns();
         let mut packed = Vec::with_capacity(rows.len() * hidden_size);
         for (row, _) in &rows {

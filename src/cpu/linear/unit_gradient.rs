@@ -16,10 +16,10 @@
 use crate::cpu::dispatch::Kernel;
 use crate::cpu::elementary::{clamp_exponent, exp2};
 use crate::cpu::linear::kept_logits::KeptLogitsMut;
-use crate::cpu::linear::log_prob::{RowSums, Slices, unit_sums};
+use crate::cpu::linear::log_prob::{Division, RowSums, merge, unit_sums};
 use crate::cpu::linear::log_prob_backward::{HIDDEN_COLUMNS, TILE, chunk_tiles, vocab_tiles};
 use crate::cpu::linear::product::{Block, ProductScratch, Products, Sums};
-use crate::cpu::linear::tiles::{COLUMNS, ROWS, ScoredRows, VocabTile};
+use crate::cpu::linear::tiles::{COLUMNS, ROWS, ScoredRows, TILES_OF_SLICE, VocabTile};
 use crate::cpu::softmax::{PartialSums, Scale};
 use crate::cpu::token_log_prob::{LANES, RowForward, across_lanes, padded};
 use crate::element::Element;
@@ -35,17 +35,15 @@ pub(super) struct Rest {
     pub(super) sum: f64,
 }
 
-/// A row while its vocabulary goes by.
+/// A row while its columns go by.
 #[derive(Clone, Copy)]
 struct RowState {
-    /// Of the slices before, and of the one that is going by: as the forward pass that keeps nothing brings them together.
-    slices: RowSums,
-    slice: RowSums,
+    /// Of the tiles so far that the forward pass that keeps nothing brings together in one task.
+    task: RowSums,
     rest: Rest,
 }
 
-const START: RowState =
-    RowState { slices: RowSums::EMPTY, slice: RowSums::EMPTY, rest: Rest { r: PartialSums::EMPTY.r, sum: 0.0 } };
+const START: RowState = RowState { task: RowSums::EMPTY, rest: Rest { r: PartialSums::EMPTY.r, sum: 0.0 } };
 
 /// Of one row in one tile.
 #[derive(Clone, Copy)]
@@ -113,17 +111,39 @@ pub(super) fn rescaled(before: f32, after: f32) -> f64 {
 
 /// The sums of every scored row over all of the vocabulary, with the bits of a forward pass that keeps nothing;
 /// T·∂ log π/∂h of each, `[M, H]`; and, if asked for, what its logits' gradients are made of.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn forward<T: Element, W: Element>(
     forward: &RowForward<'_>,
     products: Products,
     scored: &ScoredRows<T>,
     head: &Head<'_, W>,
+    division: Division,
     units: &mut [f32],
     mut kept: Option<KeptLogitsMut<'_, W>>,
 ) -> Vec<RowSums> {
+    let (slices, rests, products) = unit_sums_of_rows(forward, products, scored, head, division, kept.as_mut());
+    let sums = merge(&slices, scored.rows.len());
+    let coefficients = products.finish(forward, scored, head, &sums, &rests, units);
+    if let Some(kept) = &mut kept {
+        kept.finish(&rests, &coefficients);
+    }
+    sums
+}
+
+/// The sums of every scored row over each slice of the head, with the bits of a forward pass that keeps nothing; and, of the columns
+/// that are not its target, Σ' e and Σ' e·σ·W.
+pub(super) fn unit_sums_of_rows<T: Element, W: Element>(
+    forward: &RowForward<'_>,
+    products: Products,
+    scored: &ScoredRows<T>,
+    head: &Head<'_, W>,
+    division: Division,
+    mut kept: Option<&mut KeptLogitsMut<'_, W>>,
+) -> (Vec<Vec<RowSums>>, Vec<Rest>, RowProducts) {
     let mut states = vec![START; scored.rows.len()];
     let mut products_of_rows = RowProducts::new(products, scored, head);
-    let (slices, chunk) = (Slices::new(head.vocab()), chunk_tiles(scored.tiles()));
+    let chunk = chunk_tiles(scored.tiles());
+    let mut slices = vec![vec![RowSums::EMPTY; scored.rows.len()]; division.slices()];
     let mut logits = vec![0.0; scored.tiles() * chunk.min(head.vocab().div_ceil(COLUMNS)) * TILE];
     let mut of_tiles = vec![NOTHING; logits.len() / COLUMNS];
     for first in (0..head.vocab().div_ceil(COLUMNS)).step_by(chunk) {
@@ -142,7 +162,10 @@ pub(super) fn forward<T: Element, W: Element>(
         for (index, state) in states.iter_mut().enumerate() {
             for column in 0..tiles.len() {
                 let of_row = &mut of_tiles[((index / ROWS) * tiles.len() + column) * ROWS + index % ROWS];
-                state.add(of_row, slices, first + column);
+                if (first + column).is_multiple_of(division.tiles_of_task) {
+                    state.end_task(&mut slices, index, first + column);
+                }
+                state.add(of_row);
             }
         }
         logits.par_chunks_exact_mut(TILE).zip(of_tiles.par_chunks_exact_mut(ROWS)).enumerate().for_each(
@@ -167,13 +190,10 @@ pub(super) fn forward<T: Element, W: Element>(
         }
         products_of_rows.add(head, scored, &tiles, logits, of_tiles);
     }
-    let rests: Vec<Rest> = states.iter().map(|state| state.rest).collect();
-    let sums: Vec<RowSums> = states.iter().map(|state| state.slices.merge(state.slice)).collect();
-    let coefficients = products_of_rows.finish(forward, scored, head, &sums, &rests, units);
-    if let Some(kept) = &mut kept {
-        kept.finish(&rests, &coefficients);
+    for (index, state) in states.iter_mut().enumerate() {
+        state.end_task(&mut slices, index, head.vocab().div_ceil(COLUMNS));
     }
-    sums
+    (slices, states.iter().map(|state| state.rest).collect(), products_of_rows)
 }
 
 /// The sums of each row of a tile of logits. The target's logit is −inf afterwards: it has no e.
@@ -208,13 +228,17 @@ fn overwrite(forward: &RowForward<'_>, logits: &mut [f32], r: f32) -> f64 {
 }
 
 impl RowState {
+    /// Before tile `next`: adds the tiles of the last task to the slice that they are of.
+    fn end_task(&mut self, slices: &mut [Vec<RowSums>], row: usize, next: usize) {
+        let Some(tile) = next.checked_sub(1) else { return };
+        let slice = &mut slices[tile / TILES_OF_SLICE][row];
+        *slice = slice.merge(self.task);
+        self.task = RowSums::EMPTY;
+    }
+
     /// Adds a tile's sums; then the tile knows what its e are relative to.
-    fn add(&mut self, of_row: &mut RowOfTile, slices: Slices, tile: usize) {
-        if tile > 0 && tile.is_multiple_of(slices.tiles_per_slice) {
-            self.slices = self.slices.merge(self.slice);
-            self.slice = RowSums::EMPTY;
-        }
-        self.slice = self.slice.merge(of_row.sums);
+    fn add(&mut self, of_row: &mut RowOfTile) {
+        self.task = self.task.merge(of_row.sums);
         let before = self.rest.r;
         if of_row.r > before {
             self.rest.r = of_row.r;
@@ -226,7 +250,7 @@ impl RowState {
 }
 
 /// Σ' e·σ·W of each row, `[M, H]` in f32.
-struct RowProducts {
+pub(super) struct RowProducts {
     products: Products,
     /// By tiles of [`ROWS`] rows × `columns` columns, each contiguous: `[row tiles, column tiles, rows, columns]`.
     sums: Vec<f32>,
@@ -292,9 +316,7 @@ impl RowProducts {
         rests: &[Rest],
         units: &mut [f32],
     ) -> Vec<(f64, f64)> {
-        let (columns, hidden_size) = (self.columns, self.hidden_size);
-        let column_tiles = hidden_size.div_ceil(columns);
-        let rows = units.chunks_exact_mut(hidden_size).zip(&scored.rows).zip(sums.iter().zip(rests)).enumerate();
+        let rows = units.chunks_exact_mut(self.hidden_size).zip(&scored.rows).zip(sums.iter().zip(rests)).enumerate();
         rows.map(|(index, ((units, (_, target)), (sums, rest)))| {
             let (_, state, _) = sums.finish(forward);
             if state.s.is_nan() {
@@ -304,15 +326,44 @@ impl RowProducts {
             let coefficient = rest.sum * forward.scale.exact_slope(sums.target());
             let to_state = rescaled(rest.r, state.r);
             let factor = to_state / f64::from(state.s);
-            let weight = head.weight().row(*target);
-            for (column_tile, (units, weight)) in units.chunks_mut(columns).zip(weight.chunks(columns)).enumerate() {
-                let start = ((index / ROWS * column_tiles + column_tile) * ROWS + index % ROWS) * columns;
-                for ((unit, weight), sum) in units.iter_mut().zip(weight).zip(&self.sums[start..]) {
-                    *unit = ((coefficient * f64::from(weight.to_f32()) - f64::from(*sum)) * factor) as f32;
-                }
-            }
+            self.write(index, units);
+            UnitGradient { coefficient, to_common: 1.0, factor }.write(units, Some(head.weight().row(*target)));
             (coefficient * to_state, to_state)
         })
         .collect()
+    }
+
+    /// The sums of a row, `[H]`.
+    pub(super) fn write(&self, row: usize, out: &mut [f32]) {
+        let column_tiles = self.hidden_size.div_ceil(self.columns);
+        for (column_tile, out) in out.chunks_mut(self.columns).enumerate() {
+            let start = ((row / ROWS * column_tiles + column_tile) * ROWS + row % ROWS) * self.columns;
+            out.copy_from_slice(&self.sums[start..][..out.len()]);
+        }
+    }
+}
+
+/// What turns Σ' e·σ·W of a row into its unit gradient, or into the share of some columns in it.
+pub(super) struct UnitGradient {
+    /// σ_t·Σ' e of all columns, relative to what is common to both sums; without the target 0.
+    pub(super) coefficient: f64,
+    /// The power of two that brings Σ' e·σ·W to that.
+    pub(super) to_common: f64,
+    /// From there to the row's state, over s.
+    pub(super) factor: f64,
+}
+
+impl UnitGradient {
+    /// In place. `weight`: the target's, where it is one of these columns.
+    pub(super) fn write<W: Element>(&self, sums: &mut [f32], weight: Option<&[W]>) {
+        let of_sum = |sum: f32| f64::from(sum) * self.to_common;
+        match weight {
+            Some(weight) => {
+                for (sum, weight) in sums.iter_mut().zip(weight) {
+                    *sum = ((self.coefficient * f64::from(weight.to_f32()) - of_sum(*sum)) * self.factor) as f32;
+                }
+            }
+            None => sums.iter_mut().for_each(|sum| *sum = (-of_sum(*sum) * self.factor) as f32),
+        }
     }
 }

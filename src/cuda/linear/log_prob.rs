@@ -12,7 +12,7 @@
 //! | bias in f32, if there is one (once) | 1 | b·V | 4·V |
 //! | gather | 1 | b·R·H | b·R·H |
 //! | **forward**: product, logits in f32 | V/C | b(C·H + R·H) | 4·R·C |
-//! | fold | V/C | 4·R·C | 24·R |
+//! | fold | V/C | 4·R·C | 48·R |
 //! | **backward**: product, logits in f32 | V/C | b(C·H + R·H) | 4·R·C |
 //! | rows to leave out, where gradients of the head are added to | 1 | 16·R | |
 //! | logits to gradients | V/C | 4·R·C | b·R·C |
@@ -44,7 +44,7 @@
 //! # Memory
 //!
 //! Besides the operands and results, and what is kept: 4·R·C bytes of logits, b·R·C of what they become (none for f32, which
-//! takes the logits' place), b·R·H of gathered states, 4·R·H of their gradient or unit gradients, 24·R of sums, 4·R·V/8192 + 8·R of
+//! takes the logits' place), b·R·H of gathered states, 4·R·H of their gradient or unit gradients, 48·R of sums, 4·R·V/8192 + 8·R of
 //! what is kept, 4(N + M) of row numbers, 4·V for a bias, 4·V·H of the weight's gradient where that is not f32 and M is above
 //! 8192, and 32 MiB for cuBLAS. It stays between calls, and nothing grows after the first of a shape.
 
@@ -107,9 +107,8 @@ pub(in crate::cuda) fn backward<T: Element, W: Element, G: Element>(
 ) -> Result<()> {
     let rows = hidden.states.rows();
     check_saved(cuda, &saved.rows, upstream, rows)?;
-    saved.check(cuda, &hidden, head, <W as Element>::DTYPE)?;
+    saved.check(cuda, &hidden, head, <W as Element>::DTYPE, options)?;
     check_gradients(cuda, &gradients, &hidden, head)?;
-    options.check_whole(head.vocab())?;
     check_targets(cuda, targets, rows)?;
     check_operands(cuda, &hidden, head)?;
     let stream = &cuda.stream;

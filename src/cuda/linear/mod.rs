@@ -2,6 +2,7 @@
 
 pub(super) mod log_prob;
 pub(super) mod row_loss;
+pub(super) mod shard;
 pub(crate) mod workspace;
 
 use crate::cuda::memory::Held;

@@ -143,7 +143,7 @@ pub(crate) struct LinearScratch {
     pub(crate) logits: Grown<f32>,
     /// A chunk in the head's type; in f32 only where the logits are needed again.
     pub(crate) gradients: Grown<u8>,
-    /// `[R]` of three f64: what is kept of a row from chunk to chunk.
+    /// `[R]` of six f64: what is kept of a row from chunk to chunk.
     pub(crate) sums: Grown<f64>,
     /// `[R, H]`, before the rounding.
     pub(crate) hidden_sums: Grown<f32>,
@@ -159,7 +159,9 @@ pub(crate) struct LinearScratch {
     pub(crate) factors: Grown<f32>,
     /// `[N]`: of the rows of a row loss.
     pub(crate) row_gradients: Grown<f32>,
+    /// `[N]` each: of a row loss, or of rows of which a rank has some columns, as they are without the others.
     pub(crate) states: Grown<SoftmaxState>,
+    pub(crate) log_probs: Grown<f32>,
 }
 
 impl LinearScratch {
@@ -196,6 +198,7 @@ impl LinearScratch {
             factors,
             row_gradients,
             states,
+            log_probs,
         } = self;
         let of_blas = if blas.is_some() { Blas::STREAM_REFERENCES } else { 0 };
         of_blas
@@ -203,7 +206,7 @@ impl LinearScratch {
                 .into_iter()
                 .chain([gradients.slices(), sums.slices(), hidden_sums.slices(), weight_sums.slices()])
                 .chain([exponential_sums.slices(), targets_of_rows.slices(), coefficients.slices(), bias_sums.slices()])
-                .chain([factors.slices(), row_gradients.slices(), states.slices()])
+                .chain([factors.slices(), row_gradients.slices(), states.slices(), log_probs.slices()])
                 .sum::<usize>()
     }
 }

@@ -27,6 +27,7 @@ use std::ffi::c_void;
 pub use crate::cuda::memory::Address;
 pub use crate::cuda::raw::linear::log_prob::{linear_token_log_probs, linear_token_log_probs_backward};
 pub use crate::cuda::raw::linear::row_loss::{RowLossesAt, linear_row_loss};
+pub use crate::cuda::raw::linear::shard::{GatheredRowsAt, UnitSumsAt, linear_partial_rows, linear_unit_gradients};
 pub use crate::cuda::raw::linear::{LinearGradientsAt, LinearInputs, LinearOutputsAt, SavedLinearAt};
 pub use crate::cuda::raw::log_ratio::{LogRatioInputs, LogRatioOutputs, log_ratios};
 pub use crate::cuda::raw::objective::{ObjectiveInputs, ObjectiveOutputs, Rewards, objective};

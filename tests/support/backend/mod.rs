@@ -236,8 +236,8 @@ impl TestBackend for ReferenceBackend {
 
 impl TestBackend for Cuda {
     const ARITHMETIC: Arithmetic = Arithmetic::CUDA;
-    /// `kernels/linear/fold.cu` counts 10 additions for a term; a slice's f64 does not count.
-    const LINEAR_ARITHMETIC: Arithmetic = Arithmetic { additions: 10.0, folded: 0.0, ..Arithmetic::CUDA };
+    /// `kernels/linear/fold.cu` counts 10 additions for a term, and the rounding of its slice; f64 does not count.
+    const LINEAR_ARITHMETIC: Arithmetic = Arithmetic { additions: 11.0, folded: 0.0, ..Arithmetic::CUDA };
     const SEES_NUMBERS: bool = false;
 
     fn name(&self) -> String {

@@ -17,6 +17,7 @@ use std::ops::Range;
 /// # Errors
 /// [`Error::Vocabulary`](crate::Error::Vocabulary), [`Error::Shape`](crate::Error::Shape),
 /// [`Error::Length`](crate::Error::Length) for shapes that do not fit,
+/// [`Error::PartOfVocabulary`](crate::Error::PartOfVocabulary),
 /// [`Error::NoCublas`](crate::Error::NoCublas), [`Error::Cuda`](crate::Error::Cuda). What the device finds is in
 /// [`Cuda::status`].
 ///
@@ -49,6 +50,7 @@ unsafe fn forward_with_scratch(
     options: &LogitOptions,
     outputs: &LinearOutputsAt,
 ) -> Result<()> {
+    options.check_whole(inputs.weight.rows)?;
     let rows = outputs.rows;
     let results = RowResults { log_probs: rows.log_probs, states: rows.states, entropies: rows.entropies, losses: 0 };
     let keeps = outputs.unit_gradients != 0;
@@ -77,7 +79,8 @@ unsafe fn forward_with_scratch(
 ///
 /// # Errors
 /// As [`linear_token_log_probs`], and [`Error::GradientType`](crate::Error::GradientType),
-/// [`Error::EntropiesNotKept`](crate::Error::EntropiesNotKept).
+/// [`Error::EntropiesNotKept`](crate::Error::EntropiesNotKept); [`Error::PartOfVocabulary`](crate::Error::PartOfVocabulary) for kept
+/// gradients of the logits under part of a head.
 ///
 /// # Safety
 /// 1. to 4. of [`linear_token_log_probs`], with the gradients as outputs.
@@ -111,21 +114,28 @@ unsafe fn backward_with_scratch(
     upstream: Upstream,
     gradients: &LinearGradientsAt,
 ) -> Result<()> {
+    inputs.check()?;
     gradients.check(inputs)?;
+    if saved.logit_gradients != 0 {
+        // No rank keeps any.
+        options.check_whole(inputs.weight.rows)?;
+    }
     let upstream = upstream.of_rows(saved.entropies)?;
     if !gradients.any() {
         return Ok(());
     }
     // The gradient of an entropy is no multiple of what was kept.
     let saved = if upstream.entropy_gradients == 0 { saved } else { saved.without_kept() };
+    let (held, inputs) = (inputs.weight.rows, &inputs.without_padding(options));
     let (count, vocab) = (inputs.gathered_rows(), inputs.weight.rows);
     let chunk = work.chunks.of_columns(count, vocab);
     // SAFETY: the caller's promise.
     let mut pass = unsafe { Pass::begin(cuda, work, inputs, options, RowResults::default(), chunk)? };
-    if count == 0 {
-        // SAFETY: the caller's promise.
-        unsafe { clear_head(cuda, gradients, vocab)? };
-    }
+    // No row adds to what belongs to padding.
+    let without_rows = if count == 0 { 0..held } else { vocab..held };
+    // SAFETY: the caller's promise.
+    unsafe { clear_head(cuda, gradients, without_rows)? };
+    let gradients = &gradients.of_columns(vocab);
     let multiplies_hidden = gradients.hidden.is_some() && saved.unit_gradients == 0;
     if multiplies_hidden || gradients.has_head() {
         let head = HeadGradients::new(&mut pass, gradients)?;

@@ -8,6 +8,7 @@ pub(crate) mod log_prob;
 mod pass;
 pub(crate) mod row_loss;
 mod rows;
+pub(crate) mod shard;
 mod unit_gradient;
 
 use crate::cuda::linear::workspace::clear;
@@ -18,6 +19,8 @@ use crate::cuda::{Cuda, tuning};
 use crate::data::matrix::check_vocab;
 use crate::element::Dtype;
 use crate::error::{Error, Result, check_length};
+use crate::options::LogitOptions;
+use std::ops::Range;
 
 /// What the linear stage reads.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +52,12 @@ impl LinearInputs {
             return Err(Error::GradientType { given: self.hidden.dtype, head: self.weight.dtype });
         }
         Ok(())
+    }
+
+    /// The same without the padding of a shard's head.
+    pub(super) fn without_padding(self, options: &LogitOptions) -> Self {
+        let rows = options.shard_of(self.weight.rows).columns(self.weight.rows);
+        Self { weight: MatrixAt { rows, ..self.weight }, ..self }
     }
 
     /// M: rows that are gathered.
@@ -136,6 +145,11 @@ impl LinearGradientsAt {
         }
     }
 
+    /// The same of the first columns that the head has.
+    pub(super) fn of_columns(self, columns: usize) -> Self {
+        Self { weight: self.weight.map(|weight| MatrixAt { rows: columns, ..weight }), ..self }
+    }
+
     /// Whether there is anything to compute.
     pub(super) fn any(&self) -> bool {
         self.hidden.is_some() || self.has_head()
@@ -147,23 +161,25 @@ impl LinearGradientsAt {
     }
 }
 
-/// Zeros in a gradient of the head that no row adds to; nothing where it is added to.
+/// Zeros in the gradients of the head that no row adds to, of these of its columns; nothing where they are added to.
 ///
 /// # Safety
 /// The buffers are there.
-pub(super) unsafe fn clear_head(cuda: &Cuda, gradients: &LinearGradientsAt, vocab: usize) -> Result<()> {
-    if gradients.accumulate {
+pub(super) unsafe fn clear_head(cuda: &Cuda, gradients: &LinearGradientsAt, columns: Range<usize>) -> Result<()> {
+    if gradients.accumulate || columns.is_empty() {
         return Ok(());
     }
     if let Some(weight) = &gradients.weight {
-        let size = bytes(weight.dtype);
+        let (size, pitch) = (bytes(weight.dtype), weight.row_stride * bytes(weight.dtype));
+        let first = weight.address + (columns.start * pitch) as Address;
         // SAFETY: the caller's promise.
-        unsafe { clear(&cuda.stream, weight.address, weight.row_stride * size, weight.columns * size, weight.rows)? };
+        unsafe { clear(&cuda.stream, first, pitch, weight.columns * size, columns.len())? };
     }
     if gradients.bias != 0 {
-        let width = vocab * bytes(gradients.bias_dtype);
+        let size = bytes(gradients.bias_dtype);
+        let (first, width) = (gradients.bias + (columns.start * size) as Address, columns.len() * size);
         // SAFETY: the caller's promise.
-        unsafe { clear(&cuda.stream, gradients.bias, width, width, 1)? };
+        unsafe { clear(&cuda.stream, first, width, width, 1)? };
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use crate::cuda::linear::workspace::{Chunk, LinearScratch};
 use crate::cuda::memory::{Address, address};
 use crate::cuda::raw::linear::LinearInputs;
 use crate::cuda::raw::{MatrixAt, bytes};
+use crate::data::shard::Shard;
 use crate::element::Dtype;
 use crate::error::Result;
 use crate::options::LogitOptions;
@@ -37,6 +38,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) work: &'a mut LinearScratch,
     pub(crate) inputs: &'a LinearInputs,
     pub(crate) options: &'a LogitOptions,
+    /// Which columns of the vocabulary the head has.
+    pub(crate) shard: Shard,
     pub(crate) status: Address,
     /// M.
     pub(crate) count: usize,
@@ -52,7 +55,7 @@ pub(crate) struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// Finds the scored rows. Nothing is launched if the arguments do not fit, or if there is no cuBLAS.
+    /// Finds the scored rows. The head has no padding. Nothing is launched if the arguments do not fit, or if there is no cuBLAS.
     ///
     /// # Safety
     /// The inputs are there as they say, and nothing else writes them until the stream has run the call.
@@ -84,6 +87,7 @@ impl<'a> Pass<'a> {
             work,
             inputs,
             options,
+            shard: options.shard_of(inputs.weight.rows),
             status,
             count,
         };
@@ -117,7 +121,7 @@ impl<'a> Pass<'a> {
         self.taken.end.min(self.count) - self.taken.start
     }
 
-    /// V.
+    /// V: columns that the head has.
     pub(crate) fn vocab(&self) -> usize {
         self.inputs.weight.rows
     }

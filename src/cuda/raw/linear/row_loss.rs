@@ -45,6 +45,7 @@ pub unsafe fn linear_row_loss(
     let _current = CurrentContext::enter(cuda.stream.context())?;
     // Before memory is taken for so many rows.
     inputs.check()?;
+    options.check_whole(inputs.weight.rows)?;
     loss.check(inputs.hidden.rows, |_| inputs.hidden.rows)?;
     gradients.check(inputs)?;
     // SAFETY: the caller's promise.
@@ -108,7 +109,7 @@ unsafe fn with_scratch(
         if count > 0 {
             return Ok(());
         }
-        clear_head(cuda, gradients, vocab)?;
+        clear_head(cuda, gradients, 0..vocab)?;
         gradients.hidden.as_ref().map_or(Ok(()), |hidden| pass.scatter(hidden))
     }
 }

@@ -34,7 +34,7 @@ struct LinearExponentials {
     keeps_logits: i32,
     scale: f32,
     softcap: f32,
-    reserved: i32,
+    first_column: i32,
 }
 
 passed_by_value!(LinearExponentials);
@@ -154,6 +154,24 @@ impl Pass<'_> {
         }
     }
 
+    /// Forms Σ' e_j·σ_j·W_j of the chunk's rows, `[R, H]`, over all columns that the head has and that are not a row's target. The
+    /// logits are gone afterwards.
+    ///
+    /// # Safety
+    /// As [`Pass::keep`].
+    pub(super) unsafe fn products_of_exponentials(
+        &mut self,
+        logits: &MatrixAt,
+        results: &RowResults,
+    ) -> Result<MatrixAt> {
+        let exponentials = if self.dtype() == Dtype::F32 { *logits } else { self.factors_of_weight(logits)? };
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.exponentials(logits, &exponentials, results, false)?;
+            self.hidden_product(&exponentials, 0, true, 0)
+        }
+    }
+
     /// Forms the unit gradients of the chunk's rows, `[R, H]`, from all of their logits. `keeps_logits`: these are read again.
     ///
     /// # Safety
@@ -204,7 +222,7 @@ impl Pass<'_> {
             keeps_logits: i32::from(keeps_logits),
             scale: scale(self.options),
             softcap: self.options.softcap() as f32,
-            reserved: 0,
+            first_column: self.shard.start() as i32,
         };
         let kernel = EXPONENTIALS[index(self.dtype())][usize::from(self.options.softcap() > 0.0)];
         let grid = (logits.rows as u32, blocks as u32);
