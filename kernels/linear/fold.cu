@@ -26,7 +26,6 @@ constexpr int LOADS = 4;
 constexpr int32_t STEP = 32 * 4;
 constexpr int32_t UNIT = LOADS * STEP;
 constexpr int32_t ROUND = WARPS * UNIT;
-constexpr int32_t UNITS_OF_SLICE = SLICE / UNIT;
 
 // What is kept of a row from chunk to chunk: of the slices before, and of the one that the chunk's end is in.
 struct RowSums {
@@ -143,45 +142,43 @@ __device__ __forceinline__ Sums<float> sum_unit(const float (&x)[4 * LOADS], con
 // Where a block leaves units for thread 0, and what that has of the row: so they cost the loop no register.
 struct Shared {
     Sums<float> units[2][WARPS];
+    // Of the slices before, and of the one that is going by.
     Sums<double> row;
     Sums<double> slice;
-    // Of the row that have been added.
-    int32_t count;
 };
 
-// Adds the slice whose last unit has been added to the row, and begins the next. One thread.
+// Adds units to their slice, in ascending order. One thread.
 template <bool ENTROPY>
-__device__ __forceinline__ void end_slice(Shared& shared, const LinearLogProb& arguments) {
-    const Sums<double> slice = shared.slice;
-    const auto s = static_cast<float>(slice.s), weighted = static_cast<float>(slice.weighted);
-    if (arguments.parts != nullptr) {
-        const int64_t place = (shared.count - 1) / UNITS_OF_SLICE;
-        // Read anew, so that it costs the loop no register. The target's logit stays what it is.
-        float4* part = arguments.parts + arguments.rows[blockIdx.x] * arguments.parts_per_row + place;
-        part->x = slice.r;
-        part->y = s;
-        part->z = ENTROPY ? weighted : 0.0f;
-    }
-    Sums<double> row = shared.row;
-    add_slice<ENTROPY>(row, slice.r, s, weighted);
-    shared.row = row;
-    shared.slice = {START, 0.0, 0.0};
-}
-
-// Adds units in ascending order. One thread.
-template <bool ENTROPY>
-__device__ __forceinline__ void add_units(Shared& shared, const LinearLogProb& arguments, int32_t place, int32_t count) {
+__device__ __forceinline__ void add_units(Shared& shared, int32_t place, int32_t count) {
+    Sums<double> slice = shared.slice;
 #pragma unroll 1
     for (int32_t i = 0; i < count; i++) {
         const Sums<float> unit = shared.units[place][i];
-        Sums<double> slice = shared.slice;
         add_slice<ENTROPY>(slice, unit.r, unit.s, unit.weighted);
-        shared.slice = slice;
-        if (++shared.count % UNITS_OF_SLICE == 0) end_slice<ENTROPY>(shared, arguments);
     }
+    shared.slice = slice;
 }
 
-// Adds the chunk's columns to the row's sums.
+// Adds the slice that ends before column `end` to the row, and begins the next. One thread.
+template <bool ENTROPY>
+__device__ __forceinline__ void end_slice(Shared& shared, const LinearLogProb& arguments, int32_t end) {
+    const Sums<double> slice = shared.slice;
+    const auto s = static_cast<float>(slice.s), weighted = static_cast<float>(slice.weighted);
+    if (arguments.parts != nullptr) {
+        const int64_t row = arguments.rows[blockIdx.x];
+        // The target's logit may be here already.
+        float4* part = arguments.parts + row * arguments.parts_per_row + (end - 1) / SLICE;
+        part->x = slice.r;
+        part->y = s;
+        part->z = weighted;
+    }
+    Sums<double> before = shared.row;
+    add_slice<ENTROPY>(before, slice.r, s, weighted);
+    shared.row = before;
+    shared.slice = {START, 0.0, 0.0};
+}
+
+// Adds the chunk's columns to the row's sums, slice by slice.
 template <bool SOFTCAP, bool ENTROPY, bool BIAS>
 __device__ __forceinline__ void add_columns(Shared& shared, const LinearLogProb& arguments, const float* logits) {
     const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
@@ -193,30 +190,42 @@ __device__ __forceinline__ void add_columns(Shared& shared, const LinearLogProb&
     float x[4 * LOADS];
     // Two places, taken in turn: thread 0 may still read the last round's while others write this one's. A warp is at
     // most one barrier ahead.
-    int32_t place = 0, left = arguments.columns;
+    int32_t place = 0, left_after = arguments.columns;
+    // A slice ends at a unit's end, though not at that of a round where the chunk does not begin with a slice.
 #pragma unroll 1
-    for (; left >= ROUND; left -= ROUND) {
-        load_unit<BIAS>(x, from, bias);
-        const Sums<float> unit = sum_unit<SOFTCAP, ENTROPY>(x, scale);
-        if (lane == 0) shared.units[place][warp] = unit;
-        __syncthreads();
-        if (thread == 0) add_units<ENTROPY>(shared, arguments, place, WARPS);
-        place ^= 1;
-        from += ROUND;
-        if constexpr (BIAS) bias += ROUND;
-    }
-    if (left == 0) return;
-    if (warp * UNIT < left) {
-        if (left - warp * UNIT >= UNIT) {
+    for (int32_t of_slice = SLICE - arguments.begin % SLICE; left_after > 0; of_slice = SLICE) {
+        int32_t left = min(of_slice, left_after);
+        left_after -= left;
+#pragma unroll 1
+        for (; left >= ROUND; left -= ROUND) {
             load_unit<BIAS>(x, from, bias);
-        } else {
-            load_part<BIAS>(x, from, bias, left - first);
+            const Sums<float> unit = sum_unit<SOFTCAP, ENTROPY>(x, scale);
+            if (lane == 0) shared.units[place][warp] = unit;
+            __syncthreads();
+            if (thread == 0) add_units<ENTROPY>(shared, place, WARPS);
+            place ^= 1;
+            from += ROUND;
+            if constexpr (BIAS) bias += ROUND;
         }
-        const Sums<float> unit = sum_unit<SOFTCAP, ENTROPY>(x, scale);
-        if (lane == 0) shared.units[place][warp] = unit;
+        if (left > 0) {
+            if (warp * UNIT < left) {
+                if (left - warp * UNIT >= UNIT) {
+                    load_unit<BIAS>(x, from, bias);
+                } else {
+                    load_part<BIAS>(x, from, bias, left - first);
+                }
+                const Sums<float> unit = sum_unit<SOFTCAP, ENTROPY>(x, scale);
+                if (lane == 0) shared.units[place][warp] = unit;
+            }
+            __syncthreads();
+            if (thread == 0) add_units<ENTROPY>(shared, place, (left + UNIT - 1) / UNIT);
+            place ^= 1;
+            from += left;
+            if constexpr (BIAS) bias += left;
+        }
+        const int32_t end = arguments.begin + arguments.columns - left_after;
+        if (thread == 0 && (end % SLICE == 0 || end == arguments.vocab)) end_slice<ENTROPY>(shared, arguments, end);
     }
-    __syncthreads();
-    if (thread == 0) add_units<ENTROPY>(shared, arguments, place, (left + UNIT - 1) / UNIT);
 }
 
 // A row whose target is no column. One thread.
@@ -254,7 +263,6 @@ __device__ __forceinline__ void linear_log_prob(const LinearLogProb& arguments) 
     const float* logits = arguments.logits + int64_t{blockIdx.x} * arguments.row_stride;
     if (threadIdx.x == 0) {
         shared.row = shared.slice = {START, 0.0, 0.0};
-        shared.count = arguments.begin / UNIT;
         if (arguments.begin > 0) {
             const RowSums before = arguments.sums[blockIdx.x];
             shared.row = {before.r, before.s, before.weighted};
@@ -279,7 +287,6 @@ __device__ __forceinline__ void linear_log_prob(const LinearLogProb& arguments) 
         }
     }
     if (is_last) {
-        if (shared.count % UNITS_OF_SLICE != 0) end_slice<ENTROPY>(shared, arguments);
         const Sums<double> sums = shared.row;
         const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
         if (arguments.parts == nullptr) {

@@ -43,6 +43,8 @@ struct KeepUnitSums {
     int64_t product_stride;
     int32_t columns;  // H
     int32_t blocks;
+    float excluded_slope;  // the softcap's at -inf; 1 without one
+    int32_t reserved;
 };
 
 // Grid (R).
@@ -51,9 +53,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_unit_sums(const __g
     float* to = arguments.unit_sums + int64_t{blockIdx.x} * arguments.columns;
     const float2 state = row < 0 ? make_float2(0.0f, NAN) : arguments.states[row];
     if (isnan(state.y)) {
-        // Nobody's, or no column counts: its exponentials and their sums have not been made.
+        // Nobody's, or no column counts: its exponentials and their sums have not been made. The target may be one of these
+        // columns all the same, with a logit of -inf, and then other ranks' columns have a part in its gradient.
         for (int32_t i = thread; i < arguments.columns; i += THREADS) to[i] = 0.0f;
-        if (thread == 0) arguments.rests[blockIdx.x] = make_float4(START, 0.0f, 0.0f, 0.0f);
+        if (thread == 0) arguments.rests[blockIdx.x] = make_float4(START, 0.0f, 0.0f, arguments.excluded_slope);
         return;
     }
     const float* from = arguments.products + int64_t{blockIdx.x} * arguments.product_stride;

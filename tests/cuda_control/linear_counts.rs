@@ -102,7 +102,7 @@ fn launches_and_bytes_are_those_of_the_plan() {
             plan.push(planned("cublasGemmEx", b * (c * h + M * h), 4 * M * c));
             plan.push(planned("linear_log_prob", 4 * M * c, 0));
         }
-        // A row's id, target, sums of 24 bytes, results.
+        // A row's id, target, sums of 48 bytes, results.
         check_plan(&control.take_launches(), &plan, 128 * 32 * n as u64);
 
         let g = vec![-0.5_f32; n];
@@ -297,7 +297,7 @@ fn memory_is_what_the_formula_says() {
         let of_blas = 32 << 20;
         let wide_bias = if bias { 4 * v } else { 0 };
         let rows = 4 * (n + M) + b * M * h + wide_bias;
-        let of_forward = of_blas + rows + 4 * M * columns + 24 * M;
+        let of_forward = of_blas + rows + 4 * M * columns + 48 * M;
         let used = (control.memory_in_use() - before) as usize;
         assert!(used <= of_forward + STATUS && used + STATUS >= of_forward, "{used}, {of_forward} planned");
 

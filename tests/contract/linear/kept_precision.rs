@@ -15,7 +15,7 @@ use support::linear::{ALL, Case, Wanted};
 on_every_backend!(f32_within_bounds, bf16_within_bounds, f16_within_bounds, digits_are_kept_next_to_certainty,);
 
 /// The bounds of the factors that are formed as e_j·σ_j and Σ' e_j: of rows that the forward pass has been checked for.
-fn of_units<T: Element, W: Element, B: Products>(
+pub(super) fn of_units<T: Element, W: Element, B: Products>(
     backend: &B,
     case: &Case<T, W>,
     options: &LogitOptions,
@@ -152,51 +152,67 @@ fn unit_gradients<T: Element, B: TestBackend>(backend: &B, case: &Case<T, T>, op
 /// gradient's norm that does not grow with it, as W_t − Σ p_j W_j would have.
 fn digits_are_kept_next_to_certainty(backend: &impl Products) {
     fn check<T: Element, B: Products>(backend: &B) {
-        let (h, v) = (24, 1000);
-        let mut case = Case::<T, T>::random(8, h, v, false, 21);
-        for (row, hidden) in case.hidden.chunks_exact_mut(h).enumerate() {
-            // The last component is the target's alone.
-            hidden.iter_mut().enumerate().for_each(|(i, x)| *x = T::from_f32(((i * 7 + row) % 11) as f32 * 0.15 - 0.7));
-            hidden[h - 1] = T::from_f32(3.5 * row as f32);
-        }
-        case.targets = vec![400; 8];
-        for (column, weight) in case.weight.chunks_exact_mut(h).enumerate() {
-            weight[h - 1] = T::from_f32(if column == 400 { 1.0 } else { 0.0 });
-        }
-        let options = LogitOptions::default().with_temperature(0.9).expect("valid");
-        let units = unit_gradients(backend, &case, &options);
-        let g = vec![0.9_f32; 8];
-        let forward = Placed::new(backend, &case).forward(&options, true);
-        let of_logits = of_logits(backend, &case, &options, (&g, None), &forward, &mut Shares::default());
-        let of_units = of_units(backend, &case, &options, &g, LinearKept::UnitGradients, of_logits);
-        let clean = Matrix::new(&case.hidden, h).expect("rows");
-        let exact = reference::backward(&of_units.exact, &clean, &case.head()).hidden;
-        let absolute: Vec<T> = case.weight.iter().map(|weight| T::from_f32(weight.to_f32().abs())).collect();
-        let sizes = Case { weight: absolute, ..case.clone() };
-        let of_d = reference::backward(&of_units.of_hidden, &clean, &sizes.head()).hidden;
-        let size_of_d: Vec<f64> = of_units.exact.iter().map(|value| value.abs()).collect();
-        let size_of_d = reference::backward(&size_of_d, &clean, &sizes.head()).hidden;
-        for row in 0..8 {
-            let (mut error, mut size) = (0.0, 0.0);
-            for i in row * h..(row + 1) * h {
-                let roundings = B::OF_HIDDEN(v) as f64 + 4.0;
-                let lost = backend.lost::<T, T>(v, 1.0_f64.max(largest_of(&case.weight)));
-                let bound = of_d[i] + linear_bounds::product(size_of_d[i], roundings) + lost;
-                let pair = (f64::from(units[i]), exact[i]);
-                hold("unit gradient", pair, bound, &mut 0.0, &format!("row {row}, {:?}", T::DTYPE));
-                error += (pair.0 - pair.1).powi(2);
-                size += pair.1.powi(2);
-            }
-            let (relative, rest) = ((error / size).sqrt(), -f64::from(forward.log_probs[row]).exp_m1());
-            println!("{}, {:?}: 1 - p = {rest:.1e}, off by {relative:.1e}", backend.name(), T::DTYPE);
-            // Less than one rounding of it to the head's type, wherever the probability is.
-            assert!(
-                relative < T::UNIT_ROUNDOFF.max(64.0 * f32::UNIT_ROUNDOFF),
-                "row {row}, 1 - p = {rest:e}: {relative:e}"
-            );
-        }
+        check_digits::<T, B>(backend, &digits_case(), 0.0, |case, options| unit_gradients(backend, case, options));
     }
     check::<f32, _>(backend);
     check::<bf16, _>(backend);
     check::<f16, _>(backend);
+}
+
+/// Rows whose target, column 400 of 1000, has more of the probability each.
+pub(super) fn digits_case<T: Element>() -> Case<T, T> {
+    let (h, v) = (24, 1000);
+    let mut case = Case::<T, T>::random(8, h, v, false, 21);
+    for (row, hidden) in case.hidden.chunks_exact_mut(h).enumerate() {
+        // The last component is the target's alone.
+        hidden.iter_mut().enumerate().for_each(|(i, x)| *x = T::from_f32(((i * 7 + row) % 11) as f32 * 0.15 - 0.7));
+        hidden[h - 1] = T::from_f32(3.5 * row as f32);
+    }
+    case.targets = vec![400; 8];
+    for (column, weight) in case.weight.chunks_exact_mut(h).enumerate() {
+        weight[h - 1] = T::from_f32(if column == 400 { 1.0 } else { 0.0 });
+    }
+    case
+}
+
+/// Holds unit gradients of these rows to their bounds, with so many roundings to f32 more, and to a relative error of their norm.
+pub(super) fn check_digits<T: Element, B: Products>(
+    backend: &B,
+    case: &Case<T, T>,
+    more_roundings: f64,
+    units: impl Fn(&Case<T, T>, &LogitOptions) -> Vec<f32>,
+) {
+    let (h, v) = (case.hidden_size, case.vocab);
+    let options = LogitOptions::default().with_temperature(0.9).expect("valid");
+    let units = units(case, &options);
+    let g = vec![0.9_f32; 8];
+    let forward = Placed::new(backend, case).forward(&options, true);
+    let of_logits = of_logits(backend, case, &options, (&g, None), &forward, &mut Shares::default());
+    let of_units = of_units(backend, case, &options, &g, LinearKept::UnitGradients, of_logits);
+    let clean = Matrix::new(&case.hidden, h).expect("rows");
+    let exact = reference::backward(&of_units.exact, &clean, &case.head()).hidden;
+    let absolute: Vec<T> = case.weight.iter().map(|weight| T::from_f32(weight.to_f32().abs())).collect();
+    let sizes = Case { weight: absolute, ..case.clone() };
+    let of_d = reference::backward(&of_units.of_hidden, &clean, &sizes.head()).hidden;
+    let size_of_d: Vec<f64> = of_units.exact.iter().map(|value| value.abs()).collect();
+    let size_of_d = reference::backward(&size_of_d, &clean, &sizes.head()).hidden;
+    for row in 0..8 {
+        let (mut error, mut size) = (0.0, 0.0);
+        for i in row * h..(row + 1) * h {
+            let roundings = B::OF_HIDDEN(v) as f64 + 4.0 + more_roundings;
+            let lost = backend.lost::<T, T>(v, 1.0_f64.max(largest_of(&case.weight)));
+            let bound = of_d[i] + linear_bounds::product(size_of_d[i], roundings) + lost;
+            let pair = (f64::from(units[i]), exact[i]);
+            hold("unit gradient", pair, bound, &mut 0.0, &format!("row {row}, {:?}", T::DTYPE));
+            error += (pair.0 - pair.1).powi(2);
+            size += pair.1.powi(2);
+        }
+        let (relative, rest) = ((error / size).sqrt(), -f64::from(forward.log_probs[row]).exp_m1());
+        println!("{}, {:?}: 1 - p = {rest:.1e}, off by {relative:.1e}", backend.name(), T::DTYPE);
+        // Less than one rounding of it to the head's type, wherever the probability is.
+        assert!(
+            relative < T::UNIT_ROUNDOFF.max(64.0 * f32::UNIT_ROUNDOFF),
+            "row {row}, 1 - p = {rest:e}: {relative:e}"
+        );
+    }
 }

@@ -11,3 +11,5 @@ mod preference_loss;
 mod refused;
 mod row_loss;
 mod row_loss_inputs;
+mod shards;
+mod shards_refused;

@@ -74,6 +74,17 @@ impl<B: TestBackend, T: Element, W: Element> Placed<B, T, W> {
         (rows * self.hidden_size, kept_logit_words(W::DTYPE, rows, self.vocab))
     }
 
+    /// Unit gradients of the scored rows, as a forward pass has kept them.
+    pub fn units(&self) -> Vec<f32> {
+        download(&self.backend, &self.products.read().expect("no call has failed").0, self.kept_lengths().0)
+    }
+
+    /// Backward passes use these unit gradients from now on.
+    pub fn use_units(&mut self, units: &[f32]) {
+        self.kept = LinearKept::UnitGradients;
+        self.products = RwLock::new((upload(&self.backend, units), B::Buffer::default()));
+    }
+
     /// The target ids.
     pub fn targets(&self) -> Targets<'_, B::Memory> {
         self.ids.view(&self.backend)

@@ -5,6 +5,7 @@
 
 mod calls;
 mod linear;
+mod linear_shards;
 mod loss;
 mod shards;
 
@@ -21,6 +22,7 @@ use exo_kernels::{
 
 pub use crate::backend::calls::{BackwardInputs, ForwardBuffers, Groups, Upstream, download, place, place_mut, upload};
 pub use crate::backend::linear::{Outcome, Placed};
+pub use crate::backend::linear_shards::{HeadRanks, OfRanks};
 pub use crate::backend::loss::HostLoss;
 pub use crate::backend::shards::{Layout, of_rank};
 pub use crate::host_rows::{Forward, Rows};

@@ -42,6 +42,8 @@ struct KeepUnitSums {
     product_stride: i64,
     columns: i32,
     blocks: i32,
+    excluded_slope: f32,
+    reserved: i32,
 }
 
 passed_by_value!(KeepUnitSums);
@@ -251,6 +253,8 @@ impl Pass<'_> {
             product_stride: products.row_stride as i64,
             columns: columns as i32,
             blocks: blocks as i32,
+            excluded_slope: if self.options.softcap() == 0.0 { 1.0 } else { 0.0 },
+            reserved: 0,
         };
         // SAFETY: the caller's promise; rows that fill a chunk up are left out.
         unsafe { launch(self.cuda, UNIT_SUMS, (self.taken_rows() as u32, 1), &arguments) }
