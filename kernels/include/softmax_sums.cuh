@@ -3,10 +3,12 @@
 
 #include <cstdint>
 
-// r before any logit was seen: finite, so that a leading -inf gives -inf - r and not -inf - (-inf), which is NaN.
-constexpr float START = -1e38f;
 // A row whose largest exponent is this large in size has no softmax: neighbouring f32 are 128 apart there.
 constexpr float LARGEST_EXPONENT = 1073741824.0f;
+// r before any logit was seen: finite, so that a leading -inf gives -inf - r and not -inf - (-inf), which is NaN; and as low as
+// that of a row that has a softmax can be. Relative to a lower one, which is that of columns that mask (-1e20, say), the exponents
+// would be off by as much as neighbouring f32 are apart there, and their powers infinite, of which not even 0 times is 0.
+constexpr float START = -LARGEST_EXPONENT;
 
 // Sums of a part of a row: sum 2^t and, for the entropy, sum t 2^t.
 template <typename Real>

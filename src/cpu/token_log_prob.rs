@@ -36,8 +36,10 @@ pub(super) const GRAIN: usize = 32_768;
 /// The most roundings that any term of a row's f32 sums goes through: additions within a lane, then across lanes.
 pub(super) const SUM_ERROR: f64 = (BLOCK / LANES + LANES.ilog2() as usize) as f64;
 
-/// r before any logit was seen: finite, so that a leading −inf gives −inf − r and not −inf − (−inf), which is NaN.
-pub(crate) const START: f32 = -f32::MAX;
+/// r before any logit was seen: finite, so that a leading −inf gives −inf − r and not −inf − (−inf), which is NaN; and as low as that
+/// of a row that has a softmax can be. Relative to a lower one, which is that of columns that mask (−1e20, say), the exponents would be
+/// off by as much as neighbouring f32 are apart there, and their powers no numbers, of which not even 0 times is 0.
+pub(crate) const START: f32 = -LARGEST_EXPONENT;
 
 /// The sums of one slice of a row.
 struct SliceSums<'a, T, const SOFTCAP: bool, const ENTROPY: bool> {

@@ -14,6 +14,7 @@ on_every_training_backend!(
     equal_logits_are_uniform_at_every_width,
     a_common_offset_changes_nothing,
     leading_and_scattered_minus_infinities,
+    columns_far_below_the_others_count_for_nothing,
     logits_at_the_end_of_f32,
     a_gradient_of_nan_stays_nan_whatever_its_bits,
     upstream_gradients_that_do_not_fit_give_nan,
@@ -28,6 +29,7 @@ on_backend!(
     equal_logits_are_uniform_at_every_width,
     a_common_offset_changes_nothing,
     leading_and_scattered_minus_infinities,
+    columns_far_below_the_others_count_for_nothing,
     logits_at_the_end_of_f32,
     a_gradient_of_nan_stays_nan_whatever_its_bits,
 );
@@ -146,6 +148,24 @@ fn rows_beyond_32_bits_of_elements() {
 }
 
 /// f32's integers are 128 apart at 2³⁰: beyond it no exponent keeps the sum in range, and the row says so.
+/// Columns at heights that mask them, of which all that is summed at first has no others: relative to the largest of them the powers
+/// are no numbers.
+fn columns_far_below_the_others_count_for_nothing(backend: &impl TestBackend) {
+    const COLUMNS: usize = 9001;
+    let row = |height: f32| {
+        let column = move |j: usize| if j < 5017 { height } else { (j % 13) as f32 * 0.3 };
+        (0..COLUMNS).map(column).collect::<Vec<f32>>()
+    };
+    let heights = (0..100).map(|k| -(10.0f32.powf(9.4 + 0.29 * k as f32)));
+    let logits: Vec<f32> = heights.chain([f32::NEG_INFINITY]).flat_map(row).collect();
+    let found = backend.forward(&Rows::new(logits, vec![8000; 101], COLUMNS), &LogitOptions::default(), true);
+    assert!(found.log_probs[100].is_finite() && found.entropies[100].is_finite());
+    for row in 0..100 {
+        let of_row = (found.log_probs[row], found.states[row], found.entropies[row]);
+        assert_eq!(of_row, (found.log_probs[100], found.states[100], found.entropies[100]), "row {row}");
+    }
+}
+
 fn logits_at_the_end_of_f32(backend: &impl TestBackend) {
     let options = LogitOptions::default();
     let log_prob = |logits: [f32; 2], target: usize, options: &LogitOptions| {

@@ -19,6 +19,7 @@ on_every_backend!(
     digits_are_kept_next_to_certainty,
     padding_is_not_read_and_has_no_gradient,
     a_rank_of_excluded_columns_has_no_share,
+    a_rank_far_below_the_others_changes_nothing,
     rows_without_a_softmax_are_nan_and_others_are_not,
     parts_depend_on_their_row_alone,
 );
@@ -290,6 +291,27 @@ fn a_rank_of_excluded_columns_has_no_share<B: TestBackend>(backend: &B) {
         assert_eq!(found.forward.log_probs[0].to_bits(), expected.forward.log_probs[0].to_bits());
         assert_eq!(found.forward.states[0], expected.forward.states[0]);
         assert_eq!(bits(&found.shares[2][..7]), bits(&expected.shares[1][..7]));
+    }
+}
+
+/// Relative to the largest of its own columns the powers of such a rank are no numbers.
+fn a_rank_far_below_the_others_changes_nothing<B: TestBackend>(backend: &B) {
+    let options = options(OPTIONS[1]);
+    let of_height = |height: f32| {
+        let mut case = Case::<f32, f32>::random(2, 7, 1500, true, 8);
+        case.bias.as_mut().expect("a bias")[500..1000].fill(height);
+        case.targets = vec![1300, 30];
+        HeadRanks::new(backend, &case, &Layout::new(&[0, 500, 1000]), None).forward(&options, true, true)
+    };
+    let expected = of_height(f32::NEG_INFINITY);
+    assert!(expected.forward.entropies.iter().chain(&expected.units()).all(|number| number.is_finite()));
+    for k in 0..B::pick(60, 20) {
+        let height = -(10.0f32.powf(9.4 + 0.47 * k as f32));
+        let found = of_height(height);
+        assert_eq!(found.forward, expected.forward, "{height:e}");
+        for (found, expected) in found.shares.iter().zip(&expected.shares) {
+            assert!(found == expected, "{height:e}: {found:?}, {expected:?} expected");
+        }
     }
 }
 
