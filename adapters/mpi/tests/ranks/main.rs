@@ -33,12 +33,12 @@ struct Row {
 }
 
 macro_rules! tests {
-    ($(($($name:ident)::+, $ranks:expr, $least:ident to $most:ident)),* $(,)?) => {
+    ($(($module:ident::$name:ident, $ranks:expr, $least:ident to $most:ident)),* $(,)?) => {
         &[$(Row {
-            name: stringify!($($name)::+),
+            name: concat!(stringify!($module), "::", stringify!($name)),
             ranks: $ranks,
             threading: Threading::$least..=Threading::$most,
-            test: $($name)::+,
+            test: $module::$name,
         }),*]
     };
 }
@@ -116,7 +116,7 @@ fn main() -> ExitCode {
     }
     if first {
         println!(
-            "{ranks} ranks, {given:?} ({argument} asked for): {passed} passed, {failed} failed, {left_out} for other numbers of ranks or threads"
+            "ranks: {ranks}, threads: {given:?} ({argument} asked for): {passed} passed, {failed} failed, {left_out} for other numbers of ranks or threads"
         );
     }
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
