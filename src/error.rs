@@ -151,6 +151,9 @@ pub enum Error {
         /// What it says about it.
         reason: String,
     },
+    /// The gradient of hidden states under a head that lies on several ranks, after a forward pass that kept nothing for it, or said another number
+    /// of scored rows.
+    UnitGradientsNotKept,
     /// A token range that does not lie within its sequence, or begins with its first token.
     TokenRange {
         /// Index of the sequence.
@@ -381,6 +384,10 @@ impl fmt::Display for Error {
             Error::OpenGroup { group } => {
                 write!(f, "group {group} has more sequences on another rank: ranks of groups expected")
             }
+            Error::UnitGradientsNotKept => f.write_str(
+                "the gradient of hidden states over ranks needs the unit gradients of their forward pass (LinearKept::UnitGradients), of \
+                 as many scored rows",
+            ),
             Error::Engine { engine, call, reason } => write!(f, "{engine}: {call} failed: {reason}"),
             Error::TokenRange { sequence, start, end, length } => write!(
                 f,

@@ -5,8 +5,9 @@ use crate::data::head::Hidden;
 use crate::data::memory::Memory;
 use crate::data::targets::Targets;
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::options::LinearKept;
+use crate::ranks::Communicator;
 use crate::stage::linear::{SavedLinear, kept_logit_words};
 use crate::stage::token_log_prob::{RowGradients, SavedRows, SoftmaxState};
 
@@ -34,13 +35,22 @@ pub(crate) struct KeptRows<B: Backend> {
 pub(crate) struct KeptProducts<B: Backend> {
     /// How much of the buffers there is of the last forward pass.
     lengths: (usize, usize),
+    kept: LinearKept,
+    /// Whether the unit gradients are this rank's share of them, to be added up over ranks.
+    are_shares: bool,
     unit_gradients: B::Buffer<f32>,
     logit_gradients: B::Buffer<u32>,
 }
 
 impl<B: Backend> Default for KeptProducts<B> {
     fn default() -> Self {
-        Self { lengths: (0, 0), unit_gradients: B::Buffer::default(), logit_gradients: B::Buffer::default() }
+        Self {
+            lengths: (0, 0),
+            kept: LinearKept::Nothing,
+            are_shares: false,
+            unit_gradients: B::Buffer::default(),
+            logit_gradients: B::Buffer::default(),
+        }
     }
 }
 
@@ -50,7 +60,7 @@ type KeptProductsMut<'a, M> = (Option<<M as Memory>::ViewMut<'a, f32>>, Option<<
 impl<B: Backend> KeptProducts<B> {
     /// Before a forward pass from logits.
     pub(crate) fn keep_nothing(&mut self) {
-        self.lengths = (0, 0);
+        (self.lengths, self.kept, self.are_shares) = ((0, 0), LinearKept::Nothing, false);
     }
 
     /// Makes room for a forward pass over these operands. Nothing is reserved for what is not kept.
@@ -60,22 +70,58 @@ impl<B: Backend> KeptProducts<B> {
         kept: LinearKept,
         hidden: &Hidden<'_, '_, T, B::Memory>,
         vocab: usize,
-    ) -> Result<KeptProductsMut<'_, B::Memory>> {
-        self.lengths = (0, 0);
+    ) -> Result<()> {
+        self.keep_nothing();
         let rows = hidden.most_scored_rows();
-        let (units, words) = (rows * hidden.states.columns(), kept_logit_words(W::DTYPE, rows, vocab));
-        if kept == LinearKept::Nothing {
-            return Ok((None, None));
-        }
+        let units = if kept == LinearKept::Nothing { 0 } else { rows * hidden.states.columns() };
+        let words = if kept < LinearKept::LogitGradients { 0 } else { kept_logit_words(W::DTYPE, rows, vocab) };
         backend.reserve(&mut self.unit_gradients, units)?;
-        if kept < LinearKept::LogitGradients {
-            self.lengths = (units, 0);
-            return Ok((Some(backend.view_mut(&mut self.unit_gradients, units)), None));
-        }
         backend.reserve(&mut self.logit_gradients, words)?;
-        self.lengths = (units, words);
-        let units = backend.view_mut(&mut self.unit_gradients, units);
-        Ok((Some(units), Some(backend.view_mut(&mut self.logit_gradients, words))))
+        (self.lengths, self.kept) = ((units, words), kept);
+        Ok(())
+    }
+
+    /// Where a forward pass writes what is kept.
+    pub(crate) fn views_mut(&mut self, backend: &B) -> KeptProductsMut<'_, B::Memory> {
+        let (units, words) = self.lengths;
+        let of_units = self.kept > LinearKept::Nothing;
+        let of_logits = self.kept >= LinearKept::LogitGradients;
+        let unit_gradients = of_units.then(|| backend.view_mut(&mut self.unit_gradients, units));
+        (unit_gradients, of_logits.then(|| backend.view_mut(&mut self.logit_gradients, words)))
+    }
+
+    /// What was written is a rank's share, and the unit gradients are the sum over ranks.
+    pub(crate) fn become_shares(&mut self) {
+        self.are_shares = true;
+    }
+
+    /// Whether they have to be added up still.
+    pub(crate) fn are_shares(&self) -> bool {
+        self.are_shares
+    }
+
+    /// Checks that there are unit gradients of these hidden states.
+    pub(crate) fn check_units<T: Element>(&self, hidden: &Hidden<'_, '_, T, B::Memory>) -> Result<()> {
+        let units = hidden.most_scored_rows() * hidden.states.columns();
+        let are_kept = self.kept > LinearKept::Nothing && self.lengths.0 == units;
+        if are_kept { Ok(()) } else { Err(Error::UnitGradientsNotKept) }
+    }
+
+    /// Adds up the ranks' shares, if that is what there is, while `meanwhile` is called.
+    pub(crate) fn sum(
+        &mut self,
+        backend: &B,
+        line: &dyn Communicator<B>,
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        if !self.are_shares {
+            return meanwhile();
+        }
+        let mut meanwhile = Some(meanwhile);
+        let units = backend.view_mut(&mut self.unit_gradients, self.lengths.0);
+        line.sum(backend, units, &mut || meanwhile.take().map_or(Ok(()), |meanwhile| meanwhile()))?;
+        self.are_shares = false;
+        Ok(())
     }
 
     /// What was kept, for a backward pass over these operands: nothing, where the number of scored rows that is said of them is

@@ -1,8 +1,9 @@
 //! The stages composed: from logits, or hidden states and a head, to a loss, and back to the gradient.
 
+mod from_hidden;
+
 use crate::backend::Backend;
 use crate::data::batch::Batch;
-use crate::data::head::{Head, Hidden, LinearGradients};
 use crate::data::matrix::{Matrix, MatrixMut};
 use crate::data::reference::Reference;
 use crate::data::shard::Shard;
@@ -18,7 +19,6 @@ use crate::ranks::exchange_rows;
 use crate::ranks::mesh::{Layout, Ranks};
 use crate::ranks::sequences::read_results_of_ranks;
 use crate::report::{Report, ScoredLogProbs, StageResults};
-use crate::stage::linear::{LinearOutputs, check_places};
 use crate::stage::log_ratio::check_rows;
 use crate::stage::objective::check_group_sizes;
 use crate::stage::token_log_prob::{check_gradient, check_logits};
@@ -200,7 +200,7 @@ impl<B: Backend> PreferenceLoss<B> {
         let (rows, columns) = (logits.rows(), logits.columns());
         let checked = check_logits(&self.backend, logits);
         let inputs = &StepInputs { targets: &targets, batch, reference, rewards: &rewards };
-        self.begin(Call::FromLogits, (rows, columns, 0), checked, inputs)?;
+        self.begin(Call::FromLogits, (rows, columns), (0, 0), checked, inputs)?;
         let Self { backend, options, ranks, layout, workspace, .. } = self;
         let (backend, options, ranks, layout) = (&*backend, &*options, &*ranks, &*layout);
         let (logits, _logits) = ordered::matrix(backend, logits);
@@ -225,56 +225,13 @@ impl<B: Backend> PreferenceLoss<B> {
         Ok(step)
     }
 
-    /// As [`forward`](Self::forward), with hidden states `[N, H]` and a head in place of logits; see
-    /// [`Backend::linear_token_log_probs`].
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward), and [`Error::Length`] for a hidden state that is not as long as a row of the weight;
-    /// [`Error::GradientType`], [`Error::NoCublas`]; [`Error::ScoredRows`] if more rows are scored than was said, which on a
-    /// device comes out of the report.
-    pub fn forward_linear<'m, 'd: 'm, 'i, 'r, T: Element, W: Element>(
-        &mut self,
-        hidden: impl Into<Hidden<'m, 'd, T, B::Memory>>,
-        head: &Head<'_, W, B::Memory>,
-        targets: impl Into<Targets<'i, B::Memory>>,
-        batch: &Batch,
-        reference: &Reference<'_, B::Memory>,
-        rewards: impl Into<B::Rewards<'r>>,
-    ) -> Result<Step> {
-        let _entered = self.backend.enter()?;
-        let (hidden, targets, rewards) = (hidden.into(), targets.into(), rewards.into());
-        let (rows, columns) = (hidden.states.rows(), head.vocab());
-        let checked = self.backend.check_linear(&hidden, head, &targets);
-        let inputs = &StepInputs { targets: &targets, batch, reference, rewards: &rewards };
-        self.begin(Call::FromHidden, (rows, columns, hidden.states.columns()), checked, inputs)?;
-        let Self { backend, options, ranks, layout, workspace, .. } = self;
-        let (backend, options, ranks, layout) = (&*backend, &*options, &*ranks, &*layout);
-        let (states, _states) = ordered::matrix(backend, hidden.states);
-        let hidden = Hidden { states: &states, scored_rows: hidden.scored_rows };
-        let (head, _head) = ordered::head(backend, head);
-        let stages = Stages { backend, options, batch, ranks, layout };
-        let done = stages.run(workspace, &targets, reference, &rewards, |targets, rows, first| {
-            let (unit_gradients, logit_gradients) =
-                first.products.reserve::<T, W>(backend, options.linear_kept, &hidden, head.vocab())?;
-            let outputs = LinearOutputs { rows, unit_gradients, logit_gradients };
-            backend.linear_token_log_probs(hidden, &head, targets, &options.logits, outputs)
-        });
-        if done.is_err() {
-            // The others would wait for a rank that has failed on the way.
-            ranks.abort();
-        }
-        done?;
-        let step = Step::new(Inputs::of_hidden(&hidden, &head));
-        self.last_step = Some(step.number());
-        Ok(step)
-    }
-
     /// Checks what a forward pass reads, agrees about it with the other ranks, and forgets the pass before. `checked`: whether the logits of
-    /// so many rows and columns, or the hidden states of that size, can be read.
+    /// so many rows and columns can be read, or the hidden states, of which `of_hidden` has the size and how many are scored.
     fn begin(
         &mut self,
         call: Call,
-        (rows, columns, hidden_size): (usize, usize, usize),
+        (rows, columns): (usize, usize),
+        of_hidden: (usize, usize),
         checked: Result<()>,
         inputs: &StepInputs<'_, '_, '_, '_, B>,
     ) -> Result<()> {
@@ -287,7 +244,7 @@ impl<B: Backend> PreferenceLoss<B> {
                 Reference::PerToken(_) => 1,
                 Reference::PerSequence(_) => 2,
             };
-            let of_loss = (reference, B::has_proposal(rewards), hidden_size);
+            let of_loss = (reference, B::has_proposal(rewards), of_hidden);
             let agreement = Agreement::new(call, rows, &self.options.logits, columns, self.options.entropy).with_loss(
                 &self.options,
                 batch,
@@ -364,35 +321,6 @@ impl<B: Backend> PreferenceLoss<B> {
         self.backend.token_log_probs_backward_in_place(logits, targets, &self.options.logits, &saved, &upstream)
     }
 
-    /// Writes loss scale × the gradients of the loss by the hidden states, the weight and the bias, of those that
-    /// `gradients` has; see [`Backend::linear_token_log_probs_backward`]. `step` is what
-    /// [`forward_linear`](Self::forward_linear) gave for these hidden states, with the same number of scored rows, and this
-    /// head.
-    ///
-    /// # Errors
-    /// [`Error::OtherStep`] if the last forward pass of this loss was another; [`Error::Length`] for what does not fit;
-    /// [`Error::OtherInputs`] if hidden states or head are others; [`Error::GradientType`]; [`Error::Cuda`].
-    pub fn backward_linear<'m, 'd: 'm, T: Element, W: Element, G: Element>(
-        &mut self,
-        step: &Step,
-        hidden: impl Into<Hidden<'m, 'd, T, B::Memory>>,
-        head: &Head<'_, W, B::Memory>,
-        gradients: LinearGradients<'_, T, G, B::Memory>,
-    ) -> Result<()> {
-        let _entered = self.backend.enter()?;
-        let hidden = hidden.into();
-        step.check_number(self.last_step)?;
-        check_places(&self.backend, &hidden, head)?;
-        let (states, _states) = ordered::matrix(&self.backend, hidden.states);
-        let hidden = Hidden { states: &states, scored_rows: hidden.scored_rows };
-        let (head, _head) = ordered::head(&self.backend, head);
-        step.check(self.last_step, &Inputs::of_hidden(&hidden, &head))?;
-        let (targets, saved, upstream) = self.for_backward(hidden.states.rows());
-        let (options, products) = (&self.options.logits, &self.workspace.kept.products);
-        let saved = products.with_rows::<T, W>(&self.backend, saved, &hidden, head.vocab());
-        self.backend.linear_token_log_probs_backward(hidden, &head, targets, options, saved, &upstream, gradients)
-    }
-
     /// What the forward pass has left for the gradient of its rows.
     fn for_backward(&self, rows: usize) -> ForBackward<'_, B::Memory> {
         let (work, sequences) = (&self.workspace, self.workspace.batch.as_ref().sequences());
@@ -400,7 +328,8 @@ impl<B: Backend> PreferenceLoss<B> {
     }
 
     /// Takes what the last forward pass has left for backward passes out of the loss, for frameworks that go backward later,
-    /// or several times, or from another thread. `step` is what that pass gave.
+    /// or several times, or from another thread. `step` is what that pass gave. After a pass from hidden states over ranks that have
+    /// parts of the head, this adds up the ranks' shares in the gradients of these: a call that all of them make.
     ///
     /// # Errors
     /// [`Error::OtherStep`] if it was another; [`Error::NoForward`] before any.
@@ -408,7 +337,11 @@ impl<B: Backend> PreferenceLoss<B> {
     pub fn into_forward_pass(self, step: Step) -> Result<ForwardPass<B>> {
         step.check_number(self.last_step)?;
         let Some(options) = self.workspace.options else { return Err(Error::NoForward) };
-        let work = self.workspace;
+        let mut work = self.workspace;
+        if let Some(line) = &self.ranks.vocab {
+            let _entered = self.backend.enter()?;
+            work.kept.products.sum(&self.backend, line.as_ref(), || Ok(()))?;
+        }
         Ok(ForwardPass {
             backend: self.backend,
             options: options.logits,

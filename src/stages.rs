@@ -31,6 +31,8 @@ pub(crate) struct FirstStage<'w, B: Backend> {
     pub(crate) products: &'w mut KeptProducts<B>,
     /// `[P, N, k]`
     pub(crate) partial_rows: &'w mut B::Buffer<B::PartialRow>,
+    /// `[M]`
+    pub(crate) rests: &'w mut B::Buffer<B::PartialRow>,
 }
 
 impl<B: Backend> Stages<'_, B> {
@@ -67,7 +69,11 @@ impl<B: Backend> Stages<'_, B> {
                 states: backend.view_mut(&mut work.kept.states, rows),
                 entropies: entropy.then(|| backend.view_mut(&mut work.entropies, rows)),
             },
-            FirstStage { products: &mut work.kept.products, partial_rows: &mut work.ranks.partial_rows },
+            FirstStage {
+                products: &mut work.kept.products,
+                partial_rows: &mut work.ranks.partial_rows,
+                rests: &mut work.ranks.rests,
+            },
         )?;
 
         // A sequence whose rows are divided is summed here, and becomes a mean less its reference where the sums come together.

@@ -25,6 +25,7 @@ pub(crate) enum Call {
     TokenLogProbs = 1,
     FromLogits,
     FromHidden,
+    HiddenGradient,
 }
 
 /// Settings of a call, in the order of [`SETTINGS`].
@@ -55,6 +56,8 @@ const SETTINGS: [&str; 15] = [
 struct Note {
     settings: Settings,
     rows: u64,
+    /// At most so many, of hidden states; else 0.
+    scored_rows: u64,
     /// Of all ranks that have rows of the same sequences.
     rows_of_sequences: u64,
     start: u64,
@@ -96,12 +99,13 @@ impl Agreement {
         Self { note }
     }
 
-    /// The same of a step of a loss. `reference`: 0, 1 or 2, as [`SETTINGS`] has it.
+    /// The same of a step of a loss. `reference`: 0, 1 or 2, as [`SETTINGS`] has it; size and
+    /// number of hidden states.
     pub(crate) fn with_loss(
         mut self,
         options: &LossOptions,
         batch: &Batch,
-        (reference, proposal, hidden_size): (u8, bool, usize),
+        (reference, proposal, of_hidden): (u8, bool, (usize, usize)),
         is_new: bool,
     ) -> Self {
         let (reduction, normalizer) = match options.reduction {
@@ -121,8 +125,9 @@ impl Agreement {
             beta_policy,
             f64::from(reference),
             f64::from(u8::from(proposal)),
-            hidden_size as f64,
+            of_hidden.0 as f64,
         ]);
+        self.note.scored_rows = of_hidden.1 as u64;
         let (begins, ends) = batch.open_ends();
         (self.note.begins_open, self.note.ends_open) = (u64::from(begins), u64::from(ends));
         (self.note.sequences, self.note.groups) = (batch.sequences() as u64, batch.groups() as u64);
@@ -239,7 +244,7 @@ fn hash(offsets: &[usize]) -> u64 {
 /// What must be the same on all ranks, and what of one rank must follow from that of the rank before.
 fn check(notes: &[Note], divided: Divided) -> Result<()> {
     type Of = fn(&Note) -> u64;
-    const OF_VOCAB: &[(&str, Of)] = &[("rows", |note| note.rows)];
+    const OF_VOCAB: &[(&str, Of)] = &[("rows", |note| note.rows), ("scored rows", |note| note.scored_rows)];
     const OF_SEQUENCES: &[(&str, Of)] = &[
         ("sequences", |note| note.sequences),
         ("groups", |note| note.groups),

@@ -3,8 +3,9 @@
 use crate::backend::Backend;
 use crate::data::batch::Batch;
 use crate::error::{Error, Result};
+use crate::options::LogitOptions;
 use crate::ranks::Communicator;
-use crate::ranks::agreement::{Agreement, Divided, Notes, Standing};
+use crate::ranks::agreement::{Agreement, Call, Divided, Notes, Standing};
 use std::sync::Arc;
 
 /// The ranks that a [`PreferenceLoss`](crate::PreferenceLoss) is divided among, in any combination: by columns, by rows, by groups. Where there
@@ -130,6 +131,22 @@ impl<B: Backend> Ranks<B> {
     pub(crate) fn abort(&self) {
         [&self.vocab, &self.rows, &self.groups].into_iter().flatten().for_each(|line| line.abort());
     }
+}
+
+/// Agrees with the ranks of a line of columns about a call that is theirs alone.
+pub(crate) fn agree_on_call<B: Backend>(
+    line: &dyn Communicator<B>,
+    call: Call,
+    rows: usize,
+    options: &LogitOptions,
+    columns: usize,
+    checked: Result<()>,
+) -> Result<Option<Notes>> {
+    let mut standing = Standing::from(checked);
+    // Whether entropies are computed is no matter of it: said to be not.
+    let agreement = Agreement::new(call, rows, options, columns, false);
+    let notes = agreement.exchange(Divided::Vocab, line.rank(), &mut standing, |words| line.exchange(words));
+    standing.checked.map(|()| notes)
 }
 
 /// A rank's groups.

@@ -4,6 +4,7 @@
 //! all-gather of words in the backend's memory. What it does with them is copying, so that every rank has the same bits.
 
 pub(crate) mod agreement;
+pub(crate) mod hidden_rows;
 pub(crate) mod mesh;
 pub(crate) mod on_host;
 mod ranked;

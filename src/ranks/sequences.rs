@@ -16,6 +16,8 @@ use crate::stage::sequence_part::{RewardsMut, RowsOfRanks, SequencePart, Sequenc
 pub(crate) struct RankBuffers<B: Backend> {
     /// `[P, N, k]` of the vocabulary's ranks.
     pub(crate) partial_rows: B::Buffer<B::PartialRow>,
+    /// `[M]`: what belongs to this rank's unit sums.
+    pub(crate) rests: B::Buffer<B::PartialRow>,
     /// This rank's sequences.
     pub(crate) own: OwnSequences<B>,
     /// `[P, S + 1]` of the rows' ranks.
@@ -41,6 +43,7 @@ impl<B: Backend> Default for RankBuffers<B> {
     fn default() -> Self {
         Self {
             partial_rows: B::Buffer::default(),
+            rests: B::Buffer::default(),
             own: OwnSequences {
                 log_ratios: B::Buffer::default(),
                 log_prob_sums: B::Buffer::default(),

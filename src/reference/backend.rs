@@ -15,7 +15,6 @@ use crate::host::{
 use crate::objective::Objective;
 use crate::options::{LogRatio, LogitOptions, Reduction};
 use crate::ranks::on_host::host_ranked;
-use crate::reference::linear_log_prob::Gradients;
 use crate::reference::linear_results::{write_gradients, write_unit_gradients};
 use crate::reference::partial_row::PartialRow;
 use crate::reference::row_loss::Clipping;

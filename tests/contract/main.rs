@@ -17,6 +17,7 @@ mod other_devices;
 mod parameter_ranges;
 mod preference_loss;
 mod ranks;
+mod ranks_linear;
 mod ranks_loss;
 mod reference_precision;
 mod rlhf_limit;
