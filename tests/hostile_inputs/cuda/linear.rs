@@ -19,10 +19,10 @@ use half::{bf16, f16};
 
 /// A case, brought to the device.
 pub(super) struct Brought<'c, T> {
-    case: &'c Case<T, T>,
+    pub(super) case: &'c Case<T, T>,
     hidden: CudaSlice<T>,
-    weight: CudaSlice<T>,
-    bias: Option<CudaSlice<T>>,
+    pub(super) weight: CudaSlice<T>,
+    pub(super) bias: Option<CudaSlice<T>>,
     targets: CudaSlice<i64>,
 }
 

@@ -5,6 +5,7 @@
 #![allow(clippy::single_match_else, reason = "refused and accepted are judged side by side")]
 
 mod linear;
+mod linear_shards;
 mod memory;
 mod partial_row;
 mod preference_loss;
@@ -20,7 +21,7 @@ use std::ops::Range;
 use support::device::{self, download, upload};
 
 /// Every walk of the CUDA backend.
-pub(crate) const WALKS: [Walk; 18] = [
+pub(crate) const WALKS: [Walk; 21] = [
     ("cuda memory", memory::walk),
     ("cuda views", stages::views),
     ("cuda token_log_probs", stages::token_log_probs),
@@ -39,6 +40,9 @@ pub(crate) const WALKS: [Walk; 18] = [
     ("cuda raw objective", raw::objective),
     ("cuda raw linear_token_log_probs", raw::linear),
     ("cuda raw linear_row_loss", raw::linear_row_loss),
+    ("cuda linear_shards", linear_shards::walk),
+    ("cuda raw linear_partial_rows", raw::linear_partial_rows),
+    ("cuda raw linear_unit_gradients", raw::linear_unit_gradients),
 ];
 
 /// Walks that one test makes: two have a core each.

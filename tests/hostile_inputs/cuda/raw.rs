@@ -377,3 +377,48 @@ pub(super) fn linear_row_loss(choices: &mut Choices<'_>) {
     let result = unsafe { raw::linear_row_loss(&memory.cuda, &inputs, &options, &loss, outputs, &gradients) };
     memory.check(result, refused);
 }
+
+pub(super) fn linear_partial_rows(choices: &mut Choices<'_>) {
+    choices.calls(&["cuda/raw/linear/shard::linear_partial_rows"]);
+    let operands = Operands::choose(choices);
+    let options = settings::logit_options(choices);
+    let scored_rows = choices.of(None, &[Some(usize::MAX), Some(0)]);
+    let (per_row, entropy, keeps) = (choices.size(1), choices.yes(), !choices.yes());
+    let slices = operands.weight.rows.div_ceil(exo_kernels::backend::SLICE);
+    let refused = operands.inputs_are_wrong() || per_row < slices || per_row > 65_535;
+    if !(refused || operands.inputs_are_usual() && per_row == 1) {
+        return;
+    }
+    let mut memory = Memory::new();
+    // To 16 bytes, as the parts are: each two of these places.
+    let parts = raw::PartialRowsAt { address: memory.write(0).next_multiple_of(16), per_row };
+    let (sums, rests) = (memory.write(2), memory.write(4).next_multiple_of(16));
+    let unit_sums = if keeps { raw::UnitSumsAt { sums, rests } } else { raw::UnitSumsAt::default() };
+    let inputs = operands.inputs(&memory, scored_rows);
+    // SAFETY: what is not refused has the buffers' shapes.
+    let result = unsafe { raw::linear_partial_rows(&memory.cuda, &inputs, &options, entropy, parts, unit_sums) };
+    memory.check(result, refused);
+}
+
+pub(super) fn linear_unit_gradients(choices: &mut Choices<'_>) {
+    choices.calls(&["cuda/raw/linear/shard::linear_unit_gradients"]);
+    let operands = Operands::choose(choices);
+    let options = settings::logit_options(choices);
+    let scored_rows = choices.of(None, &[Some(usize::MAX), Some(0)]);
+    let (ranks, rank) = (choices.size(1), choices.size(0));
+    let refused = operands.inputs_are_wrong() || rank >= ranks || i32::try_from(ranks).is_err();
+    if !(refused || operands.inputs_are_usual() && ranks <= 2) {
+        return;
+    }
+    let mut memory = Memory::new();
+    let (sums, rests) = (memory.write(2), memory.write(4).next_multiple_of(16));
+    let inputs = operands.inputs(&memory, scored_rows);
+    let read = memory.read();
+    let partial_rows = raw::PartialRowsAt { address: read.next_multiple_of(16), per_row: 1 };
+    let gathered = raw::GatheredRowsAt { partial_rows, ranks, rank, states: read };
+    // SAFETY: as above.
+    let result = unsafe {
+        raw::linear_unit_gradients(&memory.cuda, &inputs, &options, &gathered, raw::UnitSumsAt { sums, rests })
+    };
+    memory.check(result, refused);
+}

@@ -94,7 +94,7 @@ impl<T: Element + Sentinel, W: Element + Sentinel> Case<T, W> {
     }
 
     /// Largest number in size of the weight; infinite if one is not finite.
-    fn largest_weight(&self) -> f64 {
+    pub(crate) fn largest_weight(&self) -> f64 {
         let sizes = (0..VOCAB).flat_map(|column| (0..SIZE).map(move |i| self.factor(column, i).abs()));
         sizes.map(|size| if size.is_finite() { size } else { f64::INFINITY }).fold(1.0, f64::max)
     }

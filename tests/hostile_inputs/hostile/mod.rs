@@ -18,6 +18,7 @@ pub(crate) mod constructors;
 pub(crate) mod guarded;
 pub(crate) mod linear;
 pub(crate) mod linear_case;
+pub(crate) mod linear_shards;
 pub(crate) mod log_ratio;
 pub(crate) mod memory;
 pub(crate) mod numbers;
@@ -38,7 +39,7 @@ use exo_kernels::reference::ReferenceBackend;
 pub(crate) type Walk = (&'static str, fn(&mut Choices<'_>));
 
 /// Every walk of the host's API.
-pub(crate) const WALKS: [Walk; 24] = [
+pub(crate) const WALKS: [Walk; 26] = [
     ("batches", constructors::batches),
     ("targets", constructors::targets),
     ("views", constructors::views),
@@ -64,6 +65,8 @@ pub(crate) const WALKS: [Walk; 24] = [
     ("partial_rows", partial_row::walk::<Cpu>),
     ("reference partial_rows", partial_row::walk::<ReferenceBackend>),
     ("one rank", partial_row::one_rank),
+    ("linear_shards", linear_shards::walk::<Cpu>),
+    ("reference linear_shards", linear_shards::walk::<ReferenceBackend>),
 ];
 
 /// Reads bytes as a sequence of calls: a byte that says which walk, then that walk's choices.

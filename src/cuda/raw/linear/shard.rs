@@ -111,7 +111,7 @@ pub struct GatheredRowsAt {
 ///
 /// # Errors
 /// As [`linear_token_log_probs`](super::log_prob::linear_token_log_probs), but for any shard;
-/// [`Error::Length`] for fewer parts than slices.
+/// [`Error::Length`] for fewer parts than slices, or more than 65535 of a row.
 ///
 /// # Safety
 /// As there, with the parts and what unit gradients are made of as outputs.
@@ -127,7 +127,7 @@ pub unsafe fn linear_partial_rows(
     inputs.check()?;
     let inputs = &inputs.without_padding(options);
     let slices = inputs.weight.rows.div_ceil(tuning::SLICE);
-    if parts.per_row < slices {
+    if parts.per_row < slices || parts.per_row > 65_535 {
         return Err(Error::Length { what: "partial rows", given: parts.per_row, expected: slices });
     }
     // SAFETY: the caller's promise.
