@@ -93,11 +93,7 @@ __device__ __forceinline__ void linear_exponentials(const LinearExponentials& ar
     if constexpr (T::SMALL_RANGE) shift = range_shift(state, arguments.log_probs[row]);
     const Scale scale = Scale::make<SOFTCAP>(arguments.scale, arguments.softcap);
     // The target's logit is -inf while the row is rewritten, so that it adds nothing.
-    const int64_t of_rank = target - arguments.first_column;
-    const TargetColumn at = TargetColumn::find<THREADS>(of_rank - offset, columns);
-    if (threadIdx.x == 0 && blockIdx.y == 0 && (of_rank < 0 || of_rank >= arguments.vocab)) {
-        arguments.targets_of_rows[blockIdx.x] = make_float2(0.0f, shift);
-    }
+    const TargetColumn at = TargetColumn::find<THREADS>(target - arguments.first_column - offset, columns);
     float target_logit = 0.0f;
     if (at.is_mine) {
         target_logit = load<F32>(logits + at.column);
@@ -122,6 +118,10 @@ __device__ __forceinline__ void linear_exponentials(const LinearExponentials& ar
 #pragma unroll
     for (int warp = 1; warp < WARPS; warp++) of_block += warps[warp];
     arguments.sums[blockIdx.x * gridDim.y + blockIdx.y] = of_block;
+    if (blockIdx.y > 0) return;
+    // Of a target that another rank has nobody has said so. Read anew, so that it costs the loop no register.
+    const int64_t column = target_id(arguments.targets, arguments.target_bytes, row) - arguments.first_column;
+    if (column < 0 || column >= arguments.vocab) arguments.targets_of_rows[blockIdx.x] = make_float2(0.0f, shift);
 }
 
 struct UnitGradient {

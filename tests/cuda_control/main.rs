@@ -9,6 +9,7 @@ mod driver_floor;
 mod from_raw;
 mod linear_counts;
 mod linear_order;
+mod linear_shards;
 mod packed_terms;
 mod stream_order;
 mod threads;

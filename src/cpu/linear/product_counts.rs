@@ -1,13 +1,13 @@
 //! How many products each pass makes: the table of [`LinearKept`], counted in multiplications.
 
-use crate::cpu::Cpu;
 use crate::cpu::linear::product::MULTIPLICATIONS;
+use crate::cpu::{Cpu, PartialRow};
 use crate::host::{
-    Head, LinearGradients, LinearOutputs, Matrix, MatrixMut, RowGradients, RowLosses, SavedLinear, SavedRows,
-    TokenLogProbs,
+    GatheredRows, Head, LinearGradients, LinearOutputs, LinearParts, Matrix, MatrixMut, RowGradients, RowLosses,
+    SavedLinear, SavedRows, TokenLogProbs, UnitSums,
 };
 use crate::stage::linear::kept_logit_words;
-use crate::{Backend, Dtype, LinearKept, LogitOptions, RowLoss, SoftmaxState};
+use crate::{Backend, Dtype, LinearKept, LogitOptions, RowLoss, Shard, SoftmaxState};
 
 const ROWS: usize = 300;
 const SIZE: usize = 20;
@@ -83,5 +83,56 @@ fn products_are_those_of_the_table() {
             cpu.linear_row_loss(&states, &head, &targets, &options, &loss, outputs, gradients).expect("a pass");
         });
         assert_eq!(of_row_loss, expected, "row loss, trained: {is_trained}");
+    }
+}
+
+/// A rank's rows of a head: two products where unit sums are kept, else one; backward 2 for the hidden states without unit gradients
+/// and for the trained head with them, 3 for both; nothing for its share in the unit gradients, nor for padding.
+#[test]
+fn products_of_a_shard_are_those_of_its_columns() {
+    const HELD: usize = VOCAB + 40;
+    let number = |i: usize| ((i * 37) % 101) as f32 * 0.01 - 0.5;
+    let hidden: Vec<f32> = (0..ROWS * SIZE).map(number).collect();
+    let weight: Vec<f32> = (0..HELD * SIZE).map(number).collect();
+    let states = Matrix::new(&hidden, SIZE).expect("rows");
+    let head = Head::new(Matrix::new(&weight, SIZE).expect("rows")).expect("a head");
+    let targets: Vec<u32> = (0..ROWS as u32).map(|row| 17 * row % 5000).collect();
+    let (cpu, g) = (Cpu::default(), vec![0.1_f32; ROWS]);
+    let whole = 3500 + VOCAB;
+    let options = LogitOptions::default().with_shard(Shard::new(3500, whole).expect("a shard"));
+    let (mut sums, mut rests) = (vec![0.0; ROWS * SIZE], vec![PartialRow::default(); ROWS]);
+    let mut parts = vec![PartialRow::default(); ROWS];
+    for (keeps, expected) in [(false, 1), (true, 2)] {
+        let forward = products(|| {
+            let unit_sums = keeps.then_some(UnitSums { sums: &mut sums, rests: &mut rests });
+            let outputs = LinearParts { partial_rows: &mut parts, unit_sums };
+            cpu.linear_partial_rows(&states, &head, &targets, &options, true, outputs).expect("forward");
+        });
+        assert_eq!(forward, expected, "unit sums: {keeps}");
+    }
+    let of_rows = vec![SoftmaxState { r: 1.0, s: 1.0 }; ROWS];
+    let share = products(|| {
+        let gathered = GatheredRows { partial_rows: parts.as_slice(), ranks: 1, rank: 0, states: &of_rows };
+        let unit_sums = UnitSums { sums: &mut sums, rests: &mut rests };
+        cpu.linear_unit_gradients(&states, &head, &targets, &options, &gathered, unit_sums).expect("shares");
+    });
+    assert_eq!(share, 0);
+    for (units, is_trained, expected) in [(true, false, 0), (true, true, 2), (false, false, 2), (false, true, 3)] {
+        let (mut of_hidden, mut of_weight) = (vec![0.0; ROWS * SIZE], vec![0.0_f32; HELD * SIZE]);
+        let saved = SavedLinear {
+            rows: SavedRows { states: &of_rows, entropies: None },
+            unit_gradients: units.then_some(&sums),
+            logit_gradients: None,
+        };
+        let backward = products(|| {
+            let upstream = RowGradients::PerRow { log_probs: &g, entropies: None };
+            let gradients = LinearGradients::new(
+                Some(MatrixMut::new(&mut of_hidden, SIZE).expect("rows")),
+                is_trained.then(|| MatrixMut::new(&mut of_weight, SIZE).expect("rows")),
+            );
+            cpu.linear_token_log_probs_backward(&states, &head, &targets, &options, saved, &upstream, gradients)
+                .expect("backward");
+        });
+        assert_eq!(backward, expected, "unit gradients: {units}, trained: {is_trained}");
     }
 }
