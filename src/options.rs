@@ -208,7 +208,8 @@ impl LogitOptions {
         Ok(LogitOptions { softcap, ..self })
     }
 
-    /// The logits are a rank's columns of a larger vocabulary: for [`Backend::partial_rows`](crate::Backend::partial_rows) and
+    /// The logits, or the rows of the head, are a rank's columns of a larger vocabulary: for
+    /// [`Backend::partial_rows`](crate::Backend::partial_rows), [`Backend::linear_partial_rows`](crate::Backend::linear_partial_rows) and
     /// for backward passes. Calls that need all columns refuse them.
     #[must_use]
     pub fn with_shard(self, shard: Shard) -> Self {
