@@ -4,6 +4,7 @@
 mod bad_input;
 mod determinism;
 mod edge_cases;
+mod gather_by_sum;
 mod golden;
 mod gradients;
 mod linear;
