@@ -11,6 +11,7 @@ mod ranked;
 pub(crate) mod sequences;
 mod sums;
 mod threads;
+mod traffic;
 
 use crate::backend::{Backend, Matrix, Targets, TokenLogProbs, ViewMut};
 use crate::data::memory::Memory;
@@ -26,6 +27,7 @@ pub use crate::ranks::mesh::Ranks;
 pub use crate::ranks::ranked::Ranked;
 pub use crate::ranks::sums::{clear_others, gather_by_sum, sum_by_gather};
 pub use crate::ranks::threads::Threads;
+pub use crate::ranks::traffic::{StepShape, Traffic};
 
 /// Ranks that work on the same rows together. Every rank makes the same calls in the same order.
 pub trait Communicator<B: Backend>: Debug + Send + Sync {
@@ -61,6 +63,20 @@ pub trait Communicator<B: Backend>: Debug + Send + Sync {
     /// This rank has failed between two exchanges of one call, and will not make the next: the others should not wait for it. An
     /// engine that can tell them does.
     fn abort(&self) {}
+}
+
+/// The sum over ranks of a count that each has, such as the groups of all of its micro-batches, for
+/// [`Reduction::Normalizer`](crate::Reduction::Normalizer); `None` where hosts exchange nothing.
+///
+/// # Errors
+/// As [`Communicator::exchange`].
+pub fn total<B: Backend>(communicator: &(impl Communicator<B> + ?Sized), count: u64) -> Result<Option<u64>> {
+    let words = communicator.exchange(&[count as u32, (count >> 32) as u32])?;
+    let sum = |words: Vec<u32>| {
+        let counts = words.chunks_exact(2).map(|pair| u64::from(pair[1]) << 32 | u64::from(pair[0]));
+        counts.fold(0, u64::saturating_add)
+    };
+    Ok(words.map(sum))
 }
 
 /// [`Backend::token_log_probs`] of rows whose columns lie on several ranks: each has the columns that `options` say

@@ -5,7 +5,7 @@ use crate::data::memory::Memory;
 use crate::error::{Error, Result, check_length};
 use crate::ranks::Communicator;
 
-/// [`Communicator::all_gather`] of the host's words for an engine that can only add up f32 over ranks: each word becomes two numbers
+/// [`Communicator::all_gather`](crate::ranks::Communicator::all_gather) of the host's words for an engine that can only add up f32 over ranks: each word becomes two numbers
 /// from 0 to 65535, which f32 has exactly, and where other ranks' words belong this rank has zeros. So the sum is the gather, bit
 /// for bit, whatever the order of its additions. It moves 2·P times the bytes of a gather.
 ///

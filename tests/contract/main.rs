@@ -20,6 +20,7 @@ mod preference_loss;
 mod ranks;
 mod ranks_linear;
 mod ranks_loss;
+mod ranks_traffic;
 mod reference_precision;
 mod rlhf_limit;
 mod shards;

@@ -8,7 +8,8 @@ use std::path::Path;
 const ORACLE: &str = "the oracle, in plain loops: for inputs that a test has found valid; its backend is walked";
 
 /// What is not walked, and why. A name that ends in `*` stands for all that begin so.
-const EXCEPTIONS: [(&str, &str); 9] = [
+const EXCEPTIONS: [(&str, &str); 10] = [
+    ("ranks/traffic::Traffic::of_step", "multiplies sizes that somebody plans with"),
     ("reference/bounds/*", ORACLE),
     ("reference/linear_log_prob::*", ORACLE),
     ("reference/log_ratio::*", ORACLE),
@@ -77,7 +78,7 @@ fn collect(folder: &Path, prefix: &str, found: &mut BTreeMap<String, bool>) {
 }
 
 /// Traits whose implementations are public functions.
-const TRAITS: [&str; 3] = [" Backend for ", " Memory for ", " Place for "];
+const TRAITS: [&str; 4] = [" Backend for ", " Memory for ", " Place for ", " Ranked for "];
 
 /// Relies on rustfmt: an implementation begins and ends at the margin.
 fn functions(text: &str, file: &str, found: &mut BTreeMap<String, bool>) {
@@ -98,6 +99,8 @@ fn functions(text: &str, file: &str, found: &mut BTreeMap<String, bool>) {
             (of_type, of_trait) = ("Backend::".to_owned(), Some("    fn "));
         } else if line.starts_with("macro_rules! host_place") {
             (of_type, of_trait) = ("host_memory::".to_owned(), Some("            fn "));
+        } else if line.starts_with("macro_rules! host_ranked") {
+            (of_type, of_trait) = ("host_ranked::".to_owned(), Some("            fn "));
         } else if line.starts_with("macro_rules! host_memory") {
             // What the backends of the host have in common.
             (of_type, of_trait) = ("host_memory::".to_owned(), Some("        fn "));

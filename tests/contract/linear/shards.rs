@@ -6,10 +6,10 @@
 
 use crate::linear::kept_precision::{check_digits, digits_case, of_units};
 use crate::linear::log_prob_precision::{LogitGradients, Products, Shares, check_gradients, of_logits};
-use exo_kernels::backend::SLICE;
+use exo_kernels::backend::{SLICE, partial_rows_of};
 use exo_kernels::{Element, LinearKept, LogitOptions};
 use half::{bf16, f16};
-use support::backend::{Forward, HeadRanks, Layout, Placed, TestBackend, on_every_backend};
+use support::backend::{Forward, HeadRanks, Layout, OfRanks, Placed, TestBackend, on_every_backend};
 use support::linear::{ALL, Case, Wanted};
 
 on_every_backend!(
@@ -104,15 +104,33 @@ fn one_rank_gives_the_bits_of_one_call<B: TestBackend>(backend: &B) {
     }
 }
 
-/// A head whose slices differ so much in size that the order in which they are added up shows.
+/// A head whose tiles of 512 columns, and slices, differ so much in size that the order in which they are added up shows, also in f64.
 fn of_many_sizes<T: Element>(vocab: usize) -> Case<T, T> {
-    let heights = [0.0, 14.0, 7.0, 11.0, 3.0];
+    let heights = [0.0, 14.0, 7.0, 30.0, 22.0, 3.0, 27.0, 11.0];
     let mut case = Case::<T, T>::random(3, 2, vocab, true, 5);
     case.targets = vec![(SLICE + 3) as i64, (vocab - 1) as i64, 17];
     case.hidden = (0..6).map(|i| T::from_f32(0.3 + 0.2 * i as f32)).collect();
-    let bias = (0..vocab).map(|j| T::from_f32(heights[j / SLICE] + ((j * 7919) % 10_007) as f32 * 1.7e-4));
+    let bias =
+        (0..vocab).map(|j| T::from_f32(heights[j / 512 % 8] + (j / SLICE * 3 + (j * 7919) % 10_007) as f32 * 1.7e-4));
     case.bias = Some(bias.collect());
     case
+}
+
+/// The words of the parts of each row, by slices of the whole vocabulary.
+fn slices<T, W>(found: &OfRanks, case: &Case<T, W>, starts: &[usize]) -> Vec<Vec<u32>> {
+    let words_of_row = found.parts[0].len() / case.rows;
+    let columns = starts.iter().skip(1).chain([&case.vocab]).zip(starts).map(|(end, start)| end - start);
+    let columns: Vec<usize> = columns.collect();
+    let most = columns.iter().map(|columns| partial_rows_of(*columns)).max().expect("a rank");
+    let of_row = |row: usize| {
+        let ranks = found.parts.iter().zip(&columns);
+        let of_rank = |(parts, columns): (&Vec<u32>, &usize)| {
+            let count = partial_rows_of(*columns) * words_of_row / most;
+            parts[row * words_of_row..][..count].to_vec()
+        };
+        ranks.flat_map(of_rank).collect()
+    };
+    (0..case.rows).map(of_row).collect()
 }
 
 fn ranks_of_whole_slices_give_the_bits_of_one_call<B: TestBackend>(backend: &B) {
@@ -121,12 +139,20 @@ fn ranks_of_whole_slices_give_the_bits_of_one_call<B: TestBackend>(backend: &B) 
         backend.set_chunks(chunk, 1 << 30);
         let expected = Placed::new(backend, &case).forward(options, true);
         let ranks = HeadRanks::new(backend, &case, &Layout::new(starts), None);
+        let whole = HeadRanks::new(backend, &case, &Layout::new(&[0]), None).forward(options, true, false);
         for keeps in [false, true] {
             // One unit less to a chunk: no border of a slice is one of a chunk.
             backend.set_chunks(chunk - 512, 1 << 30);
             let found = ranks.forward(options, true, keeps);
             let context = format!("{} {starts:?} {:?} {options:?}", backend.name(), T::DTYPE);
             assert_same_forward::<B>(&found.forward, &expected, &context);
+            if B::KEEPS_BITS_OF_RANKS {
+                assert_eq!(
+                    slices(&found, &case, starts),
+                    slices(&whole, &case, &[0]),
+                    "parts, kept: {keeps}, {context}"
+                );
+            }
         }
     }
     for backend in backend.variants() {

@@ -21,7 +21,7 @@ use std::ops::Range;
 use support::device::{self, download, upload};
 
 /// Every walk of the CUDA backend.
-pub(crate) const WALKS: [Walk; 21] = [
+pub(crate) const WALKS: [Walk; 22] = [
     ("cuda memory", memory::walk),
     ("cuda views", stages::views),
     ("cuda token_log_probs", stages::token_log_probs),
@@ -43,6 +43,7 @@ pub(crate) const WALKS: [Walk; 21] = [
     ("cuda linear_shards", linear_shards::walk),
     ("cuda raw linear_partial_rows", raw::linear_partial_rows),
     ("cuda raw linear_unit_gradients", raw::linear_unit_gradients),
+    ("cuda ranked", |choices| crate::hostile::ranked::walk(choices, &cuda(), "cuda/sequence_part::Cuda")),
 ];
 
 /// Walks that one test makes: two have a core each.

@@ -158,6 +158,7 @@ fn checks<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
 
 /// Rewards that do not fit the batch, or their proposal's offsets do not.
 fn rewards<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
+    choices.calls_of(kind.verbs, &["has_proposal"]);
     choices.calls_of(kind.verbs, &["check_rewards", "check_step", "bring_rewards", "reserve_step", "begin_step"]);
     let batch = rows::batch(choices);
     let sequences = batch.sequences();
@@ -169,6 +170,7 @@ fn rewards<B: Backend>(choices: &mut Choices<'_>, backend: &B, kind: &Kind) {
     let rewards = B::Rewards::from(of_host);
     let objective = Objective::exo(Betas { policy: 0.5, reward: 0.5 }).expect("usual betas");
     let fit = values.len() == sequences && (!with_proposal || offsets.len() == sequences);
+    assert_eq!(B::has_proposal(&rewards), with_proposal);
     assert_eq!(backend.check_rewards(&objective, &rewards, &batch).is_ok(), fit);
     backend.check_step(&rewards, choices.yes()).expect("no capture");
     let mut buffers = B::RewardBuffers::default();

@@ -25,6 +25,7 @@ pub(crate) mod numbers;
 pub(crate) mod objective;
 pub(crate) mod partial_row;
 pub(crate) mod preference_loss;
+pub(crate) mod ranked;
 pub(crate) mod row_loss;
 pub(crate) mod rows;
 pub(crate) mod settings;
@@ -39,7 +40,7 @@ use exo_kernels::reference::ReferenceBackend;
 pub(crate) type Walk = (&'static str, fn(&mut Choices<'_>));
 
 /// Every walk of the host's API.
-pub(crate) const WALKS: [Walk; 26] = [
+pub(crate) const WALKS: [Walk; 30] = [
     ("batches", constructors::batches),
     ("targets", constructors::targets),
     ("views", constructors::views),
@@ -67,6 +68,10 @@ pub(crate) const WALKS: [Walk; 26] = [
     ("one rank", partial_row::one_rank),
     ("linear_shards", linear_shards::walk::<Cpu>),
     ("reference linear_shards", linear_shards::walk::<ReferenceBackend>),
+    ("ranked", ranked::of_host::<Cpu>),
+    ("reference ranked", ranked::of_host::<ReferenceBackend>),
+    ("sums over ranks", ranked::sums),
+    ("open groups", ranked::open_groups),
 ];
 
 /// Reads bytes as a sequence of calls: a byte that says which walk, then that walk's choices.

@@ -334,7 +334,10 @@ where
     W: Element + Sentinel,
     G: Element + Sentinel,
 {
-    choices.calls(&["loss::PreferenceLoss::forward_linear", "loss::PreferenceLoss::backward_linear"]);
+    choices.calls(&[
+        "loss/from_hidden::PreferenceLoss::forward_linear",
+        "loss/from_hidden::PreferenceLoss::backward_linear",
+    ]);
     let inputs = Inputs::choose(choices);
     let count = choices.length(inputs.batch.rows());
     let case = Case::<T, W>::choose(choices, count);

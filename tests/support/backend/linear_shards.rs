@@ -24,6 +24,8 @@ pub struct HeadRanks<B: TestBackend, T: Element, W: Element> {
 #[derive(Debug)]
 pub struct OfRanks {
     pub forward: Forward,
+    /// The words of each rank's parts, `[N, k]`.
+    pub parts: Vec<Vec<u32>>,
     /// Shares in the unit gradients of scored rows, `[M, H]` of each rank; none where nothing was kept.
     pub shares: Vec<Vec<f32>>,
 }
@@ -94,6 +96,8 @@ impl<B: TestBackend, T: Element, W: Element> HeadRanks<B, T, W> {
             gathered.extend(download(backend, &parts, rows * per_row));
             of_units.push((sums, rests));
         }
+        let words = |parts: &[B::PartialRow]| bytemuck::cast_slice::<_, u32>(parts).to_vec();
+        let parts_of_ranks = gathered.chunks(rows * per_row).map(words).collect();
         let parts = upload(backend, &gathered);
         let parts = || backend.view(&parts, gathered.len());
         let mut outputs = ForwardBuffers::new(backend, rows);
@@ -113,7 +117,7 @@ impl<B: TestBackend, T: Element, W: Element> HeadRanks<B, T, W> {
             })?;
             shares.push(download(backend, &sums, numbers));
         }
-        Ok(OfRanks { forward, shares })
+        Ok(OfRanks { forward, parts: parts_of_ranks, shares })
     }
 
     pub fn forward(&self, options: &LogitOptions, entropies: bool, keeps: bool) -> OfRanks {
