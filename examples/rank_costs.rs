@@ -149,6 +149,9 @@ fn table(costs: &[Cost]) -> String {
     text
 }
 
+/// Part of a bar: its name, its colour, its seconds.
+type Kind = (&'static str, &'static str, fn(&Cost) -> f64);
+
 /// One bar for each step: computing, then what is exchanged.
 fn picture(costs: &[Cost]) -> String {
     const WIDTH: f64 = 820.0;
@@ -156,7 +159,7 @@ fn picture(costs: &[Cost]) -> String {
     const TOP: f64 = 84.0;
     const BAR: f64 = 16.0;
     const GAP: f64 = 12.0;
-    let kinds: [(&str, &str, fn(&Cost) -> f64); 4] = [
+    let kinds: [Kind; 4] = [
         ("computing", "#b8bec9", |cost| cost.computing),
         ("rows (all-gather)", "#2b6cb0", |cost| cost.rows),
         ("sequences (all-gather)", "#d97706", |cost| cost.sequences),

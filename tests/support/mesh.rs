@@ -53,6 +53,9 @@ pub struct Outcome<T> {
     pub gradient: Vec<T>,
 }
 
+/// A line that a rank is in, to be filled.
+type Line<'a, B> = &'a mut Option<Arc<dyn Communicator<B>>>;
+
 /// From starts to ranges.
 fn ranges(starts: &[usize], end: usize) -> Vec<Range<usize>> {
     starts.iter().zip(starts.iter().skip(1).chain([&end])).map(|(start, end)| *start..*end).collect()
@@ -85,7 +88,7 @@ impl Division {
             rows.extend(at(row)..at(row + 1));
             offsets.push(rows.len());
         }
-        let groups: Vec<usize> = whole.batch.group_offsets().iter().copied().collect();
+        let groups: Vec<usize> = whole.batch.group_offsets().to_vec();
         let inside = |offset: &&usize| sequences.start < **offset && **offset < sequences.end;
         let mut group_offsets = vec![0];
         group_offsets.extend(groups.iter().filter(inside).map(|offset| offset - sequences.start));
@@ -121,7 +124,6 @@ impl Division {
         let mut mesh: Vec<Ranks<B>> = places.iter().map(|_| Ranks::default()).collect();
         // One budget of exchanges for all lines of the rank that dies.
         let budget = dying.map(|(_, exchanges)| Arc::new(std::sync::atomic::AtomicUsize::new(exchanges)));
-        type Line<'a, B> = &'a mut Option<Arc<dyn Communicator<B>>>;
         let mut add = |count: usize,
                        same: &dyn Fn(Place) -> (usize, usize),
                        line: &dyn for<'a> Fn(&'a mut Ranks<B>) -> Line<'a, B>| {
