@@ -40,7 +40,7 @@ pub struct Evaluation {
 pub struct Evaluator<'a> {
     pub prompts: &'a [Prompt],
     pub per_prompt: usize,
-    pub sampling: &'a Sampling,
+    pub sampling: &'a Sampling<'a>,
     pub tokenizer: &'a Tokenizer,
     pub reward: &'a Reward,
     pub reference: &'a Llama,
@@ -63,11 +63,12 @@ impl Evaluator<'_> {
             .collect::<Vec<_>>();
         let log_ratios = if policy.is_some() {
             let options = &self.sampling.logit_options;
-            scoring::log_probs(self.reference, &sequences, options)?
-                .iter()
-                .zip(&drawn)
-                .map(|(reference, drawn)| log_ratio(&drawn.log_probs, reference))
-                .collect()
+            let team = self.sampling.team;
+            let own = scoring::log_probs(self.reference, &sequences[team.share(sequences.len())], options)?;
+            let bits = own.into_iter().map(|list| list.into_iter().map(f32::to_bits).collect());
+            let all = team.all_lists(bits.collect())?;
+            let reference = all.iter().map(|list| list.iter().copied().map(f32::from_bits));
+            reference.zip(&drawn).map(|(reference, drawn)| log_ratio(&drawn.log_probs, reference)).collect()
         } else {
             vec![0.0; drawn.len()]
         };
@@ -91,8 +92,8 @@ impl Evaluator<'_> {
 }
 
 /// Differences first, then the sum: what the two models share is gone before anything is added up.
-fn log_ratio(policy: &[f32], reference: &[f32]) -> f64 {
-    policy.iter().zip(reference).map(|(&policy, &reference)| f64::from(policy) - f64::from(reference)).sum()
+fn log_ratio(policy: &[f32], reference: impl Iterator<Item = f32>) -> f64 {
+    policy.iter().zip(reference).map(|(&policy, reference)| f64::from(policy) - f64::from(reference)).sum()
 }
 
 /// The mean and its standard error.

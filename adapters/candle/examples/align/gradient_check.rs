@@ -11,6 +11,7 @@ use crate::device::DeviceName;
 use crate::llama::{Config, Llama};
 use crate::sampling::{self, Prompt, Sampling};
 use crate::scoring;
+use crate::team::Team;
 use crate::tiny_model;
 use crate::training::Policy;
 
@@ -97,7 +98,7 @@ fn log_probs_of_sampling_with_a_cache_equal_those_of_one_pass() -> Result<()> {
     let model = tiny_model::random(&config(), 5, &device()?)?;
     let prompts = [vec![1, 2, 3], vec![4], vec![5, 6]].map(|tokens| Prompt { text: String::new(), tokens });
     let logit_options = LogitOptions::default().with_temperature(0.8)?;
-    let mut sampling = Sampling { logit_options, max_new_tokens: 6, batch: 4, end: 0, seed: 9 };
+    let mut sampling = Sampling { logit_options, max_new_tokens: 6, batch: 4, end: 0, seed: 9, team: Team::default() };
     let prompts = prompts.iter().collect::<Vec<_>>();
     let drawn = sampling::draw(&model, &prompts, 3, &sampling, &ProgressBar::hidden())?;
     let sequences = drawn

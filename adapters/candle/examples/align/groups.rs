@@ -23,7 +23,7 @@ pub fn draw(
     reference: &Llama,
     prompts: &[Prompt],
     (count, k): (usize, usize),
-    sampling: &Sampling,
+    sampling: &Sampling<'_>,
     (tokenizer, reward): (&Tokenizer, &Reward),
     progress: &ProgressBar,
 ) -> Result<Vec<Group>> {

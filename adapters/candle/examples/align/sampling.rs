@@ -15,6 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::llama::{Cache, Llama};
+use crate::team::Team;
 
 /// What a model continues: its place in the list of prompts, its text and its tokens.
 #[derive(Clone)]
@@ -34,7 +35,7 @@ pub struct Completion {
     pub log_probs: Vec<f32>,
 }
 
-pub struct Sampling {
+pub struct Sampling<'c> {
     /// The loss is given the same options: its importance weights hold only for the temperature of the draw.
     pub logit_options: LogitOptions,
     pub max_new_tokens: usize,
@@ -42,6 +43,8 @@ pub struct Sampling {
     pub batch: usize,
     pub end: u32,
     pub seed: u64,
+    /// Who shares the work: each rank draws the completions of some prompts.
+    pub team: Team<'c>,
 }
 
 /// The cache is thinned out when at most this share of its sequences is still open.
@@ -54,17 +57,28 @@ pub fn draw(
     model: &Llama,
     prompts: &[&Prompt],
     per_prompt: usize,
-    sampling: &Sampling,
+    sampling: &Sampling<'_>,
     progress: &ProgressBar,
 ) -> Result<Vec<Completion>> {
     let model = model.detached()?;
     let owners = (0..prompts.len()).flat_map(|prompt| std::iter::repeat_n(prompt, per_prompt)).collect::<Vec<_>>();
-    let mut completions = Vec::with_capacity(owners.len());
-    for (batch, owners) in owners.chunks(sampling.batch).enumerate() {
-        let first = batch * sampling.batch;
-        completions.extend(draw_batch(&model, prompts, owners, first, sampling, progress)?);
+    let own = sampling.team.share(prompts.len());
+    let own = own.start * per_prompt..own.end * per_prompt;
+    let mut completions = Vec::with_capacity(own.len());
+    for (batch, batch_owners) in owners[own.clone()].chunks(sampling.batch).enumerate() {
+        let first = own.start + batch * sampling.batch;
+        completions.extend(draw_batch(&model, prompts, batch_owners, first, sampling, progress)?);
     }
-    Ok(completions)
+    // Each as its tokens and the bits of their log-probs, one after the other.
+    let lists = completions.into_iter().map(|Completion { tokens, log_probs, .. }| {
+        tokens.into_iter().chain(log_probs.into_iter().map(f32::to_bits)).collect()
+    });
+    let completion = |(list, prompt): (Vec<u32>, usize)| {
+        let (tokens, log_probs) = list.split_at(list.len() / 2);
+        let log_probs = log_probs.iter().copied().map(f32::from_bits).collect();
+        Completion { prompt, tokens: tokens.to_vec(), log_probs }
+    };
+    Ok(sampling.team.all_lists(lists.collect())?.into_iter().zip(owners).map(completion).collect())
 }
 
 fn draw_batch(
@@ -72,7 +86,7 @@ fn draw_batch(
     prompts: &[&Prompt],
     owners: &[usize],
     first: usize,
-    sampling: &Sampling,
+    sampling: &Sampling<'_>,
     progress: &ProgressBar,
 ) -> Result<Vec<Completion>> {
     let device = model.device();
@@ -150,7 +164,7 @@ fn indices(rows: &[usize], device: &Device) -> Result<Tensor> {
     Ok(Tensor::new(rows, device)?)
 }
 
-fn is_complete(completion: &Completion, sampling: &Sampling) -> bool {
+fn is_complete(completion: &Completion, sampling: &Sampling<'_>) -> bool {
     completion.tokens.len() == sampling.max_new_tokens || completion.tokens.last() == Some(&sampling.end)
 }
 

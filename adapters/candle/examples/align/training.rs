@@ -4,13 +4,14 @@ use anyhow::{Context, Result, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::optim::{AdamW, Optimizer, ParamsAdamW};
-use exo_kernels::{Batch, LogitOptions, LossOptions, Objective, Reference};
+use exo_kernels::{Batch, LogitOptions, LossOptions, Objective, Reduction, Reference};
 use exo_kernels_candle::{linear_preference_loss, preference_loss};
 use serde::Serialize;
 
 use crate::groups::Group;
 use crate::llama::Llama;
 use crate::scoring;
+use crate::team::Team;
 
 /// Share of the steps over which the learning rate rises to its full value.
 const WARM_UP: f64 = 0.15;
@@ -100,17 +101,20 @@ pub struct Trainer<'a> {
     /// Whether the logits are made as a tensor, for comparison.
     pub materialize_logits: bool,
     pub steps: usize,
+    /// Who shares the work: each rank goes through some groups of a step.
+    pub team: Team<'a>,
 }
 
 impl Trainer<'_> {
-    /// Step number `step`, counted from 0, on `groups`.
+    /// Step number `step`, counted from 0, on `groups`, of which this rank goes through its share.
     pub fn step(&mut self, step: usize, groups: &[&Group]) -> Result<Step> {
         let started = std::time::Instant::now();
         let mut sequences = Vec::new();
         let mut reference = Vec::new();
         let mut rewards = Vec::new();
         let mut group_offsets = vec![0];
-        for group in groups {
+        let own = &groups[self.team.share(groups.len())];
+        for group in own {
             for completion in &group.completions {
                 sequences.push((group.prompt.tokens.as_slice(), completion.tokens.as_slice()));
                 reference.extend_from_slice(&completion.log_probs);
@@ -120,7 +124,11 @@ impl Trainer<'_> {
         }
         let scored = scoring::score(&self.policy.model, &sequences)?;
         let batch = Batch::new(&scored.offsets, &group_offsets)?;
-        let options = LossOptions::from(self.objective).with_logits(self.logit_options);
+        let mut options = LossOptions::from(self.objective).with_logits(self.logit_options);
+        if self.team.ranks() > 1 {
+            // So that the ranks' gradients add up to that of the mean over all groups.
+            options = options.with_reduction(Reduction::Normalizer(groups.len() as f64))?;
+        }
         let (head, reference) = (self.policy.model.head(), Reference::PerToken(&reference));
         let (hidden, targets) = (&scored.hidden, &scored.targets);
         let (loss, report) = if self.materialize_logits {
@@ -132,22 +140,32 @@ impl Trainer<'_> {
         let report = report.check()?;
         let learning_rate = self.learning_rate_at(step);
         let gradient_norm = self.descend(&loss, learning_rate)?;
-        let rewards = rewards.iter().copied().map(f64::from).collect::<Vec<_>>();
+        let [loss, accuracy, effective_sample_size, mean_log_ratio] = if self.team.ranks() > 1 {
+            // Means over this rank's groups and completions, of which each has K.
+            let weight = own.len() as f64 / groups.len() as f64;
+            let of_groups = [report.accuracy, report.effective_sample_size, report.mean_log_ratio];
+            let [accuracy, size, log_ratio] = of_groups.map(|mean| weight * mean);
+            self.team.sum([report.loss, accuracy, size, log_ratio])?
+        } else {
+            [report.loss, report.accuracy, report.effective_sample_size, report.mean_log_ratio]
+        };
+        let rewards = groups.iter().flat_map(|group| &group.rewards).copied().map(f64::from).collect::<Vec<_>>();
         Ok(Step {
             number: step + 1,
-            loss: report.loss,
+            loss,
             batch_reward: crate::evaluation::mean_and_error(&rewards).0,
-            accuracy: report.accuracy,
-            effective_sample_size: report.effective_sample_size,
-            mean_log_ratio: report.mean_log_ratio,
+            accuracy,
+            effective_sample_size,
+            mean_log_ratio,
             gradient_norm,
             learning_rate,
-            seconds: started.elapsed().as_secs_f64(),
+            seconds: self.team.largest(started.elapsed().as_secs_f64())?,
         })
     }
 
     fn descend(&mut self, loss: &Tensor, learning_rate: f64) -> Result<f64> {
         let mut gradients = loss.backward()?;
+        self.team.sum_gradients(&self.policy.parameters, &mut gradients)?;
         let norm = self.policy.gradient_norm(&gradients)?;
         self.policy.clip(&mut gradients, norm, self.largest_gradient)?;
         self.optimizer.set_learning_rate(learning_rate);
