@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn every_list_comes_to_every_rank_in_order() {
-        let lists = |rank: usize| (0..rank + 1).map(|list| vec![rank as u32; 3 * list + rank % 2]).collect::<Vec<_>>();
+        let lists = |rank: usize| (0..=rank).map(|list| vec![rank as u32; 3 * list + rank % 2]).collect::<Vec<_>>();
         let expected = (0..4).flat_map(lists).collect::<Vec<_>>();
         for found in on_ranks(4, |team| team.all_lists(lists(team.rank()))) {
             assert_eq!(found, expected);
