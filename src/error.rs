@@ -258,6 +258,8 @@ pub enum Error {
     },
     /// cuBLAS could not be loaded. Only the linear stage needs it.
     NoCublas,
+    /// NCCL could not be loaded. Only ranks that exchange by it need it.
+    NoNccl,
     /// A gradient of a type that the linear stage does not write, or operands of two types.
     GradientType {
         /// The type given.
@@ -466,6 +468,11 @@ impl fmt::Display for Error {
                 f,
                 "no cuBLAS was found (libcublas.so): it is part of the CUDA toolkit, whose library folder must be among those \
                  that are searched (LD_LIBRARY_PATH)"
+            ),
+            Error::NoNccl => write!(
+                f,
+                "no NCCL was found (libnccl.so.2): it is a package of its own (libnccl2, or nvidia-nccl of PyPI), whose library folder \
+                 must be among those that are searched (LD_LIBRARY_PATH)"
             ),
             Error::GradientType { given, head } => {
                 write!(

@@ -32,6 +32,8 @@ mod lent;
 pub(crate) mod linear;
 mod log_ratio;
 pub(crate) mod memory;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod objective;
 mod partial_row;
 pub mod raw;
@@ -63,6 +65,9 @@ pub use crate::cuda::driver::driver_present;
 pub use crate::cuda::linear::workspace::LinearChunks;
 pub use crate::cuda::log_ratio::DeviceBatch;
 pub use crate::cuda::memory::{Device, Grown, Use, View, ViewMut};
+#[cfg(feature = "nccl")]
+#[cfg_attr(docsrs, doc(cfg(feature = "nccl")))]
+pub use crate::cuda::nccl::{Nccl, nccl_present};
 pub use crate::cuda::partial_row::PartialRow;
 pub use crate::cuda::rewards::{DeviceRewards, RewardBuffers, Rewards};
 #[cfg(feature = "tuning")]

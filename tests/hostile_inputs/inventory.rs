@@ -22,7 +22,11 @@ const EXCEPTIONS: [(&str, &str); 10] = [
 ];
 
 /// The same of the CUDA backend.
-const CUDA_EXCEPTIONS: [(&str, &str); 4] = [
+const CUDA_EXCEPTIONS: [(&str, &str); 5] = [
+    (
+        "cuda/nccl/mod::Nccl::*",
+        "what ranks exchange by, which takes a library and other ranks: tests/nccl has what is refused",
+    ),
     ("cuda/alternatives::*", "there with the feature `tuning` only, for a bench; any number is one"),
     ("cuda/row_sharing::*", "the same"),
     (

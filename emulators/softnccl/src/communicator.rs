@@ -1,6 +1,6 @@
 //! A rank of a communicator: joining, waiting for the others, leaving.
 
-use crate::call::{REMOTE_ERROR, Status};
+use crate::call::{INVALID_ARGUMENT, REMOTE_ERROR, Status};
 use crate::control::patience;
 use crate::driver::{current_context, set_current_context, synchronise};
 use crate::segment::{FREE, LEFT, Segment};
@@ -63,8 +63,12 @@ impl Communicator {
     /// Takes a rank's place; the others may not be there yet.
     pub(crate) fn join(id: &[u8; 128], ranks: u32, rank: u32, device: i32) -> Result<Self, (Status, String)> {
         let Some(path) = path_of(id) else {
-            return Err((crate::call::INVALID_ARGUMENT, "the unique id is none of ncclGetUniqueId's".to_owned()));
+            return Err((INVALID_ARGUMENT, "the unique id is none of ncclGetUniqueId's".to_owned()));
         };
+        // Before there is a file, which nobody would take away.
+        if rank >= ranks {
+            return Err((INVALID_ARGUMENT, format!("rank {rank} given, below {ranks} expected")));
+        }
         let segment = Segment::open(&path, ranks)?;
         segment.take_place(rank)?;
         Ok(Self { segment, rank, device, turn: Mutex::default(), streams: Mutex::default() })

@@ -150,9 +150,6 @@ impl Segment {
     /// Takes a rank's place, for as long as this value lives.
     pub(crate) fn take_place(&self, rank: u32) -> Result<(), (Status, String)> {
         let taken = || (INVALID_USAGE, format!("rank {rank} is there already"));
-        if rank >= self.ranks {
-            return Err((INVALID_ARGUMENT, format!("rank {rank} given, 0 to {} expected", self.ranks - 1)));
-        }
         lock(&self.file, libc::F_OFD_SETLK, libc::F_WRLCK, i64::from(rank)).map_err(|_| taken())?;
         let state = &self.slot(rank).state;
         state.compare_exchange(FREE, PRESENT, Ordering::SeqCst, Ordering::SeqCst).map_err(|_| taken())?;
@@ -266,7 +263,6 @@ mod test {
         let (first, second) = (Segment::open(&path, 2).expect("made"), Segment::open(&path, 2).expect("found"));
         first.take_place(1).expect("free");
         assert_eq!(second.take_place(1).map_err(|error| error.0), Err(INVALID_USAGE));
-        assert_eq!(second.take_place(2).map_err(|error| error.0), Err(INVALID_ARGUMENT));
         assert!(second.is_alive(1) && !second.is_alive(0));
         drop(first);
         assert!(!second.is_alive(1), "it is gone with its file");

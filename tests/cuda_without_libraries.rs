@@ -1,7 +1,7 @@
-//! Without cuBLAS everything but the linear stage works, and that says what is missing. A binary of its own, into which
-//! softcublas is never loaded; where the machine has a cuBLAS this says so and stops.
+//! Without cuBLAS everything but the linear stage works, and without NCCL everything but its ranks; these say what is missing. A binary
+//! of its own, into which softcublas and softnccl are never loaded; where the machine has such a library the test says so and stops.
 
-use exo_kernels::cuda::{Head, Matrix, TokenLogProbs, cublas_present};
+use exo_kernels::cuda::{Head, Matrix, Nccl, TokenLogProbs, cublas_present, nccl_present};
 use exo_kernels::{Backend, Error, LogitOptions, SoftmaxState};
 use support::backend::TestBackend;
 use support::device::{self, download, upload};
@@ -31,4 +31,18 @@ fn the_linear_stage_names_what_is_missing() {
 
     let rows = Rows::new(vec![0.0_f32; 4], vec![1, 0], 2);
     assert!(cuda.forward(&rows, &options, false).log_probs.iter().all(|number| *number < 0.0));
+}
+
+#[test]
+fn ranks_by_nccl_name_what_is_missing() {
+    let cuda = device::cuda();
+    if nccl_present() {
+        println!("NOT RUN: this machine has an NCCL");
+        return;
+    }
+    assert_eq!(Nccl::unique_id(), Err(Error::NoNccl));
+    assert_eq!(Nccl::new(&cuda, &[0; 128], 0, 1).map(drop), Err(Error::NoNccl));
+    // SAFETY: no communicator, which nobody asks anything.
+    assert_eq!(unsafe { Nccl::from_raw(&cuda, std::ptr::null_mut()) }.map(drop), Err(Error::NoNccl));
+    assert!(Error::NoNccl.to_string().contains("libnccl"));
 }

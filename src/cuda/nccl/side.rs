@@ -1,0 +1,143 @@
+//! Streams and events of this crate's own, and memory that a stream copies to while the host goes on.
+
+use crate::cuda::context::{CurrentContext, FreedInContext, Kept, bind};
+use crate::cuda::driver::called;
+use crate::cuda::memory::Grown;
+use crate::error::Result;
+use cudarc::driver::sys::CUevent_flags;
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
+use std::ffi::c_void;
+use std::sync::Arc;
+
+impl FreedInContext for CudaEvent {
+    fn freed_in(&self) -> Option<&CudaContext> {
+        Some(self.context())
+    }
+}
+
+/// An event that only orders.
+pub(super) fn event(context: &Arc<CudaContext>) -> Result<Kept<CudaEvent>> {
+    bind(context)?;
+    called("cuEventCreate", context.new_event(Some(CUevent_flags::CU_EVENT_DISABLE_TIMING))).map(Kept::new)
+}
+
+/// A stream that waits for no other unless it is told to. Not made by cudarc, which from a context's second stream on would wait for
+/// events at every use of a slice.
+pub(super) struct Side(Kept<Destroyed>);
+
+/// A stream that is destroyed with this, when its work is done.
+struct Destroyed(Arc<CudaStream>);
+
+impl FreedInContext for Destroyed {
+    fn freed_in(&self) -> Option<&CudaContext> {
+        Some(self.0.context())
+    }
+}
+
+impl Drop for Destroyed {
+    fn drop(&mut self) {
+        // An error here: the context is no more, and the stream neither.
+        // SAFETY: made by `Side::new`; whoever holds a clone is dropped before.
+        let _ = unsafe { result::stream::destroy(self.0.cu_stream()) };
+    }
+}
+
+impl Side {
+    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
+        bind(context)?;
+        let stream = called("cuStreamCreate", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+        // SAFETY: a stream of this context, which is destroyed with the last field that uses it.
+        Ok(Self(Kept::new(Destroyed(unsafe { context.wrap_borrowed_stream(stream) }))))
+    }
+
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.0.0
+    }
+}
+
+/// Words on the device and on the host, whose pages stay where they are, and the event that says when they have come.
+pub(super) struct Staging {
+    pub(super) device: Grown<u32>,
+    host: PageLocked,
+    pub(super) arrived: Kept<CudaEvent>,
+    stream: Arc<CudaStream>,
+}
+
+impl Staging {
+    /// For copies in the order of one stream.
+    pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        let arrived = event(stream.context())?;
+        Ok(Self { device: Grown::default(), host: PageLocked::default(), arrived, stream: stream.clone() })
+    }
+
+    /// Room for so many words on either side. What the stream still does with the old ones is waited for.
+    pub(super) fn reserve(&mut self, words: usize) -> Result<()> {
+        self.device.reserve(&self.stream, words)?;
+        if self.host.words < words {
+            self.finish()?;
+            self.host = PageLocked::new(words)?;
+        }
+        Ok(())
+    }
+
+    /// The host's words. Nothing in the stream uses them when they are read or written.
+    pub(super) fn host(&mut self) -> &mut [u32] {
+        if self.host.words == 0 {
+            return &mut [];
+        }
+        // SAFETY: so many words, all of them written when they were allocated; the callers keep the order with the stream's copies.
+        unsafe { std::slice::from_raw_parts_mut(self.host.address.cast::<u32>(), self.host.words) }
+    }
+
+    fn finish(&self) -> Result<()> {
+        bind(self.stream.context())?;
+        called("cuStreamSynchronize", self.stream.synchronize())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // A call that has failed may have left copies in the stream.
+        let _current = CurrentContext::enter(self.stream.context());
+        let _ = self.finish();
+        self.host = PageLocked::default();
+    }
+}
+
+/// Memory of the host that a device copies to and from by itself.
+struct PageLocked {
+    address: *mut c_void,
+    words: usize,
+}
+
+// SAFETY: plain memory, which this value owns.
+unsafe impl Send for PageLocked {}
+// SAFETY: as above; it is written through exclusive references only.
+unsafe impl Sync for PageLocked {}
+
+impl Default for PageLocked {
+    fn default() -> Self {
+        Self { address: std::ptr::null_mut(), words: 0 }
+    }
+}
+
+impl PageLocked {
+    /// Zeros. The context is current.
+    fn new(words: usize) -> Result<Self> {
+        let bytes = words.saturating_mul(size_of::<u32>());
+        // SAFETY: memory of the driver's; no flag changes what it is on the host.
+        let address = called("cuMemHostAlloc", unsafe { result::malloc_host(bytes, 0) })?;
+        // SAFETY: so many bytes, aligned to pages.
+        unsafe { address.cast::<u8>().write_bytes(0, bytes) };
+        Ok(Self { address, words })
+    }
+}
+
+impl Drop for PageLocked {
+    fn drop(&mut self) {
+        if self.words > 0 {
+            // SAFETY: allocated by `new`, and no copy uses it.
+            let _ = unsafe { result::free_host(self.address) };
+        }
+    }
+}
