@@ -3,6 +3,7 @@
 
 mod captures;
 mod failures;
+mod loss;
 mod processes;
 mod ranks;
 mod sums;
