@@ -30,9 +30,9 @@ fn loss(cuda: &Cuda, line: &str, nccl: Nccl, shard: (usize, usize)) -> Preferenc
 
 #[test]
 fn a_step_exchanges_what_is_said_of_it() {
-    softcublas::install().expect("softcublas can be loaded where there is no cuBLAS");
     const COLUMNS: usize = 40;
     const SIZE: usize = 4;
+    softcublas::install().expect("softcublas can be loaded where there is no cuBLAS");
     for ranks in 1..=8 {
         for line in ["vocab", "rows", "groups"] {
             let Some(_turn) = turn_with(ranks, Settings::default(), true) else { return };
@@ -113,7 +113,7 @@ fn a_captured_step_of_a_loss_is_replayed() {
             let (targets, rewards) =
                 (upload(&cuda, &[3_i64, 40, 7, 69, 0, 30, 29, 8]), upload(&cuda, &[1.0_f64, 0.0, 0.5, 0.25]));
             let mut loss = loss(&cuda, "vocab", nccl, (own.start, VOCAB));
-            let mut step = |loss: &mut PreferenceLoss<Cuda>, placed: &_, gradient: &mut _| {
+            let step = |loss: &mut PreferenceLoss<Cuda>, placed: &_, gradient: &mut _| {
                 let view = Matrix::<f32>::new(cudarc_view(placed), own.len()).expect("rows");
                 let step = loss.forward(&view, &targets, &batch, &Reference::None, &rewards).expect("all fit");
                 let to = MatrixMut::<f32>::new(cudarc_view_mut(gradient), own.len()).expect("rows");

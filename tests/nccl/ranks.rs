@@ -148,7 +148,7 @@ fn what_one_rank_refuses_all_are_told() {
         let options = shard(&LogitOptions::default(), &layout, rank, 100);
         let refused = if rank == 1 { Rows { targets: vec![0; 3], ..own.clone() } } else { own.clone() };
         let first = refused_call(&cuda, &nccl, &refused, &own, &options);
-        let other = if rank == 2 { options.with_temperature(0.5).expect("valid") } else { options.clone() };
+        let other = if rank == 2 { options.with_temperature(0.5).expect("valid") } else { options };
         let second = call(&cuda, &nccl, &own, &other, &mut Grown::default());
         let third = call(&cuda, &nccl, &own, &options, &mut Grown::default()).0;
         (first, second, third)

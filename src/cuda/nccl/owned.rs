@@ -138,8 +138,8 @@ impl Owned {
             return;
         }
         // An error here: it is gone, whatever was wrong with it.
-        // SAFETY: nothing uses it, and nothing will.
         let _ = match end {
+            // SAFETY: a communicator of this value's, which nothing uses after it.
             End::Destroyed => unsafe { (self.library.ncclCommDestroy)(handle) },
             // SAFETY: as above.
             End::Aborted => unsafe { (self.library.ncclCommAbort)(handle) },
