@@ -27,6 +27,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub(crate) fn turn_with(devices: usize, settings: Settings, counted: bool) -> Option<Turn> {
     let turn = turn::take();
     softcuda::install().expect("softcuda can be loaded where there is no driver");
+    softcublas::install().expect("softcublas can be loaded where softcuda is");
     softnccl::install().expect("softnccl can be loaded where softcuda is");
     let Some(control) = softcuda::control() else {
         let there = CudaContext::device_count().expect("a count") as usize;

@@ -4,6 +4,7 @@
 //! MPI was initialised for is the argument: `single`, `funneled`, `serialized` or `multiple` (the default).
 
 mod leaving;
+mod loss;
 mod row_log_probs;
 mod threads;
 mod words;
@@ -58,6 +59,9 @@ const TESTS: &[Row] = tests![
     (row_log_probs::columns_of_any_ranks_are_within_the_bounds, 1, Funneled to Multiple),
     (row_log_probs::what_one_rank_refuses_all_are_told, 1, Funneled to Multiple),
     (row_log_probs::ranks_that_disagree_are_all_told_so, 2, Funneled to Multiple),
+    (loss::a_group_on_all_processes_is_that_of_one, 1, Funneled to Multiple),
+    (loss::rows_on_all_processes_are_those_of_one, 1, Funneled to Multiple),
+    (loss::a_head_on_all_processes_has_one_hidden_gradient, 1, Funneled to Multiple),
     (leaving::a_rank_that_is_dropped_is_gone, 2, Funneled to Multiple),
     (leaving::a_rank_that_aborts_is_gone, 2, Funneled to Multiple),
     (leaving::a_rank_that_panics_is_gone, 2, Funneled to Multiple),
