@@ -9,7 +9,7 @@
 //! engines have counted.
 
 use clap::Parser;
-use exo_kernels::backend::SLICE;
+use exo_kernels::backend::partial_rows_of;
 use exo_kernels::ranks::{StepShape, Traffic};
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -115,7 +115,7 @@ impl Cost {
 /// [`Traffic::of_step`] of CUDA, which need not be there.
 fn traffic(shape: &StepShape) -> Traffic {
     let of_cpu = Traffic::of_step::<exo_kernels::Cpu>(shape);
-    Traffic { partial_rows: shape.rows * shape.most_columns.div_ceil(SLICE) * PART_BYTES, ..of_cpu }
+    Traffic { partial_rows: shape.rows * partial_rows_of(shape.most_columns) * PART_BYTES, ..of_cpu }
 }
 
 fn kibibytes(bytes: usize) -> String {

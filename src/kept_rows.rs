@@ -75,8 +75,13 @@ impl<B: Backend> KeptProducts<B> {
         let rows = hidden.most_scored_rows();
         let units = if kept == LinearKept::Nothing { 0 } else { rows * hidden.states.columns() };
         let words = if kept < LinearKept::LogitGradients { 0 } else { kept_logit_words(W::DTYPE, rows, vocab) };
-        backend.reserve(&mut self.unit_gradients, units)?;
-        backend.reserve(&mut self.logit_gradients, words)?;
+        // Nothing is allocated for what is not kept.
+        if kept > LinearKept::Nothing {
+            backend.reserve(&mut self.unit_gradients, units)?;
+        }
+        if kept >= LinearKept::LogitGradients {
+            backend.reserve(&mut self.logit_gradients, words)?;
+        }
         (self.lengths, self.kept) = ((units, words), kept);
         Ok(())
     }

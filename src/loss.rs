@@ -205,21 +205,18 @@ impl<B: Backend> PreferenceLoss<B> {
         let (backend, options, ranks, layout) = (&*backend, &*options, &*ranks, &*layout);
         let (logits, _logits) = ordered::matrix(backend, logits);
         let stages = Stages { backend, options, batch, ranks, layout };
-        let done = stages.run(workspace, &targets, reference, &rewards, |targets, outputs, first| {
-            first.products.keep_nothing();
-            match &ranks.vocab {
-                None => backend.token_log_probs(&logits, targets, &options.logits, outputs),
-                Some(line) => {
-                    let (most, options, parts) = (layout.columns, &options.logits, first.partial_rows);
-                    exchange_rows(backend, line.as_ref(), most, &logits, &targets, options, outputs, parts)
+        stages
+            .run(workspace, &targets, reference, &rewards, |targets, outputs, first| {
+                first.products.keep_nothing();
+                match &ranks.vocab {
+                    None => backend.token_log_probs(&logits, targets, &options.logits, outputs),
+                    Some(line) => {
+                        let (most, options, parts) = (layout.columns, &options.logits, first.partial_rows);
+                        exchange_rows(backend, line.as_ref(), most, &logits, &targets, options, outputs, parts)
+                    }
                 }
-            }
-        });
-        if done.is_err() {
-            // The others would wait for a rank that has failed on the way.
-            ranks.abort();
-        }
-        done?;
+            })
+            .inspect_err(|_| ranks.abort())?;
         let step = Step::new(Inputs::of_logits(&logits));
         self.last_step = Some(step.number());
         Ok(step)

@@ -135,24 +135,27 @@ pub struct RowSummary {
 }
 
 impl RowSummary {
-    /// Adds up rows on the host.
-    pub(crate) fn of(rows: &ScoredLogProbs<'_, Host>, batch: &Batch) -> Self {
-        let mut summary = RowSummary::default();
-        for sequence in batch.sequence_ranges() {
-            let before = summary.scored_rows;
-            for row in sequence.filter(|row| rows.targets.is_scored(*row)) {
-                let log_prob = rows.log_probs[row];
-                summary.scored_rows += 1;
-                if log_prob.is_nan() {
-                    summary.non_finite_rows += 1;
-                    summary.first_non_finite_row.get_or_insert(row);
-                }
-                summary.impossible_targets += usize::from(log_prob == f32::NEG_INFINITY);
-            }
-            summary.empty_sequences += usize::from(summary.scored_rows == before);
+    /// The same with what sequences say: their scored rows, and the sums of their entropies, if these were computed.
+    pub(crate) fn with_sequences(self, scored_rows: &[i32], entropy_sums: Option<&[f64]>) -> Self {
+        let scored = scored_rows.iter().map(|rows| usize::try_from(*rows).unwrap_or(0)).sum();
+        Self {
+            scored_rows: scored,
+            empty_sequences: scored_rows.iter().filter(|rows| **rows == 0).count(),
+            entropy: entropy_sums.filter(|_| scored > 0).map(|sums| sums.iter().sum()),
+            ..self
         }
-        // By sequences, as where these lie on several ranks.
-        summary.entropy = rows.entropy_sums.filter(|_| summary.scored_rows > 0).map(|sums| sums.iter().sum());
+    }
+
+    /// What the host counts in rows, log-probs and targets `[N]`; scored rows, empty sequences and entropies are said by the sequences.
+    pub(crate) fn of_rows(log_probs: &[f32], targets: &Targets<'_, Host>) -> Self {
+        let mut summary = RowSummary::default();
+        for (row, log_prob) in log_probs.iter().enumerate().filter(|(row, _)| targets.is_scored(*row)) {
+            if log_prob.is_nan() {
+                summary.non_finite_rows += 1;
+                summary.first_non_finite_row.get_or_insert(row);
+            }
+            summary.impossible_targets += usize::from(*log_prob == f32::NEG_INFINITY);
+        }
         summary
     }
 }

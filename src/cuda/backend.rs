@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Number, Place, ReadResults, ScoredLogProbs, StageResults, StepBuffers};
 use crate::cuda::context::CurrentContext;
-use crate::cuda::driver::called;
+use crate::cuda::driver::is_capturing;
 use crate::cuda::memory::{Use, copy_on_device, download};
 use crate::cuda::{
     Cuda, Device, DeviceBatch, DeviceRewards, GatheredRows, Grown, Head, Hidden, LinearGradients, LinearOutputs,
@@ -18,8 +18,7 @@ use crate::options::{LogRatio, LogitOptions, Reduction};
 use crate::stage::linear::check_operands;
 use crate::stage::log_ratio::{check_reference, check_targets};
 use crate::stage::row_loss::RowLoss;
-use cudarc::driver::result::stream;
-use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
+use cudarc::driver::sys::CUresult;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -108,10 +107,7 @@ impl Backend for Cuda {
         if same_batch && matches!(rewards, Rewards::Device(_)) {
             return Ok(());
         }
-        // SAFETY: a stream that is alive.
-        let status = unsafe { stream::is_capturing(self.stream.cu_stream()) };
-        let status = called("cuStreamIsCapturing", status)?;
-        if status == CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+        if !is_capturing(&self.stream)? {
             return Ok(());
         }
         Err(Error::Cuda {

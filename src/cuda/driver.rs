@@ -2,8 +2,8 @@
 
 use crate::cuda::tuning::Capability;
 use crate::error::{Error, Result};
-use cudarc::driver::sys::CUresult;
-use cudarc::driver::{DriverError, sys};
+use cudarc::driver::sys::{CUresult, CUstreamCaptureStatus};
+use cudarc::driver::{CudaStream, DriverError, result, sys};
 
 #[cfg(unix)]
 pub(super) fn opens(name: &std::ffi::CStr) -> bool {
@@ -81,6 +81,13 @@ pub(super) fn loaded<T>(
 /// That there is a driver.
 pub(super) fn require() -> Result<()> {
     if driver_present() { Ok(()) } else { Err(Error::NoDriver) }
+}
+
+/// Whether a stream is being captured in a graph.
+pub(super) fn is_capturing(stream: &CudaStream) -> Result<bool> {
+    // SAFETY: a stream that is alive.
+    let status = called("cuStreamIsCapturing", unsafe { result::stream::is_capturing(stream.cu_stream()) })?;
+    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
 /// The result of a driver's call, as an error of this crate. There is a driver, so its text may be asked for.

@@ -35,6 +35,7 @@ pub(crate) mod memory;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod objective;
+mod page_locked;
 mod partial_row;
 pub mod raw;
 mod rewards;

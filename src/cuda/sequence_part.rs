@@ -5,7 +5,7 @@ use crate::cuda::context::bind;
 use crate::cuda::driver::called;
 use crate::cuda::raw;
 use crate::cuda::raw::sequence_part::{ADD, AddRanks, COUNT, PLACE, SequenceParts, WRITE, add_ranks, sequence_parts};
-use crate::cuda::step::check_status;
+use crate::cuda::step::{check_status, counted};
 use crate::cuda::token_log_prob::{optional, optional_mut};
 use crate::cuda::{Cuda, Device, DeviceRewards, Status, Targets, View, ViewMut};
 use crate::data::memory::{Place, check_view, check_view_mut};
@@ -120,12 +120,7 @@ impl Ranked for Cuda {
     fn counted(part: &CountPart, vocab: usize) -> Result<RowSummary> {
         let status: Status = bytemuck::pod_read_unaligned(&bytemuck::bytes_of(&part.counts)[..size_of::<Status>()]);
         check_status(&status, vocab)?;
-        Ok(RowSummary {
-            non_finite_rows: status.non_finite_rows(),
-            first_non_finite_row: status.first_non_finite_row(),
-            impossible_targets: status.minus_infinite_targets(),
-            ..RowSummary::default()
-        })
+        Ok(counted(&status))
     }
 
     fn check_counts(&self, vocab: usize) -> Result<()> {

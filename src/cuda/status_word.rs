@@ -2,13 +2,14 @@
 //! one wait.
 
 use crate::cuda::buffer::Block;
-use crate::cuda::context::{FreedInContext, Kept, bind};
+use crate::cuda::context::bind;
 use crate::cuda::driver::called;
 use crate::cuda::lent::Lender;
 use crate::cuda::memory::Address;
+use crate::cuda::page_locked::PageLocked;
 use crate::cuda::status::Status;
 use crate::error::Result;
-use cudarc::driver::{CudaContext, CudaStream, result};
+use cudarc::driver::{CudaStream, result};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -115,48 +116,21 @@ impl std::fmt::Debug for StatusWord {
     }
 }
 
-/// Page-locked memory of the host, which the device writes without the driver's help; allocated when it is first read to.
+/// Memory of the host that the device writes by itself; allocated when it is first read to.
 #[derive(Default)]
-struct Pinned(Kept<Option<Locked>>);
-
-struct Locked {
-    start: *mut u8,
-    bytes: usize,
-    context: Arc<CudaContext>,
-}
-
-// SAFETY: owned memory, which any thread may read.
-unsafe impl Send for Locked {}
-
-impl FreedInContext for Locked {
-    fn freed_in(&self) -> Option<&CudaContext> {
-        Some(&self.context)
-    }
-}
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        // SAFETY: allocated by the driver, and nothing refers to it any more.
-        self.context.record_err(unsafe { result::free_host(self.start.cast()) });
-    }
-}
+struct Pinned(PageLocked);
 
 impl Pinned {
     /// Copies ranges of device memory to its start, one after the other, and waits for them.
     fn copy(&mut self, stream: &Arc<CudaStream>, copies: &[Range<Address>]) -> Result<()> {
         let length = |range: &Range<Address>| (range.end - range.start) as usize;
         let bytes: usize = copies.iter().map(length).sum();
-        if self.0.as_ref().is_none_or(|locked| locked.bytes < bytes) {
+        if self.0.bytes().len() < bytes {
             *self = Self::default();
             let room = bytes.next_power_of_two().max(4096);
-            let flags = 0;
-            // SAFETY: it is written before it is read.
-            let start = called("cuMemHostAlloc", unsafe { result::malloc_host(room, flags) })?.cast::<u8>();
-            // SAFETY: as long as said.
-            unsafe { start.write_bytes(0, room) };
-            self.0 = Kept::new(Some(Locked { start, bytes: room, context: stream.context().clone() }));
+            *self = Self(PageLocked::new(stream.context(), room)?);
         }
-        let mut rest = self.bytes_mut();
+        let mut rest = self.0.bytes_mut();
         for range in copies {
             let (to, after) = rest.split_at_mut(length(range));
             // SAFETY: both are as long; this value keeps the memory until the wait below, or the driver does until it is
@@ -175,21 +149,11 @@ impl Pinned {
         for copy in copies {
             if copy.start <= range.start && range.end <= copy.end {
                 let start = before + (range.start - copy.start) as usize;
-                return &self.bytes()[start..start + (range.end - range.start) as usize];
+                return &self.0.bytes()[start..start + (range.end - range.start) as usize];
             }
             before += (copy.end - copy.start) as usize;
         }
         // An empty one is not copied.
         &[]
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: written when it was allocated; no copy to it is under way outside of `copy`.
-        self.0.as_ref().map_or(&[], |locked| unsafe { std::slice::from_raw_parts(locked.start, locked.bytes) })
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and borrowed by this value alone.
-        self.0.as_mut().map_or(&mut [], |locked| unsafe { std::slice::from_raw_parts_mut(locked.start, locked.bytes) })
     }
 }

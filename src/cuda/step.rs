@@ -124,7 +124,8 @@ pub(super) fn read<'a>(
         let status: Status = bytemuck::pod_read_unaligned(parts[0]);
         check_status(&status, rows.vocab)?;
         Ok(ReadResults {
-            rows: summary(&status, &numbers(parts[1]), rows.entropy_sums.as_ref().map(|_| numbers(parts[2]))),
+            rows: counted(&status)
+                .with_sequences(&numbers(parts[1]), rows.entropy_sums.as_ref().map(|_| numbers(parts[2])).as_deref()),
             log_ratios: Cow::Owned(numbers(parts[3])),
             group_losses: Cow::Owned(numbers(parts[4])),
             statistics: Cow::Owned(numbers(parts[5])),
@@ -142,15 +143,13 @@ fn numbers<T: Number>(bytes: &[u8]) -> Vec<T> {
     bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
 }
 
-fn summary(status: &Status, scored_rows: &[i32], entropy_sums: Option<Vec<f64>>) -> RowSummary {
-    let scored: usize = scored_rows.iter().map(|rows| usize::try_from(*rows).unwrap_or(0)).sum();
+/// What the device has counted in the rows.
+pub(super) fn counted(status: &Status) -> RowSummary {
     RowSummary {
-        scored_rows: scored,
         non_finite_rows: status.non_finite_rows(),
         first_non_finite_row: status.first_non_finite_row(),
         impossible_targets: status.minus_infinite_targets(),
-        empty_sequences: scored_rows.iter().filter(|rows| **rows == 0).count(),
-        entropy: entropy_sums.filter(|_| scored > 0).map(|sums| sums.iter().sum()),
+        ..RowSummary::default()
     }
 }
 

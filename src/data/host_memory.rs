@@ -143,7 +143,8 @@ macro_rules! host_memory {
             rows.check(self, batch)?;
             results.check(self, batch)?;
             Ok(crate::backend::ReadResults {
-                rows: crate::backend::RowSummary::of(rows, batch),
+                rows: crate::backend::RowSummary::of_rows(rows.log_probs, &rows.targets)
+                    .with_sequences(rows.scored_rows, rows.entropy_sums),
                 log_ratios: results.log_ratios.into(),
                 group_losses: results.group_losses.into(),
                 statistics: results.statistics.into(),

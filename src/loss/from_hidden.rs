@@ -12,9 +12,8 @@ use crate::error::Result;
 use crate::loss::{PreferenceLoss, StepInputs};
 use crate::options::LinearKept;
 use crate::ordered;
-use crate::ranks::agreement::Call;
+use crate::ranks::agreement::{Agreement, Call, Divided};
 use crate::ranks::hidden_rows::exchange_hidden_rows;
-use crate::ranks::mesh::agree_on_call;
 use crate::stage::linear::{LinearOutputs, SavedLinear, check_gradients, check_places};
 use crate::stages::Stages;
 use crate::step::{Inputs, Step};
@@ -56,35 +55,32 @@ impl<B: Backend> PreferenceLoss<B> {
         let hidden = Hidden { states: &states, scored_rows: hidden.scored_rows };
         let (head, _head) = ordered::head(backend, head);
         let stages = Stages { backend, options, batch, ranks, layout };
-        let done = stages.run(workspace, &targets, reference, &rewards, |targets, rows, first| {
-            let kept = match ranks.vocab {
-                Some(_) => options.linear_kept.min(LinearKept::UnitGradients),
-                None => options.linear_kept,
-            };
-            first.products.reserve::<T, W>(backend, kept, &hidden, head.vocab())?;
-            if let Some(line) = &ranks.vocab {
-                let most = layout.columns;
-                return exchange_hidden_rows(
-                    backend,
-                    line.as_ref(),
-                    most,
-                    hidden,
-                    &head,
-                    &targets,
-                    &options.logits,
-                    rows,
-                    first,
-                );
-            }
-            let (unit_gradients, logit_gradients) = first.products.views_mut(backend);
-            let outputs = LinearOutputs { rows, unit_gradients, logit_gradients };
-            backend.linear_token_log_probs(hidden, &head, targets, &options.logits, outputs)
-        });
-        if done.is_err() {
-            // The others would wait for a rank that has failed on the way.
-            ranks.abort();
-        }
-        done?;
+        stages
+            .run(workspace, &targets, reference, &rewards, |targets, rows, first| {
+                let kept = match ranks.vocab {
+                    Some(_) => options.linear_kept.min(LinearKept::UnitGradients),
+                    None => options.linear_kept,
+                };
+                first.products.reserve::<T, W>(backend, kept, &hidden, head.vocab())?;
+                if let Some(line) = &ranks.vocab {
+                    let most = layout.columns;
+                    return exchange_hidden_rows(
+                        backend,
+                        line.as_ref(),
+                        most,
+                        hidden,
+                        &head,
+                        &targets,
+                        &options.logits,
+                        rows,
+                        first,
+                    );
+                }
+                let (unit_gradients, logit_gradients) = first.products.views_mut(backend);
+                let outputs = LinearOutputs { rows, unit_gradients, logit_gradients };
+                backend.linear_token_log_probs(hidden, &head, targets, &options.logits, outputs)
+            })
+            .inspect_err(|_| ranks.abort())?;
         let step = Step::new(Inputs::of_hidden(&hidden, &head));
         self.last_step = Some(step.number());
         Ok(step)
@@ -130,7 +126,9 @@ impl<B: Backend> PreferenceLoss<B> {
         if let Some(line) = line {
             let checked = checked.and_then(|()| check_gradients(backend, &gradients, &hidden, &head));
             let checked = checked.and_then(|()| kept.products.check_units(&hidden));
-            agree_on_call::<B>(line, Call::HiddenGradient, rows, options, head.vocab(), checked)?;
+            // Whether entropies are computed is no matter of it: said to be not.
+            let agreement = Agreement::new(Call::HiddenGradient, rows, options, head.vocab(), false);
+            agreement.reach(Divided::Vocab, line, checked)?;
             if kept.products.are_shares() {
                 // Weight and bias need none of them: they are made while the shares are added up.
                 let of_head = LinearGradients {

@@ -1,8 +1,10 @@
 //! What ranks must agree about before they exchange anything whose size depends on it.
 
+use crate::backend::Backend;
 use crate::data::batch::Batch;
 use crate::error::{Error, Result};
 use crate::options::{LogRatio, LogitOptions, LossOptions, Reduction};
+use crate::ranks::Communicator;
 use bytemuck::{Pod, Zeroable};
 
 /// Bytes of a reason: longer ones are cut.
@@ -141,14 +143,25 @@ impl Agreement {
         self.note.rows_of_sequences = rows as u64;
     }
 
-    /// Exchanges notes along one line of ranks. What another rank refuses, what they disagree about, and an engine that fails become
-    /// this rank's error, for the next line to be told.
-    pub(crate) fn exchange(
+    /// Agrees along one line alone. `checked`: whether this rank's call can be made.
+    pub(crate) fn reach<B: Backend>(
         &self,
         divided: Divided,
-        rank: usize,
+        line: &(impl Communicator<B> + ?Sized),
+        checked: Result<()>,
+    ) -> Result<Option<Notes>> {
+        let mut standing = Standing::from(checked);
+        let notes = self.exchange(divided, line, &mut standing);
+        standing.checked.map(|()| notes)
+    }
+
+    /// Exchanges notes along one line of ranks. What another rank refuses, what they disagree about, and an engine that fails become
+    /// this rank's error, for the next line to be told.
+    pub(crate) fn exchange<B: Backend>(
+        &self,
+        divided: Divided,
+        line: &(impl Communicator<B> + ?Sized),
         standing: &mut Standing,
-        exchange: impl FnOnce(&[u32]) -> Result<Option<Vec<u32>>>,
     ) -> Option<Notes> {
         let mut note = self.note;
         if let Err(error) = &standing.checked {
@@ -158,11 +171,11 @@ impl Agreement {
             note.refused = length as u64;
             note.is_broken = u64::from(standing.is_broken);
         }
-        let found = exchange(bytemuck::cast_slice(&[note]));
+        let found = line.exchange(bytemuck::cast_slice(&[note]));
         let found = found.map(|words| words.map(|words| notes_of(&words)));
         let is_broken = |notes: &Option<Vec<Note>>| notes.iter().flatten().any(|note| note.is_broken != 0);
         standing.is_broken |= found.as_ref().map_or(true, is_broken);
-        let notes = found.and_then(|notes| notes.map(|notes| Notes::of(notes, divided, rank)).transpose());
+        let notes = found.and_then(|notes| notes.map(|notes| Notes::of(notes, divided, line.rank())).transpose());
         notes.unwrap_or_else(|error| {
             if standing.checked.is_ok() {
                 standing.checked = Err(error);

@@ -1,14 +1,15 @@
 //! Rows of hidden states under a head whose rows lie on several ranks: one exchange of partial rows, as from logits, and each rank's share in the
 //! unit gradients.
 
-use crate::backend::{Backend, GatheredRows, LinearParts, Number, TokenLogProbs, UnitSums, ViewMut};
+use crate::backend::{Backend, GatheredRows, LinearParts, TokenLogProbs, UnitSums};
 use crate::data::head::{Head, Hidden};
 use crate::data::memory::Memory;
 use crate::data::targets::Targets;
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::options::LogitOptions;
 use crate::ranks::Communicator;
+use crate::ranks::gather::{gather, whole};
 use crate::stage::partial_row::partial_rows_of;
 use crate::stages::FirstStage;
 
@@ -26,30 +27,20 @@ pub(crate) fn exchange_hidden_rows<B: Backend, T: Element, W: Element>(
     outputs: TokenLogProbs<'_, B::Memory>,
     first: FirstStage<'_, B>,
 ) -> Result<()> {
-    let rows = hidden.states.rows();
-    let (rank, ranks) = (line.rank(), line.ranks());
-    let (of_rank, scored) = (rows * partial_rows_of(most), hidden.most_scored_rows());
+    let (of_rank, scored) = (hidden.states.rows() * partial_rows_of(most), hidden.most_scored_rows());
     let FirstStage { products, partial_rows, rests } = first;
-    backend.reserve(partial_rows, ranks * of_rank)?;
     let TokenLogProbs { mut log_probs, mut states, mut entropies } = outputs;
-    let keeps = products.views_mut(backend).0.is_some();
-    if keeps {
+    if products.views_mut(backend).0.is_some() {
         backend.reserve(rests, scored)?;
     }
-
-    let mut all = backend.view_mut(partial_rows, ranks * of_rank);
-    let Some(own) = B::Memory::part_mut(&mut all, rank * of_rank..(rank + 1) * of_rank) else {
-        let expected = "below the number of ranks";
-        return Err(Error::Parameter { name: "rank", given: rank as f64, expected });
-    };
-    let sums = products.views_mut(backend).0;
-    let unit_sums = sums.map(|sums| UnitSums { sums, rests: backend.view_mut(rests, scored) });
-    let parts = LinearParts { partial_rows: own, unit_sums };
-    backend.linear_partial_rows(hidden, head, targets.clone(), options, entropies.is_some(), parts)?;
-    line.all_gather(backend, B::Memory::words_mut(&mut all))?;
-    drop(all);
-
-    let partial_rows = backend.view(partial_rows, ranks * of_rank);
+    let entropy = entropies.is_some();
+    let partial_rows = gather(backend, line, partial_rows, of_rank, |mut own| {
+        let sums = products.views_mut(backend).0;
+        let unit_sums = sums.map(|sums| UnitSums { sums, rests: backend.view_mut(rests, scored) });
+        let parts = LinearParts { partial_rows: whole::<B, _>(&mut own)?, unit_sums };
+        backend.linear_partial_rows(hidden, head, targets.clone(), options, entropy, parts)
+    })?;
+    let (rank, ranks) = (line.rank(), line.ranks());
     let merged = TokenLogProbs {
         log_probs: whole::<B, _>(&mut log_probs)?,
         states: whole::<B, _>(&mut states)?,
@@ -62,10 +53,4 @@ pub(crate) fn exchange_hidden_rows<B: Backend, T: Element, W: Element>(
     backend.linear_unit_gradients(hidden, head, targets.clone(), options, &gathered, unit_sums)?;
     products.become_shares();
     Ok(())
-}
-
-/// All of a view, borrowed for less long.
-fn whole<'a, B: Backend, T: Number>(view: &'a mut ViewMut<'_, B, T>) -> Result<ViewMut<'a, B, T>> {
-    let length = B::Memory::length_mut(view);
-    B::Memory::part_mut(view, 0..length).ok_or(Error::Memory { elements: length })
 }

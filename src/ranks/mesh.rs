@@ -3,9 +3,8 @@
 use crate::backend::Backend;
 use crate::data::batch::Batch;
 use crate::error::{Error, Result};
-use crate::options::LogitOptions;
 use crate::ranks::Communicator;
-use crate::ranks::agreement::{Agreement, Call, Divided, Notes, Standing};
+use crate::ranks::agreement::{Agreement, Divided, Notes, Standing};
 use std::sync::Arc;
 
 /// The ranks that a [`PreferenceLoss`](crate::PreferenceLoss) is divided among, in any combination: by columns, by rows, by groups. Where there
@@ -65,6 +64,11 @@ impl<B: Backend> Ranks<B> {
         self.rows.is_some() || self.groups.is_some()
     }
 
+    /// Ranks among which the rows of a sequence are divided.
+    pub(crate) fn ranks_of_rows(&self) -> usize {
+        self.rows.as_ref().map_or(1, |line| line.ranks())
+    }
+
     /// Where a step's rows, columns and groups lie, once all ranks have agreed about it. `checked`: whether this rank's call can be
     /// made; if not, or if one of another rank cannot, that is every rank's error. `layout`: that of the step before.
     pub(crate) fn agree(
@@ -77,7 +81,7 @@ impl<B: Backend> Ranks<B> {
     ) -> Result<()> {
         let along = |line: &Option<Arc<dyn Communicator<B>>>, divided, agreement: &Agreement, standing: &mut _| {
             let line = line.as_ref()?;
-            Some((line.rank(), agreement.exchange(divided, line.rank(), standing, |words| line.exchange(words))))
+            Some((line.rank(), agreement.exchange(divided, line.as_ref(), standing)))
         };
         let mut standing = Standing::from(checked);
         // Every line, also after a refusal: what one rank refuses the ranks of its lines are told, and then those of theirs.
@@ -85,9 +89,7 @@ impl<B: Backend> Ranks<B> {
         let of_rows = along(&self.rows, Divided::Rows, &agreement, &mut standing);
         let (rows_before, rows) = match &of_rows {
             Some((rank, Some(notes))) => notes.rows(*rank),
-            Some((rank, None)) => {
-                (rank * batch.rows(), self.rows.as_ref().map_or(1, |line| line.ranks()) * batch.rows())
-            }
+            Some((rank, None)) => (rank * batch.rows(), self.ranks_of_rows() * batch.rows()),
             None => (0, batch.rows()),
         };
         agreement.set_rows_of_sequences(rows);
@@ -131,22 +133,6 @@ impl<B: Backend> Ranks<B> {
     pub(crate) fn abort(&self) {
         [&self.vocab, &self.rows, &self.groups].into_iter().flatten().for_each(|line| line.abort());
     }
-}
-
-/// Agrees with the ranks of a line of columns about a call that is theirs alone.
-pub(crate) fn agree_on_call<B: Backend>(
-    line: &dyn Communicator<B>,
-    call: Call,
-    rows: usize,
-    options: &LogitOptions,
-    columns: usize,
-    checked: Result<()>,
-) -> Result<Option<Notes>> {
-    let mut standing = Standing::from(checked);
-    // Whether entropies are computed is no matter of it: said to be not.
-    let agreement = Agreement::new(call, rows, options, columns, false);
-    let notes = agreement.exchange(Divided::Vocab, line.rank(), &mut standing, |words| line.exchange(words));
-    standing.checked.map(|()| notes)
 }
 
 /// A rank's groups.

@@ -4,6 +4,7 @@
 //! all-gather of words in the backend's memory. What it does with them is copying, so that every rank has the same bits.
 
 pub(crate) mod agreement;
+pub(crate) mod gather;
 pub(crate) mod hidden_rows;
 pub(crate) mod mesh;
 pub(crate) mod on_host;
@@ -14,11 +15,11 @@ mod threads;
 mod traffic;
 
 use crate::backend::{Backend, Matrix, Targets, TokenLogProbs, ViewMut};
-use crate::data::memory::Memory;
 use crate::element::Element;
 use crate::error::Result;
 use crate::options::LogitOptions;
-use crate::ranks::agreement::{Agreement, Call, Divided, Standing};
+use crate::ranks::agreement::{Agreement, Call, Divided};
+use crate::ranks::gather::gather;
 use crate::stage::partial_row::partial_rows_of;
 use crate::stage::token_log_prob::check_logits;
 use std::fmt::Debug;
@@ -107,15 +108,10 @@ pub fn token_log_probs<'i, B: Backend, T: Element>(
         .and_then(|()| outputs.check(backend, rows));
     let columns = logits.columns();
     let agreement = Agreement::new(Call::TokenLogProbs, rows, options, columns, outputs.entropies.is_some());
-    let (rank, mut standing) = (communicator.rank(), Standing::from(checked));
-    let notes = agreement.exchange(Divided::Vocab, rank, &mut standing, |words| communicator.exchange(words));
-    standing.checked?;
+    let notes = agreement.reach(Divided::Vocab, communicator, checked)?;
     let most = notes.map_or(columns, |notes| notes.most_columns());
-    let done = exchange_rows(backend, communicator, most, logits, &targets, options, outputs, parts);
-    if done.is_err() {
-        communicator.abort();
-    }
-    done
+    exchange_rows(backend, communicator, most, logits, &targets, options, outputs, parts)
+        .inspect_err(|_| communicator.abort())
 }
 
 /// The exchange of [`token_log_probs`], of ranks that have agreed about it. `most`: columns of the rank that has most.
@@ -130,17 +126,9 @@ pub(crate) fn exchange_rows<B: Backend, T: Element>(
     outputs: TokenLogProbs<'_, B::Memory>,
     parts: &mut B::Buffer<B::PartialRow>,
 ) -> Result<()> {
-    let rows = logits.rows();
-    let (rank, ranks) = (communicator.rank(), communicator.ranks());
-    let of_rank = rows * partial_rows_of(most);
-    backend.reserve(parts, ranks * of_rank)?;
-    let mut all = backend.view_mut(parts, ranks * of_rank);
-    let Some(own) = B::Memory::part_mut(&mut all, rank * of_rank..(rank + 1) * of_rank) else {
-        let expected = "below the number of ranks";
-        return Err(crate::Error::Parameter { name: "rank", given: rank as f64, expected });
-    };
-    backend.partial_rows(logits, targets.clone(), options, outputs.entropies.is_some(), own)?;
-    communicator.all_gather(backend, B::Memory::words_mut(&mut all))?;
-    drop(all);
-    backend.merge_rows(&backend.view(parts, ranks * of_rank), ranks, targets.clone(), options, outputs)
+    let (of_rank, entropy) = (logits.rows() * partial_rows_of(most), outputs.entropies.is_some());
+    let all = gather(backend, communicator, parts, of_rank, |own| {
+        backend.partial_rows(logits, targets.clone(), options, entropy, own)
+    })?;
+    backend.merge_rows(&all, communicator.ranks(), targets.clone(), options, outputs)
 }

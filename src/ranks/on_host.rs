@@ -57,14 +57,9 @@ pub(crate) fn write_count_part(
 ) -> Result<()> {
     check_length("parts of counts", part.len(), 1)?;
     check_length("targets", targets.len(), log_probs.len())?;
-    let mut counts = [0, NONE, 0, 0, 0, 0, 0];
-    for (row, log_prob) in log_probs.iter().enumerate().filter(|(row, _)| targets.is_scored(*row)) {
-        if log_prob.is_nan() {
-            counts[0] += 1;
-            counts[1] = counts[1].min((first + row) as u64);
-        }
-        counts[2] += u64::from(*log_prob == f32::NEG_INFINITY);
-    }
+    let found = RowSummary::of_rows(log_probs, &targets);
+    let first = found.first_non_finite_row.map_or(NONE, |row| (first + row) as u64);
+    let counts = [found.non_finite_rows as u64, first, found.impossible_targets as u64, 0, 0, 0, 0];
     part[0] = bytemuck::cast(CountPart { index: -1, counts: bytemuck::cast(counts) });
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Sequences of several ranks: what of them is exchanged in a step of a loss, and the buffers for it.
 
 use crate::backend::{Backend, Rewards};
-use crate::data::memory::{Memory, View, ViewMut};
+use crate::data::memory::{Memory, View};
 use crate::data::rewards::Values;
 use crate::data::targets::Targets;
 use crate::error::{Error, Result};
 use crate::options::LogRatio;
-use crate::ranks::Communicator;
+use crate::ranks::gather::{gather, part, whole};
 use crate::ranks::mesh::{Layout, Ranks};
 use crate::report::{ReadResults, RowSummary, StageResults};
 use crate::stage::sequence_part::{RewardsMut, RowsOfRanks, SequencePart, Sequences, SequencesMut};
@@ -93,13 +93,11 @@ impl<B: Backend> RankBuffers<B> {
         let OwnSequences { log_ratios, log_prob_sums, entropy_sums, scored_rows } = &mut self.own;
         backend.reserve(log_ratios, sequences)?;
         backend.reserve(log_prob_sums, sequences)?;
-        backend.reserve(entropy_sums, if entropy { sequences } else { 0 })?;
-        backend.reserve(scored_rows, sequences)?;
-        if let Some(line) = &ranks.rows {
-            backend.reserve(&mut self.of_rows, line.ranks() * (sequences + 1))?;
+        if entropy {
+            backend.reserve(entropy_sums, sequences)?;
         }
-        if let Some(line) = &ranks.groups {
-            backend.reserve(&mut self.of_groups, line.ranks() * step.parts_of_rank())?;
+        backend.reserve(scored_rows, sequences)?;
+        if ranks.groups.is_some() {
             backend.reserve(&mut self.rewards, layout.batch.sequences())?;
             backend.reserve(&mut self.proposal_offsets, layout.batch.sequences())?;
         }
@@ -118,28 +116,19 @@ impl<B: Backend> RankBuffers<B> {
 
     /// The parts that say what each rank has counted in its rows, of all ranks.
     pub(crate) fn counts(&self, ranks: &Ranks<B>, layout: &Layout, backend: &B) -> Result<Vec<SequencePart>> {
-        let of_rows = ranks.rows.as_ref().map_or(1, |line| line.ranks());
-        let (parts, stride, lines) = match (&ranks.groups, &ranks.rows) {
-            (Some(line), _) => (&self.of_groups, layout.most_sequences + of_rows, line.ranks()),
-            (None, _) => (&self.of_rows, layout.batch.sequences() + 1, of_rows),
+        let of_rows = ranks.ranks_of_rows();
+        // Of each line of groups those of all its ranks of rows; of a line of rows each rank's own.
+        let (parts, sequences, counts, lines) = match &ranks.groups {
+            Some(line) => (&self.of_groups, layout.most_sequences, of_rows, line.ranks()),
+            None => (&self.of_rows, layout.batch.sequences(), 1, of_rows),
         };
+        let stride = sequences + counts;
         let all = backend.read(&backend.view(parts, stride * lines))?;
-        let per_line = if ranks.groups.is_some() { of_rows } else { 1 };
-        Ok(all.chunks_exact(stride).flat_map(|parts| &parts[stride - per_line..]).copied().collect())
+        Ok(all.chunks_exact(stride).flat_map(|parts| &parts[sequences..]).copied().collect())
     }
 }
 
 impl<B: Backend> Exchange<'_, B> {
-    /// Ranks among which rows are divided.
-    fn ranks_of_rows(&self) -> usize {
-        self.ranks.rows.as_ref().map_or(1, |line| line.ranks())
-    }
-
-    /// Parts that a rank brings along a line of groups: its sequences, and what the ranks of its rows have counted.
-    fn parts_of_rank(&self) -> usize {
-        self.layout.most_sequences + self.ranks_of_rows()
-    }
-
     /// This rank's sequences, in `buffers.own` → those of all ranks, in `all`. Its rows' log-probs and targets. `reference`: of whole
     /// sequences, where their rows are divided.
     pub(crate) fn run(
@@ -148,62 +137,47 @@ impl<B: Backend> Exchange<'_, B> {
         (log_probs, targets): (<B::Memory as Memory>::View<'_, f32>, Targets<'_, B::Memory>),
         reference: Option<<B::Memory as Memory>::View<'_, f64>>,
         rewards: &Rewards<'_, B::Memory>,
-        mut all: SequencesMut<'_, B::Memory>,
+        all: SequencesMut<'_, B::Memory>,
     ) -> Result<()> {
         let Self { backend, ranks, layout, sequences, entropy, .. } = *self;
+        let RankBuffers { own: sequences_of_rank, of_rows, of_groups, rewards: of_all, proposal_offsets, .. } = buffers;
         if let Some(line) = &ranks.rows {
-            let of_rank = sequences + 1;
-            let mut parts = backend.view_mut(&mut buffers.of_rows, line.ranks() * of_rank);
-            let mut own = part_of_rank::<B>(&mut parts, line.as_ref(), of_rank)?;
-            let sequences_of_rank = views(backend, &buffers.own, sequences, entropy);
-            backend.write_sequence_parts(&sequences_of_rank, None, 0, reborrow::<B>(&mut own)?)?;
-            drop(sequences_of_rank);
-            let count = B::Memory::part_mut(&mut own, sequences..of_rank).ok_or_else(no_part)?;
-            backend.write_count_part(&log_probs, &targets, layout.first_row, count)?;
-            drop(own);
-            line.all_gather(backend, B::Memory::words_mut(&mut parts))?;
-            drop(parts);
-            let parts = backend.view(&buffers.of_rows, line.ranks() * of_rank);
+            let parts = gather(backend, line.as_ref(), of_rows, sequences + 1, |mut own| {
+                let of_rank = views(backend, sequences_of_rank, sequences, entropy);
+                backend.write_sequence_parts(&of_rank, None, 0, whole::<B, _>(&mut own)?)?;
+                backend.write_count_part(&log_probs, &targets, layout.first_row, part::<B, _>(&mut own, sequences, 1)?)
+            })?;
             let of_rows = RowsOfRanks { ranks: line.ranks(), log_ratio: self.log_ratio, reference };
             if ranks.groups.is_none() {
                 return backend.add_sequences(&parts, &of_rows, all);
             }
-            backend.add_sequences(&parts, &of_rows, buffers.own.views_mut(backend, sequences, entropy))?;
+            backend.add_sequences(&parts, &of_rows, sequences_of_rank.views_mut(backend, sequences, entropy))?;
         }
         let Some(line) = &ranks.groups else { return Ok(()) };
-        let (of_rank, most) = (self.parts_of_rank(), layout.most_sequences);
-        let mut parts = backend.view_mut(&mut buffers.of_groups, line.ranks() * of_rank);
-        let mut own = part_of_rank::<B>(&mut parts, line.as_ref(), of_rank)?;
-        let sequences_of_rank = views(backend, &buffers.own, sequences, entropy);
-        let of_sequences = B::Memory::part_mut(&mut own, 0..most).ok_or_else(no_part)?;
-        backend.write_sequence_parts(&sequences_of_rank, Some(rewards), layout.first_sequence, of_sequences)?;
-        if ranks.rows.is_some() {
-            for rank in 0..self.ranks_of_rows() {
-                let at = rank * (sequences + 1) + sequences;
-                let counted = backend.view(&buffers.of_rows, at + 1);
-                let counted = B::Memory::part(&counted, at..at + 1).ok_or_else(no_part)?;
-                let count = B::Memory::part_mut(&mut own, most + rank..most + rank + 1).ok_or_else(no_part)?;
-                backend.put(&counted, count)?;
+        let (most, counts) = (layout.most_sequences, ranks.ranks_of_rows());
+        let parts = gather(backend, line.as_ref(), of_groups, most + counts, |mut own| {
+            let of_rank = views(backend, sequences_of_rank, sequences, entropy);
+            let of_sequences = part::<B, _>(&mut own, 0, most)?;
+            backend.write_sequence_parts(&of_rank, Some(rewards), layout.first_sequence, of_sequences)?;
+            if ranks.rows.is_none() {
+                return backend.write_count_part(
+                    &log_probs,
+                    &targets,
+                    layout.first_row,
+                    part::<B, _>(&mut own, most, 1)?,
+                );
             }
-        } else {
-            let count = B::Memory::part_mut(&mut own, most..of_rank).ok_or_else(no_part)?;
-            backend.write_count_part(&log_probs, &targets, layout.first_row, count)?;
-        }
-        drop(own);
-        line.all_gather(backend, B::Memory::words_mut(&mut parts))?;
-        drop(parts);
+            let of_rows = backend.view(of_rows, counts * (sequences + 1));
+            for rank in 0..counts {
+                let at = rank * (sequences + 1) + sequences;
+                let counted = B::Memory::part(&of_rows, at..at + 1).ok_or(Error::Memory { elements: at + 1 })?;
+                backend.put(&counted, part::<B, _>(&mut own, most + rank, 1)?)?;
+            }
+            Ok(())
+        })?;
         let count = layout.batch.sequences();
-        let parts = backend.view(&buffers.of_groups, line.ranks() * of_rank);
-        let of_all = RewardsMut {
-            values: backend.view_mut(&mut buffers.rewards, count),
-            proposal_offsets: rewards
-                .proposal
-                .is_some()
-                .then(|| backend.view_mut(&mut buffers.proposal_offsets, count)),
-        };
-        if !entropy {
-            all.entropy_sums = None;
-        }
+        let proposal_offsets = rewards.proposal.is_some().then(|| backend.view_mut(proposal_offsets, count));
+        let of_all = RewardsMut { values: backend.view_mut(of_all, count), proposal_offsets };
         backend.place_sequences(&parts, all, of_all)
     }
 }
@@ -220,28 +194,6 @@ fn views<'a, B: Backend>(
         entropy_sums: entropy.then(|| backend.view(&own.entropy_sums, sequences)),
         scored_rows: backend.view(&own.scored_rows, sequences),
     }
-}
-
-/// A rank's parts among those of all.
-fn part_of_rank<'a, B: Backend>(
-    parts: &'a mut ViewMut<'_, B, SequencePart>,
-    line: &dyn Communicator<B>,
-    of_rank: usize,
-) -> Result<ViewMut<'a, B, SequencePart>> {
-    let rank = line.rank();
-    let own = B::Memory::part_mut(parts, rank * of_rank..(rank + 1) * of_rank);
-    own.ok_or(Error::Parameter { name: "rank", given: rank as f64, expected: "below the number of ranks" })
-}
-
-/// The same, borrowed for less long.
-fn reborrow<'a, B: Backend>(parts: &'a mut ViewMut<'_, B, SequencePart>) -> Result<ViewMut<'a, B, SequencePart>> {
-    let length = B::Memory::length_mut(parts);
-    B::Memory::part_mut(parts, 0..length).ok_or_else(no_part)
-}
-
-/// A buffer that a backend's `reserve` has made too short.
-fn no_part() -> Error {
-    Error::Memory { elements: 0 }
 }
 
 /// What a report is made of, where sequences are divided among ranks: `counts` are what each of them has counted in its rows, in the
@@ -268,12 +220,8 @@ pub(crate) fn read_results_of_ranks<'a, B: Backend>(
         rows.first_non_finite_row = rows.first_non_finite_row.or(found.first_non_finite_row);
     }
     backend.check_counts(vocab)?;
-    let scored = backend.read(scored_rows)?;
-    rows.scored_rows = scored.iter().map(|rows| usize::try_from(*rows).unwrap_or(0)).sum();
-    rows.empty_sequences = scored.iter().filter(|rows| **rows == 0).count();
-    if let Some(sums) = entropy_sums.filter(|_| rows.scored_rows > 0) {
-        rows.entropy = Some(backend.read(&sums)?.iter().sum());
-    }
+    let entropy_sums = entropy_sums.map(|sums| backend.read(&sums)).transpose()?;
+    let rows = rows.with_sequences(&backend.read(scored_rows)?, entropy_sums.as_deref());
     Ok(ReadResults {
         rows,
         log_ratios: backend.read(&results.log_ratios)?,

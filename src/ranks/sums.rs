@@ -2,8 +2,9 @@
 
 use crate::backend::{Backend, ViewMut};
 use crate::data::memory::Memory;
-use crate::error::{Error, Result, check_length};
+use crate::error::{Result, check_length};
 use crate::ranks::Communicator;
+use crate::ranks::gather::check_rank;
 
 /// [`Communicator::all_gather`](crate::ranks::Communicator::all_gather) of the host's words for an engine that can only add up f32 over ranks: each word becomes two numbers
 /// from 0 to 65535, which f32 has exactly, and where other ranks' words belong this rank has zeros. So the sum is the gather, bit
@@ -36,9 +37,7 @@ pub fn gather_by_sum(
 
 /// Which of `[P, n]` words are a rank's.
 fn own_words(rank: usize, ranks: usize, words: usize) -> Result<std::ops::Range<usize>> {
-    if rank >= ranks {
-        return Err(Error::Parameter { name: "rank", given: rank as f64, expected: "below the number of ranks" });
-    }
+    check_rank(rank, ranks)?;
     let of_rank = words / ranks;
     check_length("words of an exchange", words, of_rank * ranks)?;
     Ok(rank * of_rank..(rank + 1) * of_rank)

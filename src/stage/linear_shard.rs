@@ -4,7 +4,8 @@
 use crate::data::head::{Head, Hidden};
 use crate::data::memory::{Memory, Place, check_view, check_view_mut};
 use crate::element::Number;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::ranks::gather::check_rank;
 use crate::stage::partial_row::{per_row, per_row_of_ranks};
 use crate::stage::token_log_prob::SoftmaxState;
 
@@ -88,14 +89,5 @@ impl<M: Memory, P: Number> GatheredRows<'_, M, P> {
         let per_row = per_row_of_ranks(M::length(&self.partial_rows), hidden.states.rows(), self.ranks)?;
         check_rank(self.rank, self.ranks)?;
         Ok(per_row)
-    }
-}
-
-/// Checks that a rank is one of so many.
-pub(crate) fn check_rank(rank: usize, ranks: usize) -> Result<()> {
-    if rank < ranks {
-        Ok(())
-    } else {
-        Err(Error::Parameter { name: "rank", given: rank as f64, expected: "below the number of ranks" })
     }
 }

@@ -6,7 +6,7 @@ mod owned;
 mod side;
 
 use crate::cuda::context::{CurrentContext, Kept};
-use crate::cuda::driver::called;
+use crate::cuda::driver::{called, is_capturing};
 use crate::cuda::lent::Lender;
 use crate::cuda::nccl::library::{Library, NUMBERS, SUM, UniqueId, WORDS};
 use crate::cuda::nccl::notes::Notes;
@@ -16,7 +16,7 @@ use crate::cuda::{Cuda, ViewMut};
 use crate::data::memory::Place;
 use crate::error::{Error, Result, check_length};
 use crate::ranks::Communicator;
-use cudarc::driver::sys::CUstreamCaptureStatus;
+use crate::ranks::gather::check_rank;
 use cudarc::driver::{CudaEvent, CudaStream, result};
 use std::ffi::c_void;
 use std::sync::{Arc, OnceLock};
@@ -77,10 +77,7 @@ impl Nccl {
     /// # Errors
     /// [`Error::NoNccl`], [`Error::Parameter`] for a rank that is not below the number of ranks, or what the driver or NCCL says.
     pub fn new(cuda: &Cuda, id: &[u8; 128], rank: usize, ranks: usize) -> Result<Self> {
-        if rank >= ranks {
-            let expected = "below the number of ranks";
-            return Err(Error::Parameter { name: "rank", given: rank as f64, expected });
-        }
+        check_rank(rank, ranks)?;
         if i32::try_from(ranks).is_err() {
             return Err(Error::Parameter { name: "ranks", given: ranks as f64, expected: "at most 2^31 - 1" });
         }
@@ -191,14 +188,6 @@ impl Nccl {
         }
     }
 
-    /// Whether the backend's stream is being captured.
-    fn is_capturing(&self) -> Result<bool> {
-        // SAFETY: a stream that is alive.
-        let status = unsafe { result::stream::is_capturing(self.stream.cu_stream()) };
-        let status = called("cuStreamIsCapturing", status)?;
-        Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
-    }
-
     /// The sum on the side stream, and `meanwhile` on the backend's.
     fn sum_aside(
         &self,
@@ -302,7 +291,7 @@ impl Communicator<Cuda> for Nccl {
         }
         let Some((communicator, notes)) = &self.notes else { return Ok(None) };
         let _current = CurrentContext::enter(self.stream.context())?;
-        if self.is_capturing()? {
+        if is_capturing(&self.stream)? {
             return Ok(None);
         }
         let well = self.words.check();

@@ -3,10 +3,10 @@
 use crate::cuda::context::{CurrentContext, FreedInContext, Kept, bind};
 use crate::cuda::driver::called;
 use crate::cuda::memory::Grown;
+use crate::cuda::page_locked::PageLocked;
 use crate::error::Result;
 use cudarc::driver::sys::CUevent_flags;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
-use std::ffi::c_void;
 use std::sync::Arc;
 
 impl FreedInContext for CudaEvent {
@@ -73,20 +73,17 @@ impl Staging {
     /// Room for so many words on either side. What the stream still does with the old ones is waited for.
     pub(super) fn reserve(&mut self, words: usize) -> Result<()> {
         self.device.reserve(&self.stream, words)?;
-        if self.host.words < words {
+        let bytes = words.saturating_mul(size_of::<u32>());
+        if self.host.bytes().len() < bytes {
             self.finish()?;
-            self.host = PageLocked::new(words)?;
+            self.host = PageLocked::new(self.stream.context(), bytes)?;
         }
         Ok(())
     }
 
     /// The host's words. Nothing in the stream uses them when they are read or written.
     pub(super) fn host(&mut self) -> &mut [u32] {
-        if self.host.words == 0 {
-            return &mut [];
-        }
-        // SAFETY: so many words, all of them written when they were allocated; the callers keep the order with the stream's copies.
-        unsafe { std::slice::from_raw_parts_mut(self.host.address.cast::<u32>(), self.host.words) }
+        bytemuck::cast_slice_mut(self.host.bytes_mut())
     }
 
     fn finish(&self) -> Result<()> {
@@ -101,43 +98,5 @@ impl Drop for Staging {
         let _current = CurrentContext::enter(self.stream.context());
         let _ = self.finish();
         self.host = PageLocked::default();
-    }
-}
-
-/// Memory of the host that a device copies to and from by itself.
-struct PageLocked {
-    address: *mut c_void,
-    words: usize,
-}
-
-// SAFETY: plain memory, which this value owns.
-unsafe impl Send for PageLocked {}
-// SAFETY: as above; it is written through exclusive references only.
-unsafe impl Sync for PageLocked {}
-
-impl Default for PageLocked {
-    fn default() -> Self {
-        Self { address: std::ptr::null_mut(), words: 0 }
-    }
-}
-
-impl PageLocked {
-    /// Zeros. The context is current.
-    fn new(words: usize) -> Result<Self> {
-        let bytes = words.saturating_mul(size_of::<u32>());
-        // SAFETY: memory of the driver's; no flag changes what it is on the host.
-        let address = called("cuMemHostAlloc", unsafe { result::malloc_host(bytes, 0) })?;
-        // SAFETY: so many bytes, aligned to pages.
-        unsafe { address.cast::<u8>().write_bytes(0, bytes) };
-        Ok(Self { address, words })
-    }
-}
-
-impl Drop for PageLocked {
-    fn drop(&mut self) {
-        if self.words > 0 {
-            // SAFETY: allocated by `new`, and no copy uses it.
-            let _ = unsafe { result::free_host(self.address) };
-        }
     }
 }

@@ -14,7 +14,7 @@ use crate::cuda::raw::{MatrixAt, index, launch, passed_by_value};
 use crate::cuda::tuning;
 use crate::error::{Error, Result};
 use crate::options::LogitOptions;
-use crate::stage::linear_shard::check_rank;
+use crate::ranks::gather::check_rank;
 
 /// `kernels/linear/shard.cu`: parts before there are any.
 #[derive(Clone, Copy)]
