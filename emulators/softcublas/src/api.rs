@@ -1,7 +1,7 @@
 //! The entry points: handles, their settings, and products.
 
-use crate::install::system;
-use crate::product::{BF16, F16, F32, FUNCTION, Operand, Product, Scalar};
+use softload::library;
+use softload::product::{BF16, F16, F32, FUNCTION, Operand, Product, Scalar};
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::panic::catch_unwind;
@@ -165,7 +165,7 @@ fn operand(address: u64, data_type: c_int, leading_dimension: c_int, rows: u64) 
 
 /// The driver's function that performs a product.
 fn driver() -> Result<extern "C" fn(u64, *const Product) -> c_int, Status> {
-    let function = system::symbol(c"libcuda.so", FUNCTION).ok_or(NOT_INITIALIZED)?;
+    let function = library::symbol(c"libcuda.so", FUNCTION).ok_or(NOT_INITIALIZED)?;
     // SAFETY: softcuda's function of this name has this signature.
     Ok(unsafe { std::mem::transmute::<*mut c_void, extern "C" fn(u64, *const Product) -> c_int>(function) })
 }

@@ -1,7 +1,7 @@
 //! Products in batches, which candle asks for: each is one of [`cublasGemmEx`].
 
 use crate::api::{NOT_SUPPORTED, SUCCESS, Status, cublasGemmEx};
-use crate::product::{BF16, F16, F32};
+use softload::product::{BF16, F16, F32};
 use std::ffi::{c_int, c_longlong};
 
 /// Bytes of an element.

@@ -406,9 +406,3 @@ fn what_is_not_there_says_so() {
     let version = unsafe { sys::cublasGetVersion_v2(*blas.handle(), std::ptr::null_mut()) };
     assert_eq!(version, cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
 }
-
-/// The two libraries hand each other plain data, and each has its own copy of the file that says how it lies.
-#[test]
-fn both_libraries_have_the_same_product() {
-    assert_eq!(include_str!("../src/product.rs"), include_str!("../../softcuda/src/product.rs"));
-}

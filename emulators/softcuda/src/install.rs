@@ -3,8 +3,9 @@
 //! The library's DT_SONAME is `libcuda.so`. Once it is loaded, glibc answers a `dlopen` of that name, which is the
 //! first that cudarc tries, with it. Nothing outside of the process changes.
 
-use std::ffi::{CStr, CString};
-use std::path::{Path, PathBuf};
+use softload::library::{self, Visible};
+use std::ffi::CStr;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 /// Which driver this process uses.
@@ -78,33 +79,23 @@ fn once(always: bool) -> Result<Installed, InstallError> {
 
 /// Loads the library and makes sure that its name now finds it.
 fn load() -> Result<PathBuf, InstallError> {
-    let program = std::env::current_exe().map_err(|error| InstallError::NotLoaded(error.to_string()))?;
-    let places = candidates(&program);
-    let Some(file) = places.iter().find(|place| place.is_file()) else { return Err(InstallError::NotFound(places)) };
-    system::load(file)?;
-    if symbol(c"softcuda_request").is_some() { Ok(file.clone()) } else { Err(InstallError::TooLate) }
-}
-
-/// Where cargo puts the library, seen from a test (`deps`), a program, or an example.
-fn candidates(program: &Path) -> Vec<PathBuf> {
-    let mut places = Vec::new();
-    let folders = program.ancestors().skip(1).take(2);
-    for folder in folders {
-        places.extend([folder.join(FILE), folder.join("deps").join(FILE)]);
+    if cfg!(not(all(target_os = "linux", target_env = "gnu"))) {
+        return Err(InstallError::UnsupportedSystem);
     }
-    places
+    let places = library::candidates(FILE).map_err(InstallError::NotLoaded)?;
+    let Some(file) = places.iter().find(|place| place.is_file()) else { return Err(InstallError::NotFound(places)) };
+    library::load(file, Visible::Everywhere).map_err(InstallError::NotLoaded)?;
+    if symbol(c"softcuda_request").is_some() { Ok(file.clone()) } else { Err(InstallError::TooLate) }
 }
 
 /// A function of the software driver, if that is what `libcuda.so` means in this process.
 pub(crate) fn symbol(name: &CStr) -> Option<*mut libc::c_void> {
-    system::symbol(c"libcuda.so", name)
+    library::symbol(c"libcuda.so", name)
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod system {
-    use super::{CStr, CString, InstallError, Path};
-    use libc::{RTLD_GLOBAL, RTLD_LAZY, RTLD_LOCAL, RTLD_NOLOAD, RTLD_NOW, dlclose, dlerror, dlopen, dlsym};
-    use std::os::unix::ffi::OsStrExt;
+    use libc::{RTLD_LAZY, RTLD_LOCAL, dlopen, dlsym};
 
     /// Whether a real driver is here and has a device.
     pub(super) fn has_real_device() -> bool {
@@ -126,52 +117,11 @@ mod system {
             initialise(0) == 0 && count(&raw mut devices) == 0 && devices > 0
         }
     }
-
-    /// Loads the library for good.
-    pub(super) fn load(file: &Path) -> Result<(), InstallError> {
-        let path =
-            CString::new(file.as_os_str().as_bytes()).map_err(|error| InstallError::NotLoaded(error.to_string()))?;
-        // SAFETY: the library is this crate's own; it has no initialisers that could do harm.
-        let library = unsafe { dlopen(path.as_ptr(), RTLD_NOW | RTLD_GLOBAL) };
-        if !library.is_null() {
-            return Ok(());
-        }
-        // SAFETY: `dlerror` gives null or a NUL-terminated text that lives until this thread's next call.
-        let why = unsafe {
-            let text = dlerror();
-            if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
-        };
-        Err(InstallError::NotLoaded(why))
-    }
-
-    /// A symbol of a library that is loaded.
-    pub(super) fn symbol(library: &CStr, name: &CStr) -> Option<*mut libc::c_void> {
-        // SAFETY: both texts are NUL-terminated; the library stays loaded by the handle that `load` keeps.
-        unsafe {
-            let library = dlopen(library.as_ptr(), RTLD_NOW | RTLD_NOLOAD);
-            if library.is_null() {
-                return None;
-            }
-            let address = dlsym(library, name.as_ptr());
-            dlclose(library);
-            (!address.is_null()).then_some(address)
-        }
-    }
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 mod system {
-    use super::{CStr, InstallError, Path};
-
     pub(super) fn has_real_device() -> bool {
         false
-    }
-
-    pub(super) fn load(_file: &Path) -> Result<(), InstallError> {
-        Err(InstallError::UnsupportedSystem)
-    }
-
-    pub(super) fn symbol(_library: &CStr, _name: &CStr) -> Option<*mut libc::c_void> {
-        None
     }
 }

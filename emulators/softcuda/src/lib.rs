@@ -11,10 +11,8 @@ pub mod count;
 #[cfg(target_os = "linux")]
 mod driver;
 pub mod fatbin;
-pub mod host_work;
 mod install;
 pub mod machine;
-pub mod product;
 pub mod ptx;
 pub mod report;
 pub mod settings;
@@ -22,3 +20,4 @@ pub mod settings;
 pub use control::{Control, control};
 pub use install::{InstallError, Installed, install, install_always};
 pub use settings::{Checks, Settings};
+pub use softload::{host_work, product};

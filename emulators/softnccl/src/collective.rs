@@ -3,10 +3,10 @@
 use crate::call::{Call, INVALID_USAGE, UNHANDLED_CUDA_ERROR, kind};
 use crate::communicator::{Communicator, Failed};
 use crate::control::count;
-use crate::driver::Fault;
-use crate::host_work::Memory;
+use crate::driver::{Bytes, Fault};
 use crate::reduction::reduce;
 use crate::segment::{CHUNK, Shown};
+use softload::host_work::Memory;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 

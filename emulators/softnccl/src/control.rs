@@ -3,7 +3,7 @@
 //! The test and the library each have their own copy of this crate's statics, so they talk through functions that the library
 //! exports.
 
-use crate::install::system;
+use softload::library;
 use std::ffi::{CStr, c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -50,8 +50,8 @@ const BE_PATIENT: &CStr = c"softnccl_be_patient";
 
 /// The control of the software NCCL, if [`crate::install`] has loaded it into this process; `None` where a real one is used.
 pub fn control() -> Option<Control> {
-    let take = system::symbol(c"libnccl.so", TAKE)?;
-    let be_patient = system::symbol(c"libnccl.so", BE_PATIENT)?;
+    let take = library::symbol(c"libnccl.so", TAKE)?;
+    let be_patient = library::symbol(c"libnccl.so", BE_PATIENT)?;
     // SAFETY: the two functions below, with these signatures; the library is never unloaded.
     unsafe {
         Some(Control {

@@ -1,16 +1,22 @@
 //! The driver's functions that are called here, and memory of the device as work of a stream sees it.
 
 use crate::call::{INTERNAL_ERROR, Status, UNHANDLED_CUDA_ERROR};
-use crate::host_work::{FUNCTION, HostWork, Memory};
-use crate::install::system;
+use softload::host_work::{FUNCTION, HostWork, Memory};
+use softload::library;
 use std::ffi::{CStr, c_int, c_void};
 
 /// A `CUresult` that is none of success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fault(pub(crate) c_int);
 
-impl Memory {
-    pub(crate) fn load(&self, address: u64, to: &mut [u8]) -> Result<(), Fault> {
+/// Memory of the device, by slices.
+pub(crate) trait Bytes {
+    fn load(&self, address: u64, to: &mut [u8]) -> Result<(), Fault>;
+    fn store(&self, address: u64, from: &[u8]) -> Result<(), Fault>;
+}
+
+impl Bytes for Memory {
+    fn load(&self, address: u64, to: &mut [u8]) -> Result<(), Fault> {
         if to.is_empty() {
             return Ok(());
         }
@@ -20,7 +26,7 @@ impl Memory {
         }
     }
 
-    pub(crate) fn store(&self, address: u64, from: &[u8]) -> Result<(), Fault> {
+    fn store(&self, address: u64, from: &[u8]) -> Result<(), Fault> {
         if from.is_empty() {
             return Ok(());
         }
@@ -33,7 +39,7 @@ impl Memory {
 
 /// A function of the driver that is in use.
 fn symbol(name: &CStr) -> Result<*mut c_void, Status> {
-    system::symbol(c"libcuda.so", name).ok_or(INTERNAL_ERROR)
+    library::symbol(c"libcuda.so", name).ok_or(INTERNAL_ERROR)
 }
 
 fn called(result: c_int) -> Result<(), Status> {

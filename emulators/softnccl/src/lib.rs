@@ -13,8 +13,6 @@ mod control;
 mod driver;
 #[cfg(target_os = "linux")]
 mod group;
-#[allow(unreachable_pub, reason = "a copy of a file that softcuda exports")]
-mod host_work;
 mod install;
 #[cfg(target_os = "linux")]
 mod point_to_point;

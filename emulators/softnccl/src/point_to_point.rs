@@ -5,9 +5,9 @@ use crate::call::{Call, INVALID_USAGE, UNHANDLED_CUDA_ERROR, kind};
 use crate::collective::Trouble;
 use crate::communicator::{Communicator, Failed};
 use crate::control::count;
-use crate::driver::Fault;
-use crate::host_work::Memory;
+use crate::driver::{Bytes, Fault};
 use crate::segment::PARCEL;
+use softload::host_work::Memory;
 use std::sync::atomic::Ordering;
 
 /// A send or a receive of one rank, as it waits in a stream. The other rank is the call's root.

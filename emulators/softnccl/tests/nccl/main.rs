@@ -55,9 +55,3 @@ pub(crate) fn on_ranks<R: Send>(ranks: usize, run: impl Fn(usize, Comm) -> R + S
         })
     })
 }
-
-/// The two libraries hand each other plain data, and each has its own copy of the file that says how it lies.
-#[test]
-fn both_libraries_have_the_same_work() {
-    assert_eq!(include_str!("../../src/host_work.rs"), include_str!("../../../softcuda/src/host_work.rs"));
-}

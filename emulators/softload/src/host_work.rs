@@ -1,6 +1,5 @@
 //! How a stand-in for a library of the host (NCCL, say) has its own code run as work of a stream: plain data, handed from one
-//! library to the other. softnccl has a copy of this file, since each library is a package of its own; a test there holds the two
-//! to each other.
+//! library to the other.
 
 use std::ffi::{CStr, c_int, c_void};
 

@@ -1,5 +1,4 @@
 //! How a stand-in for cuBLAS asks the driver for a matrix product: plain data, handed from one library to the other.
-//! softcublas has a copy of this file, since each library is a package of its own; a test there holds the two to each other.
 
 /// The name of the driver's function that takes a stream and a [`Product`].
 pub const FUNCTION: &std::ffi::CStr = c"softcuda_product";
