@@ -13,7 +13,7 @@ use crate::ranks::gather::check_rank;
 /// `sum` is the engine's sum over ranks, in place; `numbers` is kept by the caller from call to call.
 ///
 /// # Errors
-/// What `sum` has; [`Error::Length`] for a number of words that is no multiple of P; [`Error::Parameter`] for a rank that is not
+/// What `sum` has; [`Error::Length`](crate::Error::Length) for a number of words that is no multiple of P; [`Error::Parameter`](crate::Error::Parameter) for a rank that is not
 /// below P.
 pub fn gather_by_sum(
     words: &mut [u32],
@@ -78,8 +78,8 @@ pub fn sum_by_gather<B: Backend>(
 /// Sets the words of other ranks, of `[P, n]`, to zero: then a sum over ranks of 32-bit integers is the gather.
 ///
 /// # Errors
-/// [`Error::Length`] for a number of words that is no multiple of P; [`Error::Parameter`] for a rank that is not below P;
-/// [`Error::Cuda`].
+/// [`Error::Length`](crate::Error::Length) for a number of words that is no multiple of P; [`Error::Parameter`](crate::Error::Parameter) for a rank that is not below P;
+/// [`Error::Cuda`](crate::Error::Cuda).
 pub fn clear_others<B: Backend>(
     backend: &B,
     (rank, ranks): (usize, usize),
